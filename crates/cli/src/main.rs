@@ -1,0 +1,2 @@
+//! The `vmmu` command.
+fn main() {}

@@ -1,0 +1,3 @@
+//! The bare-metal binary.
+#![no_std]
+#![no_main]

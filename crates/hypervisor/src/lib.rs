@@ -1,0 +1,2 @@
+//! What the hypervisor is made of and can be tested on the host.
+#![no_std]

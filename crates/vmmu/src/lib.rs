@@ -1,0 +1,1 @@
+//! The memory-management unit of a hypervisor.
