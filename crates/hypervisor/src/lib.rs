@@ -1,2 +1,6 @@
 //! What the hypervisor is made of and can be tested on the host.
 #![no_std]
+
+extern crate alloc;
+
+pub mod wire;
