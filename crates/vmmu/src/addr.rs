@@ -1,0 +1,300 @@
+//! Addresses, frame numbers, levels and ranges, each a type of its own.
+//!
+//! Guest-physical and host-physical numbers never mix by accident, and a range is checked once,
+//! when it is made. All ranges are half-open. Nothing here overflows: frame numbers have at most
+//! 52 bits, so the end of the largest range still fits.
+
+use core::fmt;
+
+/// Bits of a frame number that select an entry in one table (Intel SDM volume 3, 4.5 and 30.3.2;
+/// AMD APM volume 2, 5.3).
+///
+/// Models shrink the tables so that a checker can exhaust them; no hardware walks those.
+pub const INDEX_BITS: u32 = if cfg!(any(loom, shuttle)) { 2 } else { 9 };
+
+/// Entries in one table page.
+pub const ENTRIES: usize = 1 << INDEX_BITS;
+
+/// Bytes in a page.
+pub const PAGE_SIZE: u64 = 4096;
+
+const PAGE_SHIFT: u32 = 12;
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        #[repr(transparent)]
+        pub struct $name(pub u64);
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({:#x})"), self.0)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:#x}", self.0)
+            }
+        }
+    };
+}
+
+number!(
+    /// A guest-physical address, in bytes.
+    Gpa
+);
+number!(
+    /// A guest frame number: a guest-physical address divided by 4096.
+    Gfn
+);
+number!(
+    /// A host-physical address, in bytes.
+    Hpa
+);
+number!(
+    /// A host frame number: a host-physical address divided by 4096.
+    Pfn
+);
+
+impl Gpa {
+    /// The frame this address lies in.
+    pub const fn gfn(self) -> Gfn {
+        Gfn(self.0 >> PAGE_SHIFT)
+    }
+
+    /// Bytes from the start of its 4 KiB page.
+    pub const fn offset(self) -> u64 {
+        self.0 & (PAGE_SIZE - 1)
+    }
+}
+
+impl Hpa {
+    /// The frame this address lies in.
+    pub const fn pfn(self) -> Pfn {
+        Pfn(self.0 >> PAGE_SHIFT)
+    }
+}
+
+impl Gfn {
+    /// The first byte of the frame.
+    pub const fn gpa(self) -> Gpa {
+        Gpa(self.0 << PAGE_SHIFT)
+    }
+
+    /// Index of the entry for this frame in a table of `level`.
+    #[inline]
+    pub const fn index(self, level: Level) -> usize {
+        (self.0 >> level.shift()) as usize & (ENTRIES - 1)
+    }
+
+    /// The first frame of the leaf of `level` that covers this frame.
+    #[inline]
+    pub const fn align_down(self, level: Level) -> Gfn {
+        Gfn(self.0 & !(level.pages() - 1))
+    }
+
+    /// The range of the leaf of `level` that covers this frame.
+    #[inline]
+    pub const fn leaf(self, level: Level) -> GfnRange {
+        let start = self.align_down(level);
+        GfnRange { start, end: Gfn(start.0 + level.pages()) }
+    }
+}
+
+impl Pfn {
+    /// The first byte of the frame.
+    pub const fn hpa(self) -> Hpa {
+        Hpa(self.0 << PAGE_SHIFT)
+    }
+
+    /// Whether a leaf of `level` may start here.
+    #[inline]
+    pub const fn is_aligned(self, level: Level) -> bool {
+        self.0 & (level.pages() - 1) == 0
+    }
+}
+
+/// A level of the tables, counted from the leaves: an entry of a `K4` table maps 4 KiB.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
+pub enum Level {
+    /// An entry maps 4 KiB.
+    K4 = 1,
+    /// An entry maps 2 MiB or points at a `K4` table.
+    M2 = 2,
+    /// An entry maps 1 GiB or points at an `M2` table.
+    G1 = 3,
+    /// An entry points at a `G1` table; the top table of a 4-level format.
+    L4 = 4,
+    /// An entry points at an `L4` table; the top table of a 5-level format.
+    L5 = 5,
+}
+
+impl Level {
+    /// The three sizes a leaf can have, smallest first.
+    pub const LEAVES: [Level; 3] = [Level::K4, Level::M2, Level::G1];
+
+    const fn shift(self) -> u32 {
+        (self as u32 - 1) * INDEX_BITS
+    }
+
+    /// 4 KiB pages covered by one entry of this level.
+    #[inline]
+    pub const fn pages(self) -> u64 {
+        1 << self.shift()
+    }
+
+    /// The next smaller level.
+    pub const fn below(self) -> Option<Level> {
+        match self {
+            Level::K4 => None,
+            Level::M2 => Some(Level::K4),
+            Level::G1 => Some(Level::M2),
+            Level::L4 => Some(Level::G1),
+            Level::L5 => Some(Level::L4),
+        }
+    }
+
+    /// The next larger level.
+    pub const fn above(self) -> Option<Level> {
+        match self {
+            Level::K4 => Some(Level::M2),
+            Level::M2 => Some(Level::G1),
+            Level::G1 => Some(Level::L4),
+            Level::L4 => Some(Level::L5),
+            Level::L5 => None,
+        }
+    }
+
+    /// Whether an entry of this level can map memory (otherwise it can only point at a table).
+    #[inline]
+    pub const fn can_be_leaf(self) -> bool {
+        (self as u8) <= Level::G1 as u8
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Level::K4 => "4K",
+            Level::M2 => "2M",
+            Level::G1 => "1G",
+            Level::L4 => "level 4",
+            Level::L5 => "level 5",
+        })
+    }
+}
+
+/// A half-open range of guest frames, never reversed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct GfnRange {
+    start: Gfn,
+    end: Gfn,
+}
+
+impl GfnRange {
+    /// The largest frame number a range may end at: 2^52, all of a 64-bit address space.
+    pub const LIMIT: u64 = 1 << (64 - PAGE_SHIFT);
+
+    /// Every frame there is.
+    pub const ALL: GfnRange = GfnRange { start: Gfn(0), end: Gfn(Self::LIMIT) };
+
+    /// From `start` up to, not including, `end`. `None` if reversed or beyond
+    /// [`LIMIT`](Self::LIMIT).
+    pub const fn new(start: Gfn, end: Gfn) -> Option<GfnRange> {
+        if start.0 <= end.0 && end.0 <= Self::LIMIT { Some(GfnRange { start, end }) } else { None }
+    }
+
+    /// `pages` frames from `start`. `None` if that ends beyond [`LIMIT`](Self::LIMIT).
+    pub const fn sized(start: Gfn, pages: u64) -> Option<GfnRange> {
+        match start.0.checked_add(pages) {
+            Some(end) => Self::new(start, Gfn(end)),
+            None => None,
+        }
+    }
+
+    /// First frame.
+    #[inline]
+    pub const fn start(self) -> Gfn {
+        self.start
+    }
+
+    /// The frame after the last.
+    #[inline]
+    pub const fn end(self) -> Gfn {
+        self.end
+    }
+
+    /// Number of frames.
+    pub const fn pages(self) -> u64 {
+        self.end.0 - self.start.0
+    }
+
+    /// Whether it has no frame.
+    pub const fn is_empty(self) -> bool {
+        self.start.0 == self.end.0
+    }
+
+    /// Whether `gfn` lies in it.
+    #[inline]
+    pub const fn contains(self, gfn: Gfn) -> bool {
+        self.start.0 <= gfn.0 && gfn.0 < self.end.0
+    }
+
+    /// Whether all of `other` lies in it.
+    #[inline]
+    pub const fn covers(self, other: GfnRange) -> bool {
+        self.start.0 <= other.start.0 && other.end.0 <= self.end.0
+    }
+
+    /// Whether the two have a frame in common.
+    #[inline]
+    pub const fn overlaps(self, other: GfnRange) -> bool {
+        self.start.0 < other.end.0 && other.start.0 < self.end.0
+    }
+}
+
+impl fmt::Display for GfnRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "gfn {:#x}..{:#x}", self.start.0, self.end.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_end_at_the_top_of_the_address_space_without_overflow() {
+        assert_eq!(GfnRange::sized(Gfn(u64::MAX), 1), None);
+        assert_eq!(GfnRange::sized(Gfn(1 << 52), 1), None);
+        assert_eq!(GfnRange::new(Gfn(2), Gfn(1)), None);
+        let top = GfnRange::sized(Gfn((1 << 52) - 1), 1).unwrap();
+        assert_eq!(top.pages(), 1);
+        assert!(GfnRange::ALL.covers(top));
+        assert!(GfnRange::ALL.covers(Gfn((1 << 52) - 1).leaf(Level::G1)));
+    }
+
+    #[test]
+    fn overlap_is_half_open() {
+        let range = |a, b| GfnRange::new(Gfn(a), Gfn(b)).unwrap();
+        assert!(range(0, 2).overlaps(range(1, 3)));
+        assert!(!range(0, 2).overlaps(range(2, 3)));
+        assert!(!range(1, 1).overlaps(range(0, 1)));
+        assert!(range(0, 2).contains(Gfn(1)) && !range(0, 2).contains(Gfn(2)));
+    }
+
+    #[test]
+    fn a_level_covers_what_its_index_bits_say() {
+        assert_eq!(Level::K4.pages(), 1);
+        assert_eq!(Level::M2.pages(), ENTRIES as u64);
+        assert_eq!(Gfn(0x12345).index(Level::K4), 0x145);
+        assert_eq!(Gfn(0x12345).index(Level::M2), 0x91);
+        assert_eq!(Gfn(0x12345).leaf(Level::M2).start(), Gfn(0x12200));
+        for level in Level::LEAVES {
+            assert_eq!(level.below().and_then(Level::above), level.below().map(|_| level));
+        }
+    }
+}

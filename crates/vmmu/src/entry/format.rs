@@ -1,0 +1,382 @@
+//! How a [`State`] is written down: one set of bit positions for each kind of hardware, one
+//! reader and one writer for all.
+
+use core::fmt;
+
+use super::{Access, Leaf, MemoryType, Record, State, Tracked, Value, Writable};
+use crate::addr::{Level, PAGE_SIZE, Pfn};
+
+/// Software bits, the same in every format. All are ignored by hardware: EPT bits 11, 52-56, and
+/// 57 while guest-paging verification is off (Intel SDM volume 3, 30.3.2); NPT bits 9-11 and
+/// 52-58 (AMD APM volume 2, 5.4).
+pub(crate) mod soft {
+    /// The library regards the entry as a translation.
+    pub const PRESENT: u64 = 1 << 11;
+    /// Two bits: [`Record`](super::Record).
+    pub const RECORD_SHIFT: u32 = 52;
+    pub const RECORD: u64 = 3 << RECORD_SHIFT;
+    /// R while tracked.
+    pub const SAVED_READ: u64 = 1 << 54;
+    /// X while tracked.
+    pub const SAVED_EXEC: u64 = 1 << 55;
+    /// The host allows writing.
+    pub const HOST_WRITABLE: u64 = 1 << 56;
+    /// The library allows writing.
+    pub const MMU_WRITABLE: u64 = 1 << 57;
+    /// Which frozen value, when nothing is present. Both: dead.
+    pub const HOLD: u64 = 1 << 3;
+    pub const CLAIM: u64 = 1 << 4;
+}
+
+/// Address field of every format: bits 12 to 51.
+pub(crate) const ADDRESS: u64 = ((1 << 52) - 1) & !(PAGE_SIZE - 1);
+
+/// Which hardware walks the tables.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    /// Intel EPT.
+    Ept,
+    /// AMD nested page tables.
+    Npt,
+}
+
+/// A table format: the bits of one kind of hardware, with what its configuration allows.
+///
+/// Made by [`ept::format`](super::ept::format) and [`npt::format`](super::npt::format).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Format {
+    pub(crate) kind: Kind,
+    pub(crate) top: Level,
+    pub(crate) largest: Level,
+    pub(crate) phys_bits: u32,
+    pub(crate) record: Record,
+    /// Whether hardware accepts leaves that can be fetched from but not read.
+    pub(crate) exec_only: bool,
+    /// Bits of a leaf or table that hardware needs to regard it as present and readable.
+    pub(crate) read: u64,
+    pub(crate) write: u64,
+    /// Exactly one of these is not zero: X when set, or X when clear.
+    pub(crate) exec: u64,
+    pub(crate) no_exec: u64,
+    pub(crate) accessed: u64,
+    pub(crate) dirty: u64,
+    pub(crate) huge: u64,
+    /// Bits of the memory type, and its code by [`MemoryType`]; `None` where there is no code.
+    pub(crate) memory_mask: u64,
+    pub(crate) memory: [Option<u64>; 5],
+    /// The empty value; its bits are set in every value that is not present.
+    pub(crate) empty: u64,
+    /// What makes a value an MMIO entry; `None` if the width leaves no reserved bit.
+    pub(crate) mmio: Option<u64>,
+}
+
+/// Why a format cannot be had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FormatError {
+    /// Physical address width outside 32 to 52 bits.
+    PhysBits(u32),
+    /// The top table must be of level 4 or 5.
+    Levels(Level),
+    /// A leaf is at most 1 GiB.
+    Largest(Level),
+}
+
+impl fmt::Display for FormatError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FormatError::PhysBits(n) => {
+                write!(f, "physical address width {n} is not between 32 and 52 bits")
+            }
+            FormatError::Levels(level) => write!(f, "a top table of {level}: give L4 or L5"),
+            FormatError::Largest(level) => write!(f, "a leaf of {level}: give K4, M2 or G1"),
+        }
+    }
+}
+
+impl core::error::Error for FormatError {}
+
+impl fmt::Debug for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} top {} width {}", self.kind, self.top, self.phys_bits)
+    }
+}
+
+impl Format {
+    /// Bits of the slots' generation that fit into an MMIO entry.
+    pub const GENERATION_BITS: u32 = 19;
+
+    pub(crate) fn checked(self) -> Result<Self, FormatError> {
+        if !(32..=52).contains(&self.phys_bits) {
+            return Err(FormatError::PhysBits(self.phys_bits));
+        }
+        if self.top < Level::L4 {
+            return Err(FormatError::Levels(self.top));
+        }
+        if !self.largest.can_be_leaf() {
+            return Err(FormatError::Largest(self.largest));
+        }
+        Ok(self)
+    }
+
+    /// Level of the top table.
+    pub const fn top(&self) -> Level {
+        self.top
+    }
+
+    /// The largest leaf hardware accepts.
+    pub const fn largest(&self) -> Level {
+        self.largest
+    }
+
+    /// Width of a host-physical address in bits.
+    pub const fn phys_bits(&self) -> u32 {
+        self.phys_bits
+    }
+
+    /// How leaves record their use.
+    pub const fn record(&self) -> Record {
+        self.record
+    }
+
+    /// Number of guest frames the tables can translate.
+    pub const fn frames(&self) -> u64 {
+        self.top.pages() << crate::addr::INDEX_BITS
+    }
+
+    /// The value of nothing.
+    #[inline]
+    pub const fn empty(&self) -> Value {
+        Value(self.empty)
+    }
+
+    /// Whether the format has a code for this memory type.
+    pub const fn has_memory(&self, memory: MemoryType) -> bool {
+        self.memory[memory as usize].is_some()
+    }
+
+    /// A value for `state` in an entry of `level`, or `None` if the format cannot express it: a
+    /// memory type without code, a misaligned or too wide frame, write without read, tracking
+    /// where hardware records.
+    pub fn make(&self, state: State, level: Level) -> Option<Value> {
+        match state {
+            State::Empty => Some(self.empty()),
+            State::Mmio { generation } => self.mmio.map(|bits| {
+                let generation = generation & ((1 << Self::GENERATION_BITS) - 1);
+                Value(bits | generation << 12)
+            }),
+            State::Hold { owner } => Some(self.frozen(soft::HOLD, owner)),
+            State::Claim { owner } => Some(self.frozen(soft::CLAIM, owner)),
+            State::Dead { next } => Some(self.dead(next)),
+            State::Table(pfn) => (level > Level::K4 && self.fits(pfn)).then(|| self.table(pfn)),
+            State::Leaf(leaf) => self.leaf(&leaf, level),
+            State::Corrupt => None,
+        }
+    }
+
+    fn fits(&self, pfn: Pfn) -> bool {
+        pfn.0 >> (self.phys_bits - 12) == 0
+    }
+
+    /// The payload is stored inverted, so that the address a processor may speculate on lies at
+    /// the top of the address space, where there is no memory (L1TF, CVE-2018-3646).
+    fn frozen(&self, tag: u64, payload: u64) -> Value {
+        Value(self.empty | tag | (!(payload << 12) & ADDRESS))
+    }
+
+    /// A dead entry. Frame 0 is never a table, so it stands for "none".
+    #[inline]
+    pub(crate) fn dead(&self, next: Option<Pfn>) -> Value {
+        self.frozen(soft::HOLD | soft::CLAIM, next.map_or(0, |pfn| pfn.0))
+    }
+
+    /// A pointer to a table. Everything is allowed, the leaf decides; A is set so that hardware
+    /// need not write it.
+    #[inline]
+    pub(crate) fn table(&self, pfn: Pfn) -> Value {
+        let accessed = match self.record {
+            Record::Software => 0,
+            Record::Hardware | Record::WriteProtect => self.accessed,
+        };
+        Value(self.read | self.write | self.exec | accessed | soft::PRESENT | pfn.hpa().0)
+    }
+
+    /// A mapping.
+    #[inline]
+    pub(crate) fn leaf(&self, leaf: &Leaf, level: Level) -> Option<Value> {
+        let readable = leaf.read || (leaf.exec && self.exec_only && leaf.writable != Writable::Yes);
+        let recordable = leaf.record == Record::Software || leaf.tracked == Tracked::No;
+        let unrecorded = leaf.record == Record::Software && (leaf.accessed || leaf.dirty);
+        if !level.can_be_leaf()
+            || !leaf.pfn.is_aligned(level)
+            || !self.fits(leaf.pfn)
+            || !readable
+            || !recordable
+            || unrecorded
+            || (leaf.tracked == Tracked::Yes && leaf.writable == Writable::Yes)
+        {
+            return None;
+        }
+        let mut bits = leaf.pfn.hpa().0
+            | soft::PRESENT
+            | self.memory[leaf.memory as usize]?
+            | (leaf.record as u64) << soft::RECORD_SHIFT;
+        if level > Level::K4 {
+            bits |= self.huge;
+        }
+        bits |= match leaf.writable {
+            Writable::Never => 0,
+            Writable::Hard => soft::HOST_WRITABLE,
+            Writable::Soft => soft::HOST_WRITABLE | soft::MMU_WRITABLE,
+            Writable::Yes => soft::HOST_WRITABLE | soft::MMU_WRITABLE | self.write,
+        };
+        match leaf.tracked {
+            Tracked::No => {
+                bits |= if leaf.read { self.read } else { 0 };
+                bits |= if leaf.exec { self.exec } else { self.no_exec };
+            }
+            Tracked::Yes => {
+                bits |= if leaf.read { soft::SAVED_READ } else { 0 };
+                bits |= if leaf.exec { soft::SAVED_EXEC } else { 0 };
+                bits |= self.no_exec;
+            }
+        }
+        if leaf.accessed {
+            bits |= self.accessed;
+        }
+        if leaf.dirty {
+            bits |= self.dirty;
+        }
+        Some(Value(bits))
+    }
+
+    /// What `value` says in an entry of `level`. Anything the library does not write, a reserved
+    /// bit for instance, is [`State::Corrupt`].
+    pub fn read(&self, value: Value, level: Level) -> State {
+        let state = self.guess(value, level);
+        // Reading is the inverse of making, so a stray bit cannot hide. Hardware alone may have
+        // cleared nothing; it only sets A and D, which the guess has taken over.
+        match self.make(state, level) {
+            Some(same) if same == value => state,
+            _ if matches!(state, State::Table(_)) && self.same_table(value, state, level) => state,
+            _ => State::Corrupt,
+        }
+    }
+
+    /// Hardware without the preset may set A in a table entry (Intel SDM volume 3, 30.3.5).
+    fn same_table(&self, value: Value, state: State, level: Level) -> bool {
+        self.make(state, level).is_some_and(|v| v.0 | self.accessed == value.0 | self.accessed)
+    }
+
+    fn guess(&self, value: Value, level: Level) -> State {
+        let v = value.0;
+        if v == self.empty {
+            return State::Empty;
+        }
+        if v & soft::PRESENT == 0 {
+            if self.mmio.is_some_and(|bits| v & bits == bits) {
+                let generation = v >> 12 & ((1 << Self::GENERATION_BITS) - 1);
+                return State::Mmio { generation };
+            }
+            let payload = (!v & ADDRESS) >> 12;
+            return match v & (soft::HOLD | soft::CLAIM) {
+                soft::HOLD => State::Hold { owner: payload },
+                soft::CLAIM => State::Claim { owner: payload },
+                0 => State::Corrupt,
+                _ => State::Dead { next: (payload != 0).then_some(Pfn(payload)) },
+            };
+        }
+        let pfn = Pfn((v & ADDRESS) >> 12);
+        if level > Level::K4 && v & self.huge == 0 {
+            return State::Table(pfn);
+        }
+        let record = match (v & soft::RECORD) >> soft::RECORD_SHIFT {
+            0 => Record::Hardware,
+            1 => Record::Software,
+            2 => Record::WriteProtect,
+            _ => return State::Corrupt,
+        };
+        let hidden = self.is_hidden(value);
+        let tracked = if hidden { Tracked::Yes } else { Tracked::No };
+        let writable = match (
+            v & soft::HOST_WRITABLE != 0,
+            v & soft::MMU_WRITABLE != 0,
+            v & self.write != 0,
+        ) {
+            (false, false, false) => Writable::Never,
+            (true, false, false) => Writable::Hard,
+            (true, true, false) => Writable::Soft,
+            (true, true, true) => Writable::Yes,
+            _ => return State::Corrupt,
+        };
+        let Some(memory) = MemoryType::ALL
+            .into_iter()
+            .find(|memory| self.memory[*memory as usize] == Some(v & self.memory_mask))
+        else {
+            return State::Corrupt;
+        };
+        State::Leaf(Leaf {
+            pfn,
+            read: if hidden { v & soft::SAVED_READ != 0 } else { v & self.read == self.read },
+            exec: if hidden { v & soft::SAVED_EXEC != 0 } else { self.executes(v) },
+            writable,
+            accessed: v & self.accessed != 0,
+            dirty: v & self.dirty != 0,
+            record,
+            tracked,
+            memory,
+        })
+    }
+
+    #[inline]
+    fn executes(&self, v: u64) -> bool {
+        if self.exec != 0 { v & self.exec != 0 } else { v & self.no_exec == 0 }
+    }
+
+    /// Whether a present leaf has had its R and X saved away by aging.
+    #[inline]
+    pub(crate) fn is_hidden(&self, value: Value) -> bool {
+        value.0 & (soft::SAVED_READ | soft::SAVED_EXEC) != 0
+    }
+
+    /// Whether the library regards the value as a translation.
+    #[inline]
+    pub(crate) fn is_present(&self, value: Value) -> bool {
+        value.0 & soft::PRESENT != 0
+    }
+
+    /// Whether a present value of `level` points at a table.
+    #[inline]
+    pub(crate) fn is_table(&self, value: Value, level: Level) -> bool {
+        level > Level::K4 && value.0 & (soft::PRESENT | self.huge) == soft::PRESENT
+    }
+
+    /// Whether a value of `level` is a mapping.
+    #[inline]
+    pub(crate) fn is_leaf(&self, value: Value, level: Level) -> bool {
+        self.is_present(value) && !self.is_table(value, level)
+    }
+
+    /// Whether the value is frozen: somebody works on it, or its table is gone.
+    #[inline]
+    pub(crate) fn is_frozen(&self, value: Value) -> bool {
+        let v = value.0;
+        let hardware = v & (self.read | self.write) != 0;
+        v & soft::PRESENT == 0 && !hardware && v & (soft::HOLD | soft::CLAIM) != 0
+    }
+
+    /// Whether hardware lets `access` through a present leaf.
+    #[inline]
+    pub(crate) fn allows(&self, value: Value, access: Access) -> bool {
+        let v = value.0;
+        (!access.contains(Access::READ) || v & self.read == self.read)
+            && (!access.contains(Access::WRITE) || v & self.write != 0)
+            && (!access.contains(Access::EXEC)
+                || (v & (self.read | self.exec) != 0 && self.executes(v)))
+    }
+
+    /// The frame a present value names.
+    #[inline]
+    pub(crate) fn pfn(&self, value: Value) -> Pfn {
+        Pfn((value.0 & ADDRESS) >> 12)
+    }
+}
