@@ -1,0 +1,219 @@
+//! What a run has to show for itself, for people.
+
+use std::fmt::Write;
+
+use comfy_table::{Table, presets};
+use hypervisor::wire::{End, Verdict};
+
+use crate::{
+    boot::session::{Cut, GuestRun, Run},
+    size::{PAGE, Size},
+};
+
+/// `1234567` as `1,234,567`.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// The report of a whole run.
+pub fn text(run: &Run) -> String {
+    let mut text = String::new();
+    for guest in &run.guests {
+        if guest.started.is_some() || guest.end.is_some() {
+            writeln!(text, "{}", of_guest(guest)).ok();
+            if run.cut != Cut::No && guest.end.as_ref().is_none_or(|end| *end == End::Stopped) {
+                writeln!(text, "{}", whereabouts(guest, &run.rates)).ok();
+            }
+        }
+    }
+    text
+}
+
+fn table(rows: Vec<(String, String)>) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    for (name, value) in rows {
+        table.add_row([name, value]);
+    }
+    table
+}
+
+fn of_guest(guest: &GuestRun) -> Table {
+    let stats = &guest.stats;
+    let mut rows = vec![("guest".to_owned(), guest.name.clone())];
+    let mut row = |name: &str, value: String| rows.push((name.to_owned(), value));
+    row("ended", guest.end.as_ref().map_or("no word of it".into(), ended));
+    if let Some(reached) = guest.reached {
+        row("boot time", format!("{:.2} s to user space", reached.as_secs_f64()));
+    }
+    if guest.ticks.1 > 0 {
+        let seconds = guest.ticks.0 as f64 / guest.ticks.1 as f64 / 1000.0;
+        row("ran for", format!("{seconds:.2} s"));
+    }
+    let faults: u64 = stats.faults.iter().map(|(_, count)| count).sum();
+    let seconds = guest.ran.as_secs_f64();
+    let rate = match seconds > 0.0 {
+        true => format!(", {} a second", grouped((faults as f64 / seconds) as u64)),
+        false => String::new(),
+    };
+    row("faults", format!("{}{rate}", grouped(faults)));
+    for (name, count) in stats.faults.iter().filter(|(_, count)| *count > 0) {
+        row(&format!("  {name}"), grouped(*count));
+    }
+    let [k4, m2, g1] = stats.leaves.map(grouped);
+    row("leaves", format!("4K {k4}, 2M {m2}, 1G {g1}"));
+    let bytes = Size(stats.table_pages * PAGE);
+    row("table pages", format!("{}, {bytes}", grouped(stats.table_pages)));
+    let (sent, elided) = (grouped(stats.flushes_sent), grouped(stats.flushes_elided));
+    row("flushes", format!("{sent} sent, {elided} elided"));
+    let exits: u64 = stats.exits.iter().map(|(_, count)| count).sum();
+    row("exits", grouped(exits));
+    for (name, count) in stats.exits.iter().filter(|(_, count)| *count > 0) {
+        row(&format!("  {name}"), grouped(*count));
+    }
+    for (name, count) in stats.other.iter().filter(|(_, count)| *count > 0) {
+        row(name, grouped(*count));
+    }
+    row("checker", guest.verdict.as_ref().map_or("did not run".into(), verdict));
+    table(rows)
+}
+
+fn ended(end: &End) -> String {
+    match end {
+        End::PowerOff => "powered off".into(),
+        End::Reset => "asked for a reset".into(),
+        End::Exit { code } => format!("exit code {code}"),
+        End::TripleFault { vcpu, rip } => format!("triple fault on vCPU {vcpu} at 0x{rip:x}"),
+        End::Halted => "halted for ever".into(),
+        End::Refused { vcpu, what } => format!("refused on vCPU {vcpu}: {what}"),
+        End::Stopped => "stopped from outside".into(),
+        End::Broken { what } => format!("hypervisor broken: {what}"),
+    }
+}
+
+fn verdict(verdict: &Verdict) -> String {
+    let seen = format!(
+        "{} entries in {} table pages, {} invariants",
+        grouped(verdict.entries),
+        grouped(verdict.tables),
+        verdict.verified.len()
+    );
+    match verdict.violations.as_slice() {
+        [] => format!("clean ({seen})"),
+        violations => {
+            let mut text = format!("{} VIOLATIONS ({seen})", violations.len());
+            for (invariant, at) in violations.iter().take(10) {
+                write!(text, "\n{invariant}: {at}").ok();
+            }
+            text
+        }
+    }
+}
+
+/// Where each vCPU was, for people who look for a hang.
+fn whereabouts(guest: &GuestRun, rates: &[f64]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(["vCPU", "rip", "state", "exits", "a second", "last exits, newest last"]);
+    for (i, vcpu) in guest.vcpus.iter().enumerate() {
+        table.add_row([
+            i.to_string(),
+            format!("0x{:x}", vcpu.rip),
+            vcpu.mode.clone(),
+            grouped(vcpu.exits),
+            rates.get(i).map_or("?".into(), |rate| grouped(*rate as u64)),
+            vcpu.last.join(" "),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hypervisor::wire::{Stats, VcpuState};
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn numbers_are_grouped() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(1_234_567), "1,234,567");
+    }
+
+    fn run() -> Run {
+        let guest = GuestRun {
+            name: "linux".into(),
+            started: Some(Instant::now()),
+            ran: Duration::from_secs(2),
+            reached: Some(Duration::from_millis(1500)),
+            end: Some(End::PowerOff),
+            stats: Stats {
+                faults: vec![("fixed".into(), 30_000), ("retry".into(), 0)],
+                leaves: [29_000, 3, 0],
+                table_pages: 70,
+                flushes_sent: 4,
+                flushes_elided: 11,
+                exits: vec![("npf".into(), 30_000)],
+                other: vec![],
+            },
+            vcpus: vec![VcpuState {
+                rip: 0xffff_ffff_8100_0000,
+                mode: "running".into(),
+                exits: 31_000,
+                last: vec!["npf".into(), "hlt".into()],
+            }],
+            verdict: Some(Verdict::default()),
+            ticks: (3_000, 1),
+        };
+        Run {
+            guests: vec![guest],
+            failure: None,
+            cut: Cut::No,
+            console: Vec::new(),
+            notes: Vec::new(),
+            rates: vec![5.0],
+            wall: Duration::ZERO,
+            complaints: String::new(),
+            spoke: true,
+        }
+    }
+
+    #[test]
+    fn the_report_names_everything_it_promises() {
+        let text = text(&run());
+        for part in [
+            "powered off",
+            "1.50 s to user space",
+            "30,000, 15,000 a second",
+            "fixed",
+            "4K 29,000, 2M 3, 1G 0",
+            "70, 280 KiB",
+            "4 sent, 11 elided",
+            "npf",
+            "clean",
+        ] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+        assert!(!text.contains("0xffffffff81000000"));
+    }
+
+    #[test]
+    fn a_time_out_shows_where_each_vcpu_was() {
+        let mut run = run();
+        run.cut = Cut::TimeOut;
+        run.guests[0].end = Some(End::Stopped);
+        let text = text(&run);
+        for part in ["0xffffffff81000000", "npf hlt", "running", "31,000"] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+    }
+}
