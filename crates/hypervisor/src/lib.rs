@@ -4,4 +4,7 @@
 extern crate alloc;
 
 pub mod frames;
+pub mod map;
+pub mod pool;
+pub mod ram;
 pub mod wire;
