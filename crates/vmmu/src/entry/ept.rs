@@ -2,8 +2,9 @@
 //!
 //! R, W and X are bits 0 to 2; the memory type is in bits 3 to 5 with bit 6 saying that the
 //! guest's PAT does not change it; bit 7 makes a leaf of an upper entry; A and D are bits 8 and 9.
-//! Bit 63 suppresses virtualization exceptions and is set in everything that is not present, so
-//! that a guest never gets one by accident. Write with execute but without read is a
+//! Bit 63 suppresses virtualization exceptions and is set in everything but pointers to tables,
+//! where hardware ignores it, so that a guest never gets one by accident: not for an empty entry,
+//! and not for a leaf that is write-protected or hidden by aging (25.5.7.1). Write with execute but without read is a
 //! misconfiguration (30.3.3.1): the exit that tells MMIO from everything else.
 
 use super::Record;
@@ -50,6 +51,11 @@ const fn unchecked(options: EptOptions) -> Format {
         largest: options.largest,
         phys_bits: options.phys_bits,
         record: options.record,
+        // With A and D on, a root may still switch them off (EPTP bit 6) for a nested guest.
+        records: match options.record {
+            Record::Software => 1 << Record::Software as u8,
+            Record::Hardware | Record::WriteProtect => 0b111,
+        },
         exec_only: options.exec_only,
         read: 1,
         write: 1 << 1,
@@ -67,6 +73,6 @@ const fn unchecked(options: EptOptions) -> Format {
 }
 
 /// The format for one configuration, or what is wrong with it.
-pub fn format(options: EptOptions) -> Result<Format, FormatError> {
+pub const fn format(options: EptOptions) -> Result<Format, FormatError> {
     unchecked(options).checked()
 }

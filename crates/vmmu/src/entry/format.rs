@@ -50,6 +50,8 @@ pub struct Format {
     pub(crate) largest: Level,
     pub(crate) phys_bits: u32,
     pub(crate) record: Record,
+    /// Ways of recording a leaf may have: bit n for the n-th of [`Record::ALL`].
+    pub(crate) records: u8,
     /// Whether hardware accepts leaves that can be fetched from but not read.
     pub(crate) exec_only: bool,
     /// Bits of a leaf or table that hardware needs to regard it as present and readable.
@@ -64,7 +66,7 @@ pub struct Format {
     /// Bits of the memory type, and its code by [`MemoryType`]; `None` where there is no code.
     pub(crate) memory_mask: u64,
     pub(crate) memory: [Option<u64>; 5],
-    /// The empty value; its bits are set in every value that is not present.
+    /// The empty value; its bits are set in every value but a table's.
     pub(crate) empty: u64,
     /// What makes a value an MMIO entry; `None` if the width leaves no reserved bit.
     pub(crate) mmio: Option<u64>,
@@ -105,11 +107,15 @@ impl Format {
     /// Bits of the slots' generation that fit into an MMIO entry.
     pub const GENERATION_BITS: u32 = 19;
 
-    pub(crate) fn checked(self) -> Result<Self, FormatError> {
-        if !(32..=52).contains(&self.phys_bits) {
+    /// Bits of the participant that owns a frozen entry. Few, so that the inverted address of a
+    /// hold or claim stays at the very top of the address space.
+    pub const OWNER_BITS: u32 = 20;
+
+    pub(crate) const fn checked(self) -> Result<Self, FormatError> {
+        if self.phys_bits < 32 || self.phys_bits > 52 {
             return Err(FormatError::PhysBits(self.phys_bits));
         }
-        if self.top < Level::L4 {
+        if self.top.can_be_leaf() {
             return Err(FormatError::Levels(self.top));
         }
         if !self.largest.can_be_leaf() {
@@ -155,8 +161,11 @@ impl Format {
     }
 
     /// A value for `state` in an entry of `level`, or `None` if the format cannot express it: a
-    /// memory type without code, a misaligned or too wide frame, write without read, tracking
-    /// where hardware records.
+    /// leaf larger than hardware maps, a memory type without code, a misaligned or too wide frame,
+    /// write without read, fetch without read where hardware refuses that, a way of recording that
+    /// hardware cannot be brought to, tracking where hardware records, A or D where it does not; a
+    /// table where none can hang; an owner beyond [`OWNER_BITS`](Self::OWNER_BITS); a link to
+    /// frame 0. A generation is cut to [`GENERATION_BITS`](Self::GENERATION_BITS).
     pub fn make(&self, state: State, level: Level) -> Option<Value> {
         match state {
             State::Empty => Some(self.empty()),
@@ -164,10 +173,14 @@ impl Format {
                 let generation = generation & ((1 << Self::GENERATION_BITS) - 1);
                 Value(bits | generation << 12)
             }),
-            State::Hold { owner } => Some(self.frozen(soft::HOLD, owner)),
-            State::Claim { owner } => Some(self.frozen(soft::CLAIM, owner)),
-            State::Dead { next } => Some(self.dead(next)),
-            State::Table(pfn) => (level > Level::K4 && self.fits(pfn)).then(|| self.table(pfn)),
+            State::Hold { owner } => self.owned(soft::HOLD, owner),
+            State::Claim { owner } => self.owned(soft::CLAIM, owner),
+            State::Dead { next } => {
+                next.is_none_or(|pfn| pfn.0 != 0 && self.fits(pfn)).then(|| self.dead(next))
+            }
+            State::Table(pfn) => {
+                (level > Level::K4 && level <= self.top && self.fits(pfn)).then(|| self.table(pfn))
+            }
             State::Leaf(leaf) => self.leaf(&leaf, level),
             State::Corrupt => None,
         }
@@ -181,6 +194,10 @@ impl Format {
     /// the top of the address space, where there is no memory (L1TF, CVE-2018-3646).
     fn frozen(&self, tag: u64, payload: u64) -> Value {
         Value(self.empty | tag | (!(payload << 12) & ADDRESS))
+    }
+
+    fn owned(&self, tag: u64, owner: u64) -> Option<Value> {
+        (owner >> Self::OWNER_BITS == 0).then(|| self.frozen(tag, owner))
     }
 
     /// A dead entry. Frame 0 is never a table, so it stands for "none".
@@ -206,7 +223,8 @@ impl Format {
         let readable = leaf.read || (leaf.exec && self.exec_only && leaf.writable != Writable::Yes);
         let recordable = leaf.record == Record::Software || leaf.tracked == Tracked::No;
         let unrecorded = leaf.record == Record::Software && (leaf.accessed || leaf.dirty);
-        if !level.can_be_leaf()
+        if level > self.largest
+            || self.records >> leaf.record as u8 & 1 == 0
             || !leaf.pfn.is_aligned(level)
             || !self.fits(leaf.pfn)
             || !readable
@@ -216,7 +234,8 @@ impl Format {
         {
             return None;
         }
-        let mut bits = leaf.pfn.hpa().0
+        let mut bits = self.empty
+            | leaf.pfn.hpa().0
             | soft::PRESENT
             | self.memory[leaf.memory as usize]?
             | (leaf.record as u64) << soft::RECORD_SHIFT;
@@ -253,18 +272,9 @@ impl Format {
     /// bit for instance, is [`State::Corrupt`].
     pub fn read(&self, value: Value, level: Level) -> State {
         let state = self.guess(value, level);
-        // Reading is the inverse of making, so a stray bit cannot hide. Hardware alone may have
-        // cleared nothing; it only sets A and D, which the guess has taken over.
-        match self.make(state, level) {
-            Some(same) if same == value => state,
-            _ if matches!(state, State::Table(_)) && self.same_table(value, state, level) => state,
-            _ => State::Corrupt,
-        }
-    }
-
-    /// Hardware without the preset may set A in a table entry (Intel SDM volume 3, 30.3.5).
-    fn same_table(&self, value: Value, state: State, level: Level) -> bool {
-        self.make(state, level).is_some_and(|v| v.0 | self.accessed == value.0 | self.accessed)
+        // Reading is the inverse of making, so a stray bit cannot hide. What hardware sets, A and
+        // D of a leaf, the guess has taken over; A of a table is set before hardware would.
+        if self.make(state, level) == Some(value) { state } else { State::Corrupt }
     }
 
     fn guess(&self, value: Value, level: Level) -> State {
@@ -295,8 +305,8 @@ impl Format {
             2 => Record::WriteProtect,
             _ => return State::Corrupt,
         };
-        let hidden = self.is_hidden(value);
-        let tracked = if hidden { Tracked::Yes } else { Tracked::No };
+        let tracked = if self.is_hidden(value) { Tracked::Yes } else { Tracked::No };
+        let rights = self.rights(v);
         let writable = match (
             v & soft::HOST_WRITABLE != 0,
             v & soft::MMU_WRITABLE != 0,
@@ -316,8 +326,8 @@ impl Format {
         };
         State::Leaf(Leaf {
             pfn,
-            read: if hidden { v & soft::SAVED_READ != 0 } else { v & self.read == self.read },
-            exec: if hidden { v & soft::SAVED_EXEC != 0 } else { self.executes(v) },
+            read: rights.contains(Access::READ),
+            exec: rights.contains(Access::EXEC),
             writable,
             accessed: v & self.accessed != 0,
             dirty: v & self.dirty != 0,
@@ -330,6 +340,22 @@ impl Format {
     #[inline]
     fn executes(&self, v: u64) -> bool {
         if self.exec != 0 { v & self.exec != 0 } else { v & self.no_exec == 0 }
+    }
+
+    /// What a leaf allows in the eyes of the library, whether or not hardware is to be surprised
+    /// by the access first: hidden by aging, or write-protected softly.
+    #[inline]
+    pub(crate) fn rights(&self, v: u64) -> Access {
+        let (read, exec) = if self.is_hidden(Value(v)) {
+            (v & soft::SAVED_READ != 0, v & soft::SAVED_EXEC != 0)
+        } else {
+            (v & self.read == self.read, self.executes(v))
+        };
+        let mut rights = Access::empty();
+        rights.set(Access::READ, read);
+        rights.set(Access::EXEC, exec);
+        rights.set(Access::WRITE, v & soft::MMU_WRITABLE != 0);
+        rights
     }
 
     /// Whether a present leaf has had its R and X saved away by aging.

@@ -64,8 +64,8 @@ pub struct Owed {
     pub leaves: Count,
     /// This table is no longer reachable through the entry.
     pub detached: Option<Pfn>,
-    /// An owner of external tables must hear of it: what is mapped or linked has changed, not
-    /// just how it is recorded.
+    /// An owner of external tables must hear of it: what is mapped or linked, or what the library
+    /// allows, has changed, not just how use is recorded.
     pub external: bool,
 }
 
@@ -87,8 +87,6 @@ impl Owed {
 pub enum Crime {
     /// One of the values is none that the library writes at this level.
     Corrupt,
-    /// Absent to a different absent value, with neither MMIO nor a frozen value involved.
-    Idle,
     /// A present leaf gets another frame or size: it must be zapped and flushed in between.
     Frame,
     /// The host's permission to write changes while the leaf is present.
@@ -120,19 +118,27 @@ enum Class {
     Leaf,
 }
 
+/// What a value is at a glance, or `None` if that already shows that it is nothing.
 #[inline]
-fn class(format: &Format, value: Value, level: Level) -> Class {
+fn class(format: &Format, value: Value, level: Level) -> Option<Class> {
     let v = value.0;
     if v & soft::PRESENT != 0 {
-        return if format.is_table(value, level) { Class::Table } else { Class::Leaf };
+        if format.is_table(value, level) {
+            return Some(Class::Table);
+        }
+        return (level <= format.largest && legal_writable(format, v)).then_some(Class::Leaf);
     }
     if v == format.empty {
-        return Class::Empty;
+        return Some(Class::Empty);
     }
     if format.mmio.is_some_and(|bits| v & bits == bits) {
-        return Class::Mmio;
+        return Some(Class::Mmio);
     }
-    if v & soft::HOLD != 0 && v & soft::CLAIM != 0 { Class::Dead } else { Class::Held }
+    match v & (soft::HOLD | soft::CLAIM) {
+        0 => None,
+        soft::HOLD | soft::CLAIM => Some(Class::Held),
+        _ => Some(Class::Dead),
+    }
 }
 
 /// Whether a leaf's four permission bits form one of the four legal states.
@@ -145,46 +151,37 @@ fn legal_writable(format: &Format, v: u64) -> bool {
 
 /// What replacing `old` by `new` in an entry of `level` obliges to, or why it must not be done.
 ///
-/// Both values must be of `format`; a value whose software bits contradict each other is
+/// Both values must be of `format`, which only [`Format::read`] checks in full. What a glance
+/// shows, a leaf where none can be, software bits that contradict each other, is
 /// [`Crime::Corrupt`].
 #[inline]
 pub fn owed(format: &Format, old: Value, new: Value, level: Level) -> Result<Owed, Crime> {
     if old == new {
         return Ok(Owed::NOTHING);
     }
-    let (from, to) = (class(format, old, level), class(format, new, level));
-    let is_leaf = |class| matches!(class, Class::Leaf);
-    if (is_leaf(from) && !legal_writable(format, old.0))
-        || (is_leaf(to) && (!legal_writable(format, new.0) || !level.can_be_leaf()))
-    {
+    let (Some(from), Some(to)) = (class(format, old, level), class(format, new, level)) else {
         return Err(Crime::Corrupt);
-    }
+    };
     let mut owed = Owed::NOTHING;
     match (from, to) {
         (Class::Dead, Class::Dead) => return Ok(owed),
         (Class::Dead, _) => return Err(Crime::Dead),
-        (Class::Empty, Class::Empty) => return Err(Crime::Idle),
         (Class::Held, Class::Held) => return Err(Crime::Frozen),
         (Class::Leaf | Class::Table, Class::Mmio) => return Err(Crime::Mmio),
-        (Class::Table, Class::Table) => return same_table(format, old, new),
+        (Class::Table, Class::Table) => return Err(Crime::Relink),
         (Class::Leaf, Class::Leaf) => return leaf_to_leaf(format, old.0, new.0),
         _ => {}
     }
     match from {
         Class::Leaf => {
             owed.leaves = Count::Unmapped;
-            owed.dirty = was_dirty(format, old.0);
-            owed.accessed = old.0 & format.accessed != 0;
             owed.external = true;
-            // A split: any mixture of the leaf and its children is the same translation.
-            owed.flush = match to {
-                Class::Table => Flush::None,
-                _ => Flush::BeforePromise,
-            };
-            // The children carry D and A on.
-            if to == Class::Table {
-                owed.dirty = false;
-                owed.accessed = false;
+            // A split owes nothing more: any mixture of the leaf and its children is the same
+            // translation, and the children carry D and A on.
+            if to != Class::Table {
+                owed.flush = Flush::BeforePromise;
+                owed.dirty = was_dirty(format, old.0);
+                owed.accessed = was_accessed(format, old.0);
             }
         }
         Class::Table => {
@@ -216,18 +213,15 @@ fn was_dirty(format: &Format, v: u64) -> bool {
     if by_software(v) { v & format.write != 0 } else { v & format.dirty != 0 }
 }
 
+/// Without hardware A, a leaf counts as used until aging hides it.
+#[inline]
+fn was_accessed(format: &Format, v: u64) -> bool {
+    if by_software(v) { !format.is_hidden(Value(v)) } else { v & format.accessed != 0 }
+}
+
 #[inline]
 fn by_software(v: u64) -> bool {
     v & soft::RECORD == 1 << soft::RECORD_SHIFT
-}
-
-/// Only hardware's A may differ.
-fn same_table(format: &Format, old: Value, new: Value) -> Result<Owed, Crime> {
-    if old.0 | format.accessed == new.0 | format.accessed {
-        Ok(Owed::NOTHING)
-    } else {
-        Err(Crime::Relink)
-    }
 }
 
 #[inline]
@@ -249,28 +243,12 @@ fn leaf_to_leaf(format: &Format, old: u64, new: u64) -> Result<Owed, Crime> {
     let mut owed = Owed::NOTHING;
     owed.log = changed & format.write != 0 && new & format.write != 0;
     owed.dirty = if by_software(old) { taken(format.write) } else { taken(format.dirty) };
-    if taken(soft::MMU_WRITABLE) || lost_permission(format, old, new) {
+    let (before, after) = (format.rights(old), format.rights(new));
+    owed.external = before != after;
+    if !after.contains(before) {
         owed.flush = Flush::BeforePromise;
-        owed.external = true;
     } else if taken(format.write) || taken(format.dirty) {
         owed.flush = Flush::BeforeLog;
     }
     Ok(owed)
-}
-
-/// Whether a leaf may no longer be read or fetched from, hidden or not.
-#[inline]
-fn lost_permission(format: &Format, old: u64, new: u64) -> bool {
-    let reads = |v: u64| v & format.read == format.read || v & soft::SAVED_READ != 0;
-    let fetches = |v: u64| {
-        let hidden = v & (soft::SAVED_READ | soft::SAVED_EXEC) != 0;
-        if hidden {
-            v & soft::SAVED_EXEC != 0
-        } else if format.exec != 0 {
-            v & format.exec != 0
-        } else {
-            v & format.no_exec == 0
-        }
-    };
-    (reads(old) && !reads(new)) || (fetches(old) && !fetches(new))
 }

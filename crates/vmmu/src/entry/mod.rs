@@ -30,6 +30,8 @@ pub mod ept;
 mod format;
 pub mod law;
 pub mod npt;
+#[cfg(test)]
+mod tests;
 
 use core::fmt;
 

@@ -39,6 +39,8 @@ const fn unchecked(options: NptOptions) -> Format {
         largest: options.largest,
         phys_bits: options.phys_bits,
         record: Record::Hardware,
+        // Nothing switches A and D off (APM volume 2, 5.4.2).
+        records: 1 << Record::Hardware as u8 | 1 << Record::WriteProtect as u8,
         exec_only: false,
         read: 0b101,
         write: 1 << 1,
@@ -59,6 +61,6 @@ const fn unchecked(options: NptOptions) -> Format {
 }
 
 /// The format for one configuration, or what is wrong with it.
-pub fn format(options: NptOptions) -> Result<Format, FormatError> {
+pub const fn format(options: NptOptions) -> Result<Format, FormatError> {
     unchecked(options).checked()
 }
