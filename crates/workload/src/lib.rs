@@ -1,0 +1,3 @@
+//! What the memory workload writes and expects to read again.
+
+pub mod pattern;
