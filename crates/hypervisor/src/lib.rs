@@ -3,8 +3,11 @@
 
 extern crate alloc;
 
+pub mod cpuid;
 pub mod frames;
 pub mod map;
+pub mod policy;
 pub mod pool;
 pub mod ram;
+pub mod registers;
 pub mod wire;
