@@ -3,8 +3,11 @@
 
 extern crate alloc;
 
+pub mod apic;
 pub mod cpuid;
+pub mod events;
 pub mod frames;
+pub mod guest_walk;
 pub mod map;
 pub mod policy;
 pub mod pool;
