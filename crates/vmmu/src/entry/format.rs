@@ -256,7 +256,6 @@ impl Format {
             Tracked::Yes => {
                 bits |= if leaf.read { soft::SAVED_READ } else { 0 };
                 bits |= if leaf.exec { soft::SAVED_EXEC } else { 0 };
-                bits |= self.no_exec;
             }
         }
         if leaf.accessed {
@@ -385,19 +384,17 @@ impl Format {
     /// Whether the value is frozen: somebody works on it, or its table is gone.
     #[inline]
     pub(crate) fn is_frozen(&self, value: Value) -> bool {
-        let v = value.0;
-        let hardware = v & (self.read | self.write) != 0;
-        v & soft::PRESENT == 0 && !hardware && v & (soft::HOLD | soft::CLAIM) != 0
+        value.0 & soft::PRESENT == 0 && value.0 & (soft::HOLD | soft::CLAIM) != 0
     }
 
     /// Whether hardware lets `access` through a present leaf.
     #[inline]
     pub(crate) fn allows(&self, value: Value, access: Access) -> bool {
-        let v = value.0;
-        (!access.contains(Access::READ) || v & self.read == self.read)
-            && (!access.contains(Access::WRITE) || v & self.write != 0)
-            && (!access.contains(Access::EXEC)
-                || (v & (self.read | self.exec) != 0 && self.executes(v)))
+        let wants = |access_bit, bits| if access.contains(access_bit) { bits } else { 0 };
+        let needed = wants(Access::READ, self.read)
+            | wants(Access::WRITE, self.write)
+            | wants(Access::EXEC, self.exec);
+        value.0 & needed == needed && value.0 & wants(Access::EXEC, self.no_exec) == 0
     }
 
     /// The frame a present value names.

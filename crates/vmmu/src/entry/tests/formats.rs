@@ -100,13 +100,16 @@ fn plain(writable: Writable) -> Leaf {
 }
 
 /// What a processor must see of a state.
-fn seen_of(state: &State) -> Seen {
+fn seen_of(setup: &Setup, state: &State) -> Seen {
     match state {
         State::Empty | State::Hold { .. } | State::Claim { .. } | State::Dead { .. } => {
             Seen::NotPresent
         }
         State::Mmio { .. } => Seen::Refused,
-        State::Table(pfn) => Seen::Table { address: pfn.0 << 12 },
+        // Set before hardware would, so that hardware never writes a table's entry.
+        State::Table(pfn) => {
+            Seen::Table { address: pfn.0 << 12, accessed: setup.record != Record::Software }
+        }
         State::Leaf(Leaf { tracked: Tracked::Yes, .. }) => Seen::NotPresent,
         State::Leaf(leaf) => Seen::Leaf {
             address: leaf.pfn.0 << 12,
@@ -125,7 +128,7 @@ fn seen_of(state: &State) -> Seen {
 fn a_processor_sees_what_the_state_says() {
     everything(|setup, level, state, value| {
         let seen = setup.hardware(value, level);
-        assert_eq!(seen, seen_of(&state), "{setup:?} {level} {state:?} {value:?}");
+        assert_eq!(seen, seen_of(setup, &state), "{setup:?} {level} {state:?} {value:?}");
     });
 }
 
@@ -260,7 +263,7 @@ fn one_flipped_bit_is_another_state_or_corruption() {
                 now => {
                     assert_ne!(now, state, "{setup:?} {level}: bit {n} says nothing");
                     assert_eq!(setup.format.make(now, level), Some(flipped));
-                    assert_eq!(setup.hardware(flipped, level), seen_of(&now), "{now:?}");
+                    assert_eq!(setup.hardware(flipped, level), seen_of(setup, &now), "{now:?}");
                     assert_eq!(unused >> n & 1, 0, "{setup:?} {level} {state:?}: bit {n}");
                     other += 1;
                 }

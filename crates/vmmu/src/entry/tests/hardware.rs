@@ -12,6 +12,7 @@ pub enum Seen {
     Refused,
     Table {
         address: u64,
+        accessed: bool,
     },
     Leaf {
         address: u64,
@@ -70,7 +71,11 @@ impl Setup {
         let leaf = level == Level::K4 || (level <= Level::G1 && bit(v, 7));
         let address = field(v, 51, 12) << 12;
         if !leaf {
-            return if field(v, 7, 3) == 0 { Seen::Table { address } } else { Seen::Refused };
+            return if field(v, 7, 3) == 0 {
+                Seen::Table { address, accessed: bit(v, 8) }
+            } else {
+                Seen::Refused
+            };
         }
         if level > self.largest || address & ((1 << low(level, true)) - 1) != 0 {
             return Seen::Refused;
@@ -100,7 +105,11 @@ impl Setup {
         if !leaf {
             let reserved = level >= Level::L4 && field(v, 8, 7) != 0;
             assert!(bit(v, 1) && bit(v, 2) && !bit(v, 63), "a table takes no permission away");
-            return if reserved { Seen::Refused } else { Seen::Table { address } };
+            return if reserved {
+                Seen::Refused
+            } else {
+                Seen::Table { address, accessed: bit(v, 5) }
+            };
         }
         // Bit 12 of a huge leaf is the PAT bit, not an address bit.
         if level > self.largest || address & ((1 << low(level, true)) - 1) & !(1 << 12) != 0 {
