@@ -37,7 +37,7 @@ pub fn listen(path: &Path, signals: Sender<Signal>) -> Result<()> {
             for &byte in &bytes[..count] {
                 let signal = match frames.push::<Event>(byte) {
                     None => continue,
-                    Some(Ok(event)) => Signal::Event(event),
+                    Some(Ok(event)) => Signal::Event(Box::new(event)),
                     Some(Err(damage)) => Signal::Damaged(damage),
                 };
                 if signals.send(signal).is_err() {
@@ -80,7 +80,8 @@ mod tests {
         let next = || signals.recv_timeout(Duration::from_secs(10)).unwrap();
         let Signal::Connected(mut orders) = next() else { panic!("connected first") };
         assert!(matches!(next(), Signal::Damaged(_)));
-        assert!(matches!(next(), Signal::Event(Event::Started { guest: 3 })));
+        let Signal::Event(event) = next() else { panic!("an event second") };
+        assert_eq!(*event, Event::Started { guest: 3 });
         orders.send(Order::Report);
         let mut bytes = [0; 64];
         let count = hypervisor.read(&mut bytes).unwrap();

@@ -10,6 +10,7 @@ mod project;
 mod provide;
 mod report;
 mod size;
+mod test;
 
 use std::process::ExitCode;
 
@@ -34,11 +35,13 @@ struct Line {
 #[derive(Debug, Subcommand)]
 enum Command {
     Boot(Box<boot::options::Options>),
+    Test(test::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Line::parse().command {
         Command::Boot(options) => boot::run(&options),
+        Command::Test(options) => test::run(&options),
     };
     let status = result.unwrap_or_else(|e| {
         say!("{e:#}");

@@ -35,7 +35,7 @@ pub enum Signal {
     /// QEMU has opened the control line.
     Connected(Orders),
     /// A frame.
-    Event(Event),
+    Event(Box<Event>),
     /// A frame that could not be read.
     Damaged(Damage),
     /// The control line ended.
@@ -262,7 +262,7 @@ impl Session {
     fn take(&mut self, signal: Signal) {
         match signal {
             Signal::Connected(orders) => self.orders = Some(orders),
-            Signal::Event(event) => self.event(event),
+            Signal::Event(event) => self.event(*event),
             Signal::Damaged(damage) => {
                 let damage = match damage {
                     Damage::Framing => "framing",

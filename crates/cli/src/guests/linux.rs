@@ -233,7 +233,7 @@ mod tests {
         let params = boot_params::from_slice(piece(rsi)).unwrap();
         assert_eq!(piece(params.hdr.ramdisk_image.into()).len(), 100);
         assert_eq!(piece(params.hdr.cmd_line_ptr.into()), b"quiet\0");
-        assert_eq!(&piece({ params.acpi_rsdp_addr })[..4], b"RSD ");
+        assert_eq!(&piece(params.acpi_rsdp_addr)[..4], b"RSD ");
         let first = params.e820_table[0];
         assert_eq!({ first.size }, ACPI);
         assert_eq!(params.e820_entries, 4);

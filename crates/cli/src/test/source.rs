@@ -1,0 +1,137 @@
+//! Steps that compile and run on the host: format, lints, unit tests, documentation, models.
+
+use anyhow::Result;
+
+use super::{context::Context, tally::Tally};
+
+/// A cargo command that is one test: it succeeds or not.
+fn single(
+    context: &Context,
+    name: &str,
+    arguments: &[&str],
+    flags: &[(&str, &str)],
+) -> Result<Tally> {
+    let mut command = context.cargo(arguments);
+    command.envs(flags.iter().copied());
+    let ran = context.run(name, command)?;
+    let verdict = match ran.status {
+        Some(0) => Ok(()),
+        status => Err(format!("cargo {} ended with {status:?}", arguments.join(" "))),
+    };
+    Ok(context.check(name, verdict, ran.took))
+}
+
+/// A cargo command that runs tests of the harness and counts them.
+fn harness(
+    context: &Context,
+    name: &str,
+    arguments: &[&str],
+    flags: &[(&str, &str)],
+) -> Result<Tally> {
+    let mut command = context.cargo(arguments);
+    command.envs(flags.iter().copied());
+    let ran = context.run(name, command)?;
+    let mut tally = Tally::of_harness(&ran.output);
+    let verdict = match ran.status {
+        Some(0) => Ok(()),
+        _ if tally.failed > 0 => Err(format!("{} tests failed", tally.failed)),
+        status => Err(format!("cargo {} ended with {status:?}", arguments.join(" "))),
+    };
+    let note = format!("{name}: {} passed", tally.passed);
+    match &verdict {
+        Ok(()) => println!("     ok      {:>6.1} s  {note}", ran.took.as_secs_f64()),
+        Err(_) => {
+            let shown = context.check(name, verdict.clone(), ran.took);
+            // Tests that failed have been counted; a build that failed has not.
+            if tally.failed == 0 {
+                tally += shown;
+            }
+        }
+    }
+    Ok(tally)
+}
+
+/// `cargo fmt --check`.
+pub fn format(context: &Context) -> Result<Tally> {
+    single(context, "cargo fmt", &["fmt", "--all", "--check"], &[])
+}
+
+/// Lints of everything, and of the bare-metal binaries.
+pub fn lints(context: &Context) -> Result<Tally> {
+    let workspace = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    let mut tally = single(context, "clippy of the workspace", &workspace, &[])?;
+    for name in ["hypervisor", "guest"] {
+        let metal = [
+            "clippy",
+            "--package",
+            name,
+            "--bin",
+            name,
+            "--features",
+            "bare-metal",
+            "--profile",
+            "metal",
+            "--",
+            "-D",
+            "warnings",
+        ];
+        tally += single(context, &format!("clippy of the bare-metal {name}"), &metal, &[])?;
+    }
+    Ok(tally)
+}
+
+/// The bare-metal binaries and the static workload.
+pub fn build(context: &Context) -> Result<Tally> {
+    let mut tally = Tally::default();
+    for name in ["hypervisor", "guest"] {
+        let metal = [
+            "build",
+            "--package",
+            name,
+            "--bin",
+            name,
+            "--features",
+            "bare-metal",
+            "--profile",
+            "metal",
+        ];
+        tally += single(context, &format!("build of the bare-metal {name}"), &metal, &[])?;
+    }
+    Ok(tally)
+}
+
+/// Unit and integration tests of every crate.
+pub fn units(context: &Context) -> Result<Tally> {
+    harness(context, "cargo test", &["test", "--workspace", "--lib", "--bins", "--tests"], &[])
+}
+
+/// The compile-fail tests among them need the protocol's hidden types.
+pub fn documentation(context: &Context) -> Result<Tally> {
+    let tests = ["test", "--workspace", "--doc", "--features", "vmmu/protocol"];
+    let mut tally = harness(context, "doc tests", &tests, &[])?;
+    let flags = [("RUSTDOCFLAGS", "-D warnings")];
+    tally += single(context, "cargo doc", &["doc", "--workspace", "--no-deps"], &flags)?;
+    Ok(tally)
+}
+
+/// The protocol under every interleaving.
+pub fn models(context: &Context) -> Result<Tally> {
+    if !context.project().root().join("crates/vmmu/tests/loom.rs").exists() {
+        return Ok(context.ignore("loom models", "crates/vmmu/tests/loom.rs is not there"));
+    }
+    let folder = context.project().scratch("loom");
+    let folder = folder.display().to_string();
+    let tests = [
+        "test",
+        "--release",
+        "--package",
+        "vmmu",
+        "--features",
+        "protocol",
+        "--test",
+        "loom",
+        "--target-dir",
+        &folder,
+    ];
+    harness(context, "loom models", &tests, &[("RUSTFLAGS", "--cfg loom")])
+}
