@@ -8,7 +8,7 @@
 //! misconfiguration (30.3.3.1): the exit that tells MMIO from everything else.
 
 use super::Record;
-use super::format::{ADDRESS, Format, FormatError, Kind};
+use super::format::{ADDRESS, Format, FormatError, Kind, Leaves};
 use crate::addr::Level;
 
 /// What the processor and its VMCS allow.
@@ -41,8 +41,8 @@ impl Default for EptOptions {
 
 /// The format for one configuration.
 const fn unchecked(options: EptOptions) -> Format {
-    const fn memory(code: u64) -> Option<u64> {
-        Some(code << 3 | 1 << 6)
+    const fn memory(code: u64) -> u64 {
+        code << 3 | 1 << 6
     }
     let empty = 1 << 63;
     Format {
@@ -69,10 +69,11 @@ const fn unchecked(options: EptOptions) -> Format {
         empty,
         // The generation is in the low bits of the address field, all ones above it.
         mmio: Some(empty | 0b110 | (ADDRESS & !((1 << (12 + Format::GENERATION_BITS)) - 1))),
+        leaves: Leaves::NONE,
     }
 }
 
 /// The format for one configuration, or what is wrong with it.
 pub const fn format(options: EptOptions) -> Result<Format, FormatError> {
-    unchecked(options).checked()
+    unchecked(options).complete()
 }

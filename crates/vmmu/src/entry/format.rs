@@ -63,13 +63,49 @@ pub struct Format {
     pub(crate) accessed: u64,
     pub(crate) dirty: u64,
     pub(crate) huge: u64,
-    /// Bits of the memory type, and its code by [`MemoryType`]; `None` where there is no code.
+    /// Bits of the memory type, and its code by [`MemoryType`]; [`ILLEGAL`] where there is none.
     pub(crate) memory_mask: u64,
-    pub(crate) memory: [Option<u64>; 5],
+    pub(crate) memory: [u64; 5],
     /// The empty value; its bits are set in every value but a table's.
     pub(crate) empty: u64,
     /// What makes a value an MMIO entry; `None` if the width leaves no reserved bit.
     pub(crate) mmio: Option<u64>,
+    pub(crate) leaves: Leaves,
+}
+
+/// Stands for "there is no such value": every legal value has reserved bits that are clear.
+pub(crate) const ILLEGAL: u64 = u64::MAX;
+
+/// The bits of leaves, worked out once, so that a fault looks them up instead of asking what is
+/// legal. [`ILLEGAL`] where the format cannot express the combination.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Leaves {
+    /// By [`permission_index`].
+    permission: [u64; 32],
+    /// By [`usage_index`].
+    usage: [u64; 32],
+    /// Bits of a frame number that the address width does not have.
+    beyond: u64,
+}
+
+impl Leaves {
+    /// Before the rest of the format is known.
+    pub(crate) const NONE: Leaves =
+        Leaves { permission: [ILLEGAL; 32], usage: [ILLEGAL; 32], beyond: u64::MAX };
+}
+
+const fn permission_index(leaf: &Leaf) -> usize {
+    leaf.read as usize
+        | (leaf.exec as usize) << 1
+        | (leaf.writable as usize) << 2
+        | (leaf.tracked as usize) << 4
+}
+
+const fn usage_index(leaf: &Leaf) -> usize {
+    leaf.accessed as usize
+        | (leaf.dirty as usize) << 1
+        | (leaf.record as usize) << 2
+        | (leaf.tracked as usize) << 4
 }
 
 /// Why a format cannot be had.
@@ -111,7 +147,8 @@ impl Format {
     /// hold or claim stays at the very top of the address space.
     pub const OWNER_BITS: u32 = 20;
 
-    pub(crate) const fn checked(self) -> Result<Self, FormatError> {
+    /// The whole format, or what is wrong with it.
+    pub(crate) const fn complete(mut self) -> Result<Self, FormatError> {
         if self.phys_bits < 32 || self.phys_bits > 52 {
             return Err(FormatError::PhysBits(self.phys_bits));
         }
@@ -121,7 +158,63 @@ impl Format {
         if !self.largest.can_be_leaf() {
             return Err(FormatError::Largest(self.largest));
         }
+        let mut n = 0;
+        while n < 32 {
+            let (a, b, choice) = (n & 1 != 0, n & 2 != 0, n >> 2 & 3);
+            let tracked = if n & 16 != 0 { Tracked::Yes } else { Tracked::No };
+            self.leaves.permission[n] = self.permission(a, b, Writable::ALL[choice], tracked);
+            if choice < Record::ALL.len() {
+                self.leaves.usage[n] = self.usage(a, b, Record::ALL[choice], tracked);
+            }
+            n += 1;
+        }
+        self.leaves.beyond = !((1 << (self.phys_bits - 12)) - 1);
         Ok(self)
+    }
+
+    /// Bits for who may do what. EPT has no write without read (Intel SDM volume 3, 30.3.3.1), and
+    /// what aging hides is not written.
+    const fn permission(
+        &self,
+        read: bool,
+        exec: bool,
+        writable: Writable,
+        tracked: Tracked,
+    ) -> u64 {
+        let writes = matches!(writable, Writable::Yes);
+        let hidden = matches!(tracked, Tracked::Yes);
+        if !(read || (exec && self.exec_only && !writes)) || (hidden && writes) {
+            return ILLEGAL;
+        }
+        let host = match writable {
+            Writable::Never => 0,
+            Writable::Hard => soft::HOST_WRITABLE,
+            Writable::Soft => soft::HOST_WRITABLE | soft::MMU_WRITABLE,
+            Writable::Yes => soft::HOST_WRITABLE | soft::MMU_WRITABLE | self.write,
+        };
+        let (readable, executable) = match tracked {
+            Tracked::No => {
+                (if read { self.read } else { 0 }, if exec { self.exec } else { self.no_exec })
+            }
+            Tracked::Yes => {
+                (if read { soft::SAVED_READ } else { 0 }, if exec { soft::SAVED_EXEC } else { 0 })
+            }
+        };
+        self.empty | soft::PRESENT | host | readable | executable
+    }
+
+    /// Bits for how use is recorded. Where hardware does, aging clears A and hides nothing; where
+    /// it does not, there is no A or D.
+    const fn usage(&self, accessed: bool, dirty: bool, record: Record, tracked: Tracked) -> u64 {
+        let software = matches!(record, Record::Software);
+        let hidden = matches!(tracked, Tracked::Yes);
+        let possible = self.records >> record as u8 & 1 != 0;
+        if !possible || (software && (accessed || dirty)) || (!software && hidden) {
+            return ILLEGAL;
+        }
+        (record as u64) << soft::RECORD_SHIFT
+            | if accessed { self.accessed } else { 0 }
+            | if dirty { self.dirty } else { 0 }
     }
 
     /// Level of the top table.
@@ -157,7 +250,7 @@ impl Format {
 
     /// Whether the format has a code for this memory type.
     pub const fn has_memory(&self, memory: MemoryType) -> bool {
-        self.memory[memory as usize].is_some()
+        self.memory[memory as usize] != ILLEGAL
     }
 
     /// A value for `state` in an entry of `level`, or `None` if the format cannot express it: a
@@ -187,7 +280,7 @@ impl Format {
     }
 
     fn fits(&self, pfn: Pfn) -> bool {
-        pfn.0 >> (self.phys_bits - 12) == 0
+        pfn.0 & self.leaves.beyond == 0
     }
 
     /// The payload is stored inverted, so that the address a processor may speculate on lies at
@@ -220,51 +313,15 @@ impl Format {
     /// A mapping.
     #[inline]
     pub(crate) fn leaf(&self, leaf: &Leaf, level: Level) -> Option<Value> {
-        let readable = leaf.read || (leaf.exec && self.exec_only && leaf.writable != Writable::Yes);
-        let recordable = leaf.record == Record::Software || leaf.tracked == Tracked::No;
-        let unrecorded = leaf.record == Record::Software && (leaf.accessed || leaf.dirty);
-        if level > self.largest
-            || self.records >> leaf.record as u8 & 1 == 0
-            || !leaf.pfn.is_aligned(level)
-            || !self.fits(leaf.pfn)
-            || !readable
-            || !recordable
-            || unrecorded
-            || (leaf.tracked == Tracked::Yes && leaf.writable == Writable::Yes)
-        {
+        let bits = self.leaves.permission[permission_index(leaf)]
+            | self.leaves.usage[usage_index(leaf)]
+            | self.memory[leaf.memory as usize];
+        let misplaced = leaf.pfn.0 & (self.leaves.beyond | (level.pages() - 1)) != 0;
+        if bits == ILLEGAL || misplaced || level > self.largest {
             return None;
         }
-        let mut bits = self.empty
-            | leaf.pfn.hpa().0
-            | soft::PRESENT
-            | self.memory[leaf.memory as usize]?
-            | (leaf.record as u64) << soft::RECORD_SHIFT;
-        if level > Level::K4 {
-            bits |= self.huge;
-        }
-        bits |= match leaf.writable {
-            Writable::Never => 0,
-            Writable::Hard => soft::HOST_WRITABLE,
-            Writable::Soft => soft::HOST_WRITABLE | soft::MMU_WRITABLE,
-            Writable::Yes => soft::HOST_WRITABLE | soft::MMU_WRITABLE | self.write,
-        };
-        match leaf.tracked {
-            Tracked::No => {
-                bits |= if leaf.read { self.read } else { 0 };
-                bits |= if leaf.exec { self.exec } else { self.no_exec };
-            }
-            Tracked::Yes => {
-                bits |= if leaf.read { soft::SAVED_READ } else { 0 };
-                bits |= if leaf.exec { soft::SAVED_EXEC } else { 0 };
-            }
-        }
-        if leaf.accessed {
-            bits |= self.accessed;
-        }
-        if leaf.dirty {
-            bits |= self.dirty;
-        }
-        Some(Value(bits))
+        let huge = if level > Level::K4 { self.huge } else { 0 };
+        Some(Value(bits | huge | leaf.pfn.hpa().0))
     }
 
     /// What `value` says in an entry of `level`. Anything the library does not write, a reserved
@@ -319,7 +376,7 @@ impl Format {
         };
         let Some(memory) = MemoryType::ALL
             .into_iter()
-            .find(|memory| self.memory[*memory as usize] == Some(v & self.memory_mask))
+            .find(|memory| self.memory[*memory as usize] == v & self.memory_mask)
         else {
             return State::Corrupt;
         };

@@ -126,7 +126,7 @@ fn class(format: &Format, value: Value, level: Level) -> Option<Class> {
         if format.is_table(value, level) {
             return Some(Class::Table);
         }
-        return (level <= format.largest && legal_writable(format, v)).then_some(Class::Leaf);
+        return legal_leaf(format, v, level).then_some(Class::Leaf);
     }
     if v == format.empty {
         return Some(Class::Empty);
@@ -141,12 +141,18 @@ fn class(format: &Format, value: Value, level: Level) -> Option<Class> {
     }
 }
 
-/// Whether a leaf's four permission bits form one of the four legal states.
+/// Whether a leaf can be where it is and its three permission bits form a legal state.
 #[inline]
-fn legal_writable(format: &Format, v: u64) -> bool {
+fn legal_leaf(format: &Format, v: u64, level: Level) -> bool {
     let (host, mmu, w) =
         (v & soft::HOST_WRITABLE != 0, v & soft::MMU_WRITABLE != 0, v & format.write != 0);
-    (host || !mmu) && (mmu || !w)
+    level <= format.largest && (host || !mmu) && (mmu || !w)
+}
+
+/// A leaf is there that was not.
+#[inline]
+fn mapped(format: &Format, v: u64) -> Owed {
+    Owed { log: v & format.write != 0, leaves: Count::Mapped, external: true, ..Owed::NOTHING }
 }
 
 /// What replacing `old` by `new` in an entry of `level` obliges to, or why it must not be done.
@@ -159,12 +165,19 @@ pub fn owed(format: &Format, old: Value, new: Value, level: Level) -> Result<Owe
     if old == new {
         return Ok(Owed::NOTHING);
     }
+    // The fault path, and most of what ever happens: nothing becomes a leaf.
+    if old.0 == format.empty && format.is_leaf(new, level) {
+        return if legal_leaf(format, new.0, level) {
+            Ok(mapped(format, new.0))
+        } else {
+            Err(Crime::Corrupt)
+        };
+    }
     let (Some(from), Some(to)) = (class(format, old, level), class(format, new, level)) else {
         return Err(Crime::Corrupt);
     };
-    let mut owed = Owed::NOTHING;
     match (from, to) {
-        (Class::Dead, Class::Dead) => return Ok(owed),
+        (Class::Dead, Class::Dead) => return Ok(Owed::NOTHING),
         (Class::Dead, _) => return Err(Crime::Dead),
         (Class::Held, Class::Held) => return Err(Crime::Frozen),
         (Class::Leaf | Class::Table, Class::Mmio) => return Err(Crime::Mmio),
@@ -172,6 +185,11 @@ pub fn owed(format: &Format, old: Value, new: Value, level: Level) -> Result<Owe
         (Class::Leaf, Class::Leaf) => return leaf_to_leaf(format, old.0, new.0),
         _ => {}
     }
+    let mut owed = match to {
+        Class::Leaf => mapped(format, new.0),
+        Class::Table => Owed { external: true, ..Owed::NOTHING },
+        Class::Empty | Class::Mmio | Class::Held | Class::Dead => Owed::NOTHING,
+    };
     match from {
         Class::Leaf => {
             owed.leaves = Count::Unmapped;
@@ -185,23 +203,14 @@ pub fn owed(format: &Format, old: Value, new: Value, level: Level) -> Result<Owe
             }
         }
         Class::Table => {
+            let recorded = by_software(new.0) || new.0 & format.dirty != 0;
+            if owed.log && !recorded {
+                return Err(Crime::Clean);
+            }
             owed.detached = Some(format.pfn(old));
             owed.flush = Flush::BeforePromise;
             owed.external = true;
         }
-        Class::Empty | Class::Mmio | Class::Held | Class::Dead => {}
-    }
-    match to {
-        Class::Leaf => {
-            owed.leaves = Count::Mapped;
-            owed.log = new.0 & format.write != 0;
-            owed.external = true;
-            let unrecorded = new.0 & format.dirty == 0 && !by_software(new.0);
-            if from == Class::Table && owed.log && unrecorded {
-                return Err(Crime::Clean);
-            }
-        }
-        Class::Table => owed.external = true,
         Class::Empty | Class::Mmio | Class::Held | Class::Dead => {}
     }
     Ok(owed)

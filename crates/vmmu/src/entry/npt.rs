@@ -7,7 +7,7 @@
 //! address bits has none, and then there are no MMIO entries.
 
 use super::Record;
-use super::format::{ADDRESS, Format, FormatError, Kind};
+use super::format::{ADDRESS, Format, FormatError, ILLEGAL, Kind, Leaves};
 use crate::addr::Level;
 
 /// What the processor allows.
@@ -50,17 +50,18 @@ const fn unchecked(options: NptOptions) -> Format {
         dirty: 1 << 6,
         huge: 1 << 7,
         memory_mask: pwt | pcd,
-        memory: [Some(pcd | pwt), None, Some(pwt), None, Some(0)],
+        memory: [pcd | pwt, ILLEGAL, pwt, ILLEGAL, 0],
         empty: 0,
         mmio: if options.phys_bits < 52 {
             Some(0b101 | (ADDRESS & !((1 << (12 + Format::GENERATION_BITS)) - 1)))
         } else {
             None
         },
+        leaves: Leaves::NONE,
     }
 }
 
 /// The format for one configuration, or what is wrong with it.
 pub const fn format(options: NptOptions) -> Result<Format, FormatError> {
-    unchecked(options).checked()
+    unchecked(options).complete()
 }
