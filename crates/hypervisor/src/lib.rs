@@ -3,8 +3,10 @@
 
 extern crate alloc;
 
+pub mod alu;
 pub mod apic;
 pub mod cpuid;
+pub mod emulate;
 pub mod events;
 pub mod frames;
 pub mod guest_walk;
