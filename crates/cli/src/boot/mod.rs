@@ -134,30 +134,30 @@ fn encode(options: &Options, plans: &[Plan]) -> Result<Vec<u8>> {
 
 /// Everything that will be booted, and what the first guest's console has to show.
 fn prepare(options: &Options, project: &Project) -> Result<(Vec<Plan>, Expected)> {
+    let append = options.append.as_deref().unwrap_or_default();
     let (first, expected) = if let Some(kernel) = &options.multiboot {
         (multiboot(options, kernel)?, Expected::Nothing)
     } else if options.builtin() {
-        (builtin(options, project)?, Expected::Nothing)
+        (builtin(options, project, append)?, Expected::Nothing)
     } else {
         linux(options, project)?
     };
     let mut plans = vec![first];
-    if options.then.is_some() {
-        plans.push(builtin(options, project)?);
+    for arguments in &options.then {
+        plans.push(builtin(options, project, arguments)?);
     }
     Ok((plans, expected))
 }
 
-fn builtin(options: &Options, project: &Project) -> Result<Plan> {
+fn builtin(options: &Options, project: &Project, arguments: &str) -> Result<Plan> {
     let kernel = read(&project.build_guest()?)?;
-    let append = match options.multiboot.is_some() || options.kernel.is_some() {
-        // The user's string is for the guest before this one.
-        true => "",
-        false => options.append.as_deref().unwrap_or_default(),
+    let command_line = format!("guest cpus={} {arguments}", options.cpus);
+    let name = match arguments {
+        "" => "the built-in guest".to_owned(),
+        arguments => format!("the built-in guest ({arguments})"),
     };
-    let command_line = format!("cpus={} {append}", options.cpus);
-    let guest = Multiboot { name: "builtin".into(), kernel, command_line, modules: Vec::new() };
-    guest.plan(options.ram_ranges()?, options.cpus).context("the built-in guest")
+    let guest = Multiboot { name: name.clone(), kernel, command_line, modules: Vec::new() };
+    guest.plan(options.ram_ranges()?, options.cpus).context(name)
 }
 
 fn multiboot(options: &Options, file: &Path) -> Result<Plan> {
@@ -169,7 +169,7 @@ fn multiboot(options: &Options, file: &Path) -> Result<Plan> {
     let guest = Multiboot {
         name: name(file),
         kernel: read(file)?,
-        command_line: options.append.clone().unwrap_or_default(),
+        command_line: format!("{} {}", file.display(), options.append.as_deref().unwrap_or("")),
         modules,
     };
     guest
@@ -199,7 +199,7 @@ fn linux(options: &Options, project: &Project) -> Result<(Plan, Expected)> {
                         && options.append.is_none() =>
                 {
                     say!("no Linux can be had ({e:#}); booting the built-in guest instead");
-                    return Ok((builtin(options, project)?, Expected::Nothing));
+                    return Ok((builtin(options, project, "")?, Expected::Nothing));
                 }
                 Err(e) => return Err(e.context("no Linux can be had")),
             };

@@ -43,9 +43,10 @@ pub struct Options {
     /// What Linux does once it is up [default: boot]
     #[arg(long, value_enum, help_heading = "Guest", conflicts_with_all = ["multiboot", "initrd"])]
     pub workload: Option<Workload>,
-    /// Boot this guest afterwards in the same hypervisor
-    #[arg(long, value_enum, value_name = "GUEST", help_heading = "Guest")]
-    pub then: Option<After>,
+    /// Boot the built-in guest afterwards in the same hypervisor, with these arguments; may be
+    /// repeated
+    #[arg(long, value_name = "ARGUMENTS", help_heading = "Guest")]
+    pub then: Vec<String>,
 
     /// Virtual processors, 1 to 8
     #[arg(long, default_value_t = 1, value_name = "N", help_heading = "Machine",
@@ -110,13 +111,6 @@ pub enum Known {
     /// Debian's cloud kernel and static busybox; the built-in guest if they cannot be had
     Linux,
     /// A small guest of this project, no download
-    Builtin,
-}
-
-/// What may follow in the same hypervisor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum After {
-    /// The built-in guest.
     Builtin,
 }
 
@@ -289,7 +283,7 @@ mod tests {
         // 512 GiB does not fit below 39 bits.
         assert!(options.check().unwrap_err().to_string().contains("39 bits"));
         assert!(parse("--multiboot k --module m --module n").is_ok());
-        assert!(parse("--kernel k --initrd i --then builtin").is_ok());
+        assert!(parse("--kernel k --initrd i --then test=builtin --then a=b").is_ok());
     }
 
     #[test]

@@ -38,11 +38,11 @@ const BELOW: u64 = 4 * GIB;
 /// What is booted.
 #[derive(Debug)]
 pub struct Multiboot {
-    /// For people; the first word of the command line, as boot loaders do it.
+    /// For people.
     pub name: String,
     /// The kernel file.
     pub kernel: Vec<u8>,
-    /// Arguments.
+    /// The whole command line; boot loaders give the kernel's file as its first word.
     pub command_line: String,
     /// Modules: command line and bytes of each.
     pub modules: Vec<(String, Vec<u8>)>,
@@ -64,9 +64,9 @@ impl Multiboot {
             image.put(&line, at, bytes)?;
             modules.push((at as u32, (at + len) as u32, line));
         }
-        let command_line = format!("{} {}", self.name, self.command_line);
-        let block =
-            |image: &Image, at| information(at, image.ram(), command_line.trim_end(), &modules);
+        let block = |image: &Image, at| {
+            information(at, image.ram(), self.command_line.trim_end(), &modules)
+        };
         let info_bytes = block(&image, 0).len() as u64;
         let at = image
             .lowest("multiboot information", info_bytes, 0x1000, LOW_END)
@@ -286,7 +286,7 @@ mod tests {
             String::from_utf8(bytes.iter().take_while(|b| **b != 0).copied().collect()).unwrap()
         };
         assert_eq!((word(ebx + 4), word(ebx + 8)), (640, 63 * 1024));
-        assert_eq!(text(word(ebx + 16)), "k x=1");
+        assert_eq!(text(word(ebx + 16)), "x=1");
         assert_eq!(word(ebx + 20), 2);
         let list = word(ebx + 24);
         assert_eq!(piece(word(list)).len(), 5000);

@@ -1,6 +1,7 @@
 //! `vmmu test`: every test of the workspace, as named steps with their times.
 
 mod context;
+mod hostile;
 mod runs;
 mod source;
 mod tally;
@@ -71,9 +72,11 @@ const STEPS: &[Step] = &[
     step("models", "the protocol under loom", Needs::Nothing, source::models),
     step("builtin", "the built-in guest, also offline", Needs::Qemu, runs::builtin),
     step("multiboot", "modules, sparse RAM, 1 GiB pages", Needs::Qemu, runs::multiboot),
-    step("usage", "refusals and time-out", Needs::Qemu, runs::usage),
+    step("hostile", "guests that mean harm", Needs::Qemu, hostile::guests),
+    step("usage", "what cannot be is refused", Needs::Qemu, runs::usage),
     step("linux", "Linux over processors and page sizes", Needs::QemuAndLinux, runs::linux),
     step("power-off", "power-offs in a row", Needs::QemuAndLinux, runs::power_off),
+    step("time-out", "a guest that does not end in time", Needs::QemuAndLinux, runs::time_out),
     step("alarms", "faults put in are found", Needs::QemuAndLinux, runs::alarms),
     step("exact", "two exact runs agree", Needs::QemuAndLinux, runs::exact),
 ];
