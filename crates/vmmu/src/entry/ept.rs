@@ -4,8 +4,9 @@
 //! guest's PAT does not change it; bit 7 makes a leaf of an upper entry; A and D are bits 8 and 9.
 //! Bit 63 suppresses virtualization exceptions and is set in everything but pointers to tables,
 //! where hardware ignores it, so that a guest never gets one by accident: not for an empty entry,
-//! and not for a leaf that is write-protected or hidden by aging (25.5.7.1). Write with execute but without read is a
-//! misconfiguration (30.3.3.1): the exit that tells MMIO from everything else.
+//! and not for a leaf that is write-protected or hidden by aging (volume 3, "Convertible EPT
+//! Violations"). Write with execute but without read is a misconfiguration (30.3.3.1): the exit
+//! that tells MMIO from everything else.
 
 use super::Record;
 use super::format::{ADDRESS, Format, FormatError, Kind, Leaves};

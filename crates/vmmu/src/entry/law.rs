@@ -53,9 +53,11 @@ pub enum Count {
 pub struct Owed {
     /// The flush.
     pub flush: Flush,
-    /// A set D was dropped: the frames of the old leaf must be reported dirty.
+    /// A set D was dropped, or W where there is no D: the frames of the old leaf must be reported
+    /// dirty.
     pub dirty: bool,
-    /// A set A was dropped with its leaf: the host may want to know.
+    /// A leaf that was used is gone (A, or not hidden where there is no A): the host may want to
+    /// know.
     pub accessed: bool,
     /// W was set, or a leaf with W was inserted: the new leaf's frames belong into the dirty log,
     /// in the section of the change.
@@ -162,9 +164,6 @@ fn mapped(format: &Format, v: u64) -> Owed {
 /// [`Crime::Corrupt`].
 #[inline]
 pub fn owed(format: &Format, old: Value, new: Value, level: Level) -> Result<Owed, Crime> {
-    if old == new {
-        return Ok(Owed::NOTHING);
-    }
     // The fault path, and most of what ever happens: nothing becomes a leaf.
     if old.0 == format.empty && format.is_leaf(new, level) {
         return if legal_leaf(format, new.0, level) {
@@ -173,6 +172,11 @@ pub fn owed(format: &Format, old: Value, new: Value, level: Level) -> Result<Owe
             Err(Crime::Corrupt)
         };
     }
+    if old == new { Ok(Owed::NOTHING) } else { all_others(format, old, new, level) }
+}
+
+/// Apart, so that what is inlined into a caller stays small.
+fn all_others(format: &Format, old: Value, new: Value, level: Level) -> Result<Owed, Crime> {
     let (Some(from), Some(to)) = (class(format, old, level), class(format, new, level)) else {
         return Err(Crime::Corrupt);
     };
