@@ -293,7 +293,8 @@ impl Session {
             && seen
             && guest.reached.is_none()
         {
-            guest.reached = guest.started.map(|at| at.elapsed());
+            // The console may be ahead of the control line by a moment.
+            guest.reached = Some(guest.started.map_or(Duration::ZERO, |at| at.elapsed()));
         }
     }
 
@@ -355,5 +356,126 @@ impl Session {
             self.run.rates = pairs.map(|(now, then)| (now - then) as f64 / seconds).collect();
         }
         self.last_live = Some((now, exits));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        boot::{
+            options::Accel,
+            outcome::{self, Expected, Status},
+            screen::Show,
+        },
+        machine::Clock,
+        size::{MIB, Size},
+    };
+    use hypervisor::frames::{Reader, encode};
+    use std::{env, fs, os::unix::fs::PermissionsExt, os::unix::net::UnixStream};
+
+    /// Names the play and the socket when this test binary is started in QEMU's place.
+    const PLAY: &str = "VMMU_TEST_PLAY";
+    const SOCKET: &str = "VMMU_TEST_SOCKET";
+
+    fn ended(end: End) -> Event {
+        Event::Ended {
+            guest: 0,
+            end,
+            stats: Stats { table_pages: 7, ..Stats::default() },
+            vcpus: vec![],
+            verdict: Verdict::default(),
+            ticks: 1,
+            ticks_per_ms: 1,
+        }
+    }
+
+    /// Not a test of its own: plays the machine for the tests below, and passes when not asked to.
+    #[test]
+    fn plays_the_machine() {
+        let (Ok(play), Ok(socket)) = (env::var(PLAY), env::var(SOCKET)) else { return };
+        let mut line = UnixStream::connect(socket).unwrap();
+        let mut say = |event| line.write_all(&encode(&event).unwrap()).unwrap();
+        say(Event::Hello { version: wire::VERSION, cpus: 1 });
+        say(Event::Started { guest: 0 });
+        println!("\n{REACHED}");
+        match play.as_str() {
+            "ends" => say(ended(End::PowerOff)),
+            "breaks" => say(Event::Failed { what: "page fault".into() }),
+            "leaves" => {}
+            "garbles" => line.write_all(&[1, 2, 3, 4, 0]).unwrap(),
+            "obeys" => {
+                let mut reader = Reader::new();
+                let mut byte = [0];
+                while line.read(&mut byte).unwrap() == 1 {
+                    if reader.push(byte[0]) == Some(Ok(Order::Stop)) {
+                        line.write_all(&encode(&ended(End::Stopped)).unwrap()).unwrap();
+                        break;
+                    }
+                }
+            }
+            other => panic!("no play {other}"),
+        }
+    }
+
+    fn play(play: &str, timeout: Duration) -> (Run, Status) {
+        let folder = tempfile::tempdir().unwrap();
+        let script = folder.path().join("qemu");
+        let control = folder.path().join("control");
+        let this = env::current_exe().unwrap();
+        let text = format!(
+            "#!/bin/sh\nexport {PLAY}={play} {SOCKET}={}\n\
+             exec {} --exact --nocapture boot::session::tests::plays_the_machine\n",
+            control.display(),
+            this.display()
+        );
+        fs::write(&script, text).unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        let machine = Machine {
+            qemu: script,
+            kernel: "k".into(),
+            job: "j".into(),
+            control,
+            cpus: 1,
+            memory: Size(64 * MIB),
+            accel: Accel::Tcg,
+            clock: Clock::Host,
+            gdb: None,
+        };
+        let screen = Screen::new(Show::Nothing);
+        let run = run(&machine, vec!["guest".into()], timeout, None, screen).unwrap();
+        let status = outcome::judge(&run, Expected::Nothing).status;
+        (run, status)
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn an_orderly_end_is_known_with_its_numbers_and_console() {
+        let (run, status) = play("ends", LONG);
+        assert_eq!(status, Status::Ended);
+        assert_eq!(run.guests[0].stats.table_pages, 7);
+        assert!(run.guests[0].reached.is_some());
+        assert!(String::from_utf8_lossy(&run.console).contains(REACHED));
+    }
+
+    #[test]
+    fn a_time_out_gets_the_report_of_the_stopped_guest() {
+        let (run, status) = play("obeys", Duration::from_secs(1));
+        assert_eq!(status, Status::TimeOut);
+        assert_eq!(run.guests[0].end, Some(End::Stopped));
+        assert_eq!(run.guests[0].stats.table_pages, 7);
+    }
+
+    #[test]
+    fn what_the_hypervisor_does_wrong_is_its_fault() {
+        for (what, said) in
+            [("breaks", "page fault"), ("leaves", "without a report"), ("garbles", "damaged")]
+        {
+            let (run, status) = play(what, LONG);
+            assert_eq!(status, Status::Fault, "{what}");
+            let line = outcome::judge(&run, Expected::Nothing).line;
+            assert!(line.contains(said), "{what}: {line}");
+        }
     }
 }
