@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod boot_info;
+pub mod case;
 pub mod command_line;
 pub mod delivery;
 pub mod descriptor;

@@ -12,7 +12,8 @@ pub fn run(machine: &Machine) {
     map(machine);
     cpu::start_others(machine);
     processor::exceptions();
-    processor::timers(machine);
+    processor::pit();
+    processor::apic_timer(machine);
     processor::shoulders(machine);
     processor::floating_point();
     memory::ram(machine);
@@ -20,6 +21,14 @@ pub fn run(machine: &Machine) {
     memory::page_tables(machine);
     processor::ports();
     mmio::run(machine);
+}
+
+/// What must still work after a hostile test.
+pub fn after(machine: &Machine) {
+    processor::exceptions();
+    super::apic::enable();
+    processor::pit();
+    memory::ram(machine);
 }
 
 fn map(machine: &Machine) {

@@ -91,25 +91,53 @@ pub unsafe fn load_gdt(base: u64, limit: u16) {
     unsafe { asm!("lgdt [{}]", in(reg) &raw const pointer, options(nostack, preserves_flags)) };
 }
 
+/// Top of stack `ist` of this processor, as it is after [`start`].
+pub fn stack(ist: u8) -> u64 {
+    LOCAL[index()].stacks.get() as u64 + u64::from(ist) * IST_BYTES as u64
+}
+
+/// Moves stack `ist` of this processor, until the next [`start`].
+///
+/// # Safety
+/// `top` is the end of enough memory, and the stack is not in use.
+pub unsafe fn set_stack(ist: u8, top: u64) {
+    let task = LOCAL[index()].task.get();
+    let place = usize::from(ist) - 1;
+    // SAFETY: only this processor uses its segment; the processor reads it at the next event.
+    unsafe {
+        (&raw mut (*task).interrupt_stack_table[place]).write_volatile(VirtAddr::new_truncate(top));
+    }
+}
+
+/// Loads the task register of processor `index` with a segment at `base`.
+///
+/// # Safety
+/// The segment is one, and stays, or the processor is not meant to survive.
+pub unsafe fn load_task(index: usize, base: u64) {
+    let descriptor = task_state_descriptor(base, size_of::<TaskStateSegment>() as u32 - 1);
+    let selector = FIRST_TASK + 16 * index as u16;
+    // SAFETY: the two words belong to this processor; the rest is by the caller.
+    unsafe {
+        let words = GDT.0.get().cast::<u64>();
+        words.add(usize::from(selector) / 8).write_volatile(descriptor[0]);
+        words.add(usize::from(selector) / 8 + 1).write_volatile(descriptor[1]);
+        load_gdt(words as u64, (GDT_WORDS * 8 - 1) as u16);
+        asm!("ltr {:x}", in(reg) selector, options(nostack, preserves_flags));
+    }
+}
+
 /// Gives processor `index` its tables: the first thing each does.
 pub fn start(index: usize) {
     let local = &LOCAL[index];
     let task = local.task.get();
     let stacks = local.stacks.get() as u64;
-    let descriptor = task_state_descriptor(task as u64, size_of::<TaskStateSegment>() as u32 - 1);
-    let selector = FIRST_TASK + 16 * index as u16;
-    // SAFETY: only this processor uses its `Local` and its two words of the table; the selectors
-    // in use stay what they are.
+    // SAFETY: only this processor uses its `Local`; the selectors in use stay what they are.
     unsafe {
         for ist in 0..3 {
             let top = stacks + (ist as u64 + 1) * IST_BYTES as u64;
             (*task).interrupt_stack_table[ist] = VirtAddr::new(top);
         }
-        let words = GDT.0.get().cast::<u64>();
-        words.add(usize::from(selector) / 8).write(descriptor[0]);
-        words.add(usize::from(selector) / 8 + 1).write(descriptor[1]);
-        load_gdt(words as u64, (GDT_WORDS * 8 - 1) as u16);
-        asm!("ltr {:x}", in(reg) selector, options(nostack, preserves_flags));
+        load_task(index, task as u64);
     }
     trap::load();
 }

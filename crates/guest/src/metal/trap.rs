@@ -218,7 +218,7 @@ pub fn taken() -> Option<Fault> {
 ///
 /// Must be used in `unsafe`: the assembly does whatever it does.
 macro_rules! attempt {
-    ($($code:literal),+ ; $($operands:tt)*) => {{
+    ($($code:expr),+ ; $($operands:tt)*) => {{
         let slot = $crate::metal::trap::slot();
         core::arch::asm!(
             "lea {attempt_scratch}, [rip + 77f]",
@@ -267,6 +267,8 @@ fn exception(frame: &mut Frame, vector: u8) {
     frame.rsp = slot.stack;
     frame.cs = u64::from(CODE);
     frame.ss = 0x10;
+    // Interrupts stay off until the test has looked at the fault.
+    frame.flags &= !0x200;
     slot.resume = 0;
     slot.taken = Some(fault);
 }

@@ -55,8 +55,8 @@ fn halt_until(vector: u8, count: u64) {
     }
 }
 
-/// The PC's timer and the local APIC's timer: seen while running and while halted.
-pub fn timers(machine: &Machine) {
+/// The PC's timer: seen while running and while halted.
+pub fn pit() {
     interrupt::timer(1193);
     let before = trap::count(trap::PIC);
     let came = cpu::wait(cpu::PATIENCE, || {
@@ -68,7 +68,10 @@ pub fn timers(machine: &Machine) {
     halt_until(trap::PIC, 5);
     interrupt::quiet();
     say!("pit ok");
+}
 
+/// The local APIC's timer, on every processor: seen while running and while halted.
+pub fn apic_timer(machine: &Machine) {
     cpu::on_all(machine, |_| {
         apic::timer_once(1_000_000);
         let start = apic::read(apic::CURRENT);

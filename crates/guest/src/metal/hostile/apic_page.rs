@@ -1,0 +1,82 @@
+//! Garbage for the local APIC.
+
+use crate::metal::console::say;
+use crate::metal::paging::{PRESENT, Window};
+use crate::metal::trap::{Fault, attempt};
+use crate::metal::{Machine, apic, interrupt};
+
+/// Random values in all registers but the interrupt command, which could start or stop
+/// processors. Interrupts are off meanwhile.
+pub fn garbage(machine: &Machine) {
+    interrupt::mask(0xff);
+    let mut random = fastrand::Rng::with_seed(machine.seed);
+    for _ in 0..4 {
+        for register in (0..0x1000).step_by(16) {
+            let value = random.u32(..);
+            if register != apic::COMMAND {
+                apic::write(register, value);
+                let _answer = apic::read(register);
+            }
+        }
+    }
+    // The timer off before its vector is believed again, and what is in service ended.
+    apic::write(apic::TIMER, 0x1_0000);
+    apic::write(apic::INITIAL, 0);
+    for register in [0x330, 0x340, 0x360, 0x370] {
+        apic::write(register, 0x1_0000);
+    }
+    apic::write(TASK_PRIORITY, 0);
+    for _ in 0..256 {
+        apic::end();
+    }
+    apic::enable();
+    say!("garbage written");
+}
+
+/// Task priority.
+const TASK_PRIORITY: u32 = 0x80;
+
+/// Sizes other than four bytes, addresses that are not a register's.
+pub fn access() {
+    macro_rules! one {
+        ($offset:expr, $code:literal) => {{
+            // SAFETY: the local APIC's page; registers without effect on memory.
+            let result: Result<(), Fault> = unsafe {
+                attempt!($code; in("rsi") apic::BASE + $offset, inout("rax") 0u64 => _,
+                    out("xmm0") _)
+            };
+            say!("{} at {:#x}: {result:x?}", $code, $offset);
+        }};
+    }
+    one!(0x30, "mov al, [rsi]");
+    one!(0x31, "mov ax, [rsi]");
+    one!(0x32, "mov eax, [rsi]");
+    one!(0x30, "mov rax, [rsi]");
+    one!(0x2e, "mov rax, [rsi]");
+    one!(0x30, "movups xmm0, [rsi]");
+    one!(0x38, "mov eax, [rsi]");
+    one!(0x80, "mov [rsi], al");
+    one!(0x80, "mov [rsi], rax");
+    one!(0x84, "mov [rsi], eax");
+    one!(0x80, "and dword ptr [rsi], 0");
+    one!(0x80, "xchg [rsi], eax");
+    one!(0x80, "lock or [rsi], eax");
+    one!(0xffc, "mov eax, [rsi]");
+    one!(0xffd, "mov eax, [rsi]");
+}
+
+/// Jumps into the page; the page behind it is not mapped.
+pub fn execute() {
+    let window = Window::of(0);
+    let scratch = 0u64;
+    window.set(0, apic::BASE | PRESENT);
+    window.set(1, 0);
+    // SAFETY: what is fetched there can only use `rax` as an address.
+    let result: Result<(), Fault> = unsafe {
+        attempt!("call {address}"; address = in(reg) window.address(0) + 0x400,
+            in("rax") &raw const scratch,
+            out("rcx") _, out("rdx") _, out("rsi") _, out("rdi") _)
+    };
+    window.set(0, 0);
+    say!("{result:x?}");
+}
