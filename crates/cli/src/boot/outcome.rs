@@ -202,6 +202,8 @@ mod tests {
         assert!(judged(GOOD).1.contains("ok 00ff"));
         assert_eq!(judged("").0, Status::Failed);
         assert_eq!(judged("vmmu: user space reached: x\n").0, Status::Failed);
+        let silent = status(&run(Some(End::PowerOff), ""), Expected::Init(Workload::Boot));
+        assert_eq!(silent.0, Status::Failed);
         let failed = judged("vmmu: user space reached\nworkload: verdict FAILED held 1 page\n");
         assert_eq!(failed.0, Status::Failed);
         assert!(failed.1.contains("held 1 page"));

@@ -322,7 +322,7 @@ mod tests {
         assert!(why(flat(ADDRESSES | 4)).contains("flags 0x4"));
         assert!(why(flat(3)).contains("neither ELF"));
         let mut damaged = flat(ADDRESSES);
-        damaged[16] ^= 1;
+        damaged[16] ^= 2;
         assert!(why(damaged).contains("no multiboot header"));
     }
 }
