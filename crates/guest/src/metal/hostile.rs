@@ -23,7 +23,7 @@ pub fn run(machine: &Machine, name: &str) {
         "hostile-holes-read" => hole::read(machine),
         "hostile-holes-write" => hole::write(machine),
         "hostile-holes-execute" => hole::execute(machine),
-        "hostile-ports-in" => port_sweep::read(),
+        "hostile-ports-in" => port_sweep::read(machine),
         "hostile-ports-out" => port_sweep::write(machine),
         "hostile-power-off" => shutdown::power_off(),
         "hostile-reset-keyboard" => shutdown::reset_keyboard(),

@@ -161,7 +161,8 @@ pub fn gate(vector: u8, ist: u8) -> [u64; 2] {
 const fn stack_of(vector: u8) -> u8 {
     match vector {
         2 => IST_NMI,
-        8 => IST_DOUBLE_FAULT,
+        // The fault of a bad stack, too, needs a better one.
+        8 | 12 | 13 => IST_DOUBLE_FAULT,
         SOFTWARE | 0..32 => 0,
         _ => IST_INTERRUPT,
     }

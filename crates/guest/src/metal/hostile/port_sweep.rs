@@ -6,16 +6,24 @@ use core::arch::asm;
 use guest::port::{LEFT_OUT, Width, writable};
 use x86_64::instructions::port::Port;
 
-/// Ports at which an access of this width begins.
-fn starts(width: Width) -> impl Iterator<Item = u16> {
-    (0..=(0x1_0000 - width.bytes()) as u16).chain(None)
+/// Ports at which an access of this width begins. `from=` and `to=` bound them, to find the one
+/// port that does harm.
+fn starts(machine: &Machine, width: Width) -> impl Iterator<Item = u16> + use<> {
+    let end = machine.number("to", 0xffff).min(u64::from(0x1_0000 - width.bytes()));
+    machine.number("from", 0) as u16..=end as u16
+}
+
+/// Widths to use: all, or the one of `width=` bytes.
+fn widths(machine: &Machine) -> impl Iterator<Item = Width> + use<> {
+    let only = machine.number("width", 0);
+    Width::ALL.into_iter().filter(move |width| only == 0 || u64::from(width.bytes()) == only)
 }
 
 /// Reads them all.
-pub fn read() {
-    for width in Width::ALL {
+pub fn read(machine: &Machine) {
+    for width in widths(machine) {
         let mut answers = 0u32;
-        for port in starts(width) {
+        for port in starts(machine, width) {
             // SAFETY: a port of the guest's machine; reading moves no memory.
             let all_ones = unsafe {
                 match width {
@@ -37,8 +45,8 @@ pub fn write(machine: &Machine) {
         say!("left out {first:#x}-{last:#x}: {why}");
     }
     let mut random = fastrand::Rng::with_seed(machine.seed);
-    for width in Width::ALL {
-        for port in starts(width).filter(|&port| writable(port, width)) {
+    for width in widths(machine) {
+        for port in starts(machine, width).filter(|&port| writable(port, width)) {
             let value = random.u32(..);
             // SAFETY: the guest has no device that moves memory; what ends it is left out.
             unsafe {

@@ -107,16 +107,16 @@ pub fn load_cr3(table: u64) {
     unsafe { asm!("mov cr3, {}", in(reg) table) };
 }
 
-/// CR4: every bit that is not supported.
+/// CR4: supported bits must be taken; all others refused, and in long mode changes of LA57 (12)
+/// and PAE (5) as well.
 pub fn cr4() {
     let mut rules = Rules::default();
     let now = read_cr4();
     let basic = __cpuid(1);
     let extended = __cpuid_count(7, 0);
     let supported = |bit: u32| match bit {
-        // VME, TSD, DE, PSE, PGE, PCE, OSFXSR, OSXMMEXCPT; MCE is among them on every AMD64.
-        0 | 2..=4 | 6..=10 => true,
-        1 => basic.edx >> 1 & 1 != 0,
+        // TSD, DE, PSE, MCE, PGE, PCE, OSFXSR, OSXMMEXCPT: on every AMD64.
+        2..=4 | 6..=10 => true,
         11 => extended.ecx >> 2 & 1 != 0,
         16 => extended.ebx & 1 != 0,
         17 => basic.ecx >> 17 & 1 != 0,
@@ -127,19 +127,17 @@ pub fn cr4() {
         23 => extended.ecx >> 7 & 1 != 0 || extended.edx >> 20 & 1 != 0,
         _ => false,
     };
-    let result = try_cr4(now & !(1 << 5));
-    rules.rule(refused(result.map(drop)), format_args!("CR4.PAE off in long mode: {result:x?}"));
-    let result = try_cr4(now ^ 1 << 12);
-    rules.rule(refused(result.map(drop)), format_args!("CR4.LA57 in long mode: {result:x?}"));
-    for bit in (0..64).filter(|&bit| bit != 5 && bit != 12) {
+    // CET (23) also wants CR0.WP; whether it is taken is its own matter.
+    for bit in (0..64).filter(|&bit| supported(bit) && bit != 23) {
         let result = try_cr4(now ^ 1 << bit);
-        if supported(bit) {
-            let taken = result == Ok(now ^ 1 << bit);
-            // CET needs CR0.WP and more, SMAP and PCID change nothing here.
-            rules.rule(taken || bit == 23, format_args!("CR4 bit {bit}: {result:x?}"));
-        } else {
-            rules.rule(refused(result.map(drop)), format_args!("CR4 bit {bit}: {result:x?}"));
-        }
+        rules.rule(result == Ok(now ^ 1 << bit), format_args!("CR4 bit {bit}: {result:x?}"));
+    }
+    say!("the supported bits are taken");
+    // VME and PVI have no use in long mode, and some machines take them unsupported.
+    let unsupported = |&bit: &u32| !supported(bit) && bit != 5 && bit != 12;
+    for bit in (2..64).filter(unsupported).chain([12, 5]) {
+        let result = try_cr4(now ^ 1 << bit);
+        rules.rule(refused(result.map(drop)), format_args!("CR4 bit {bit}: {result:x?}"));
     }
     rules.verdict();
 }
@@ -314,10 +312,13 @@ pub fn debug(machine: &Machine) {
     let mut random = fastrand::Rng::with_seed(machine.seed);
     macro_rules! write {
         ($name:literal, $value:expr) => {{
+            let value: u64 = $value;
             // SAFETY: nothing is armed.
-            let result: Result<(), Fault> =
-                unsafe { attempt!(concat!("mov ", $name, ", {value}"); value = in(reg) $value) };
-            result
+            unsafe {
+                let result: Result<(), Fault> =
+                    attempt!(concat!("mov ", $name, ", {value}"); value = in(reg) value);
+                result
+            }
         }};
     }
     let (mut taken, mut faults) = (0u32, 0u32);
