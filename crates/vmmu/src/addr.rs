@@ -201,6 +201,9 @@ impl GfnRange {
     /// Every frame there is.
     pub const ALL: GfnRange = GfnRange { start: Gfn(0), end: Gfn(Self::LIMIT) };
 
+    /// No frame.
+    pub const EMPTY: GfnRange = GfnRange { start: Gfn(0), end: Gfn(0) };
+
     /// From `start` up to, not including, `end`. `None` if reversed or beyond
     /// [`LIMIT`](Self::LIMIT).
     pub const fn new(start: Gfn, end: Gfn) -> Option<GfnRange> {

@@ -14,11 +14,6 @@ mod imp {
     pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         mutex.lock()
     }
-
-    /// Locks if nobody else has it.
-    pub fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
-        mutex.try_lock()
-    }
 }
 
 #[cfg(loom)]
@@ -35,11 +30,6 @@ mod imp {
     #[expect(clippy::unwrap_used, reason = "only built for models")]
     pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         mutex.lock().unwrap()
-    }
-
-    /// Blocks instead of spinning: two spinning waiters may yield to each other for ever.
-    pub fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
-        Some(lock(mutex))
     }
 }
 
@@ -58,11 +48,6 @@ mod imp {
     pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         mutex.lock().unwrap()
     }
-
-    /// Blocks: the scheduler decides who goes on.
-    pub fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
-        Some(lock(mutex))
-    }
 }
 
 pub use core::sync::atomic::Ordering;
@@ -80,12 +65,6 @@ impl Counter {
     #[inline]
     pub fn add(&self, n: u64) {
         self.0.store(self.get().wrapping_add(n), Ordering::Relaxed);
-    }
-
-    /// Takes away; may run below zero in one participant, the sum over all does not.
-    #[inline]
-    pub fn sub(&self, n: u64) {
-        self.0.store(self.get().wrapping_sub(n), Ordering::Relaxed);
     }
 
     /// The count as last seen.

@@ -237,6 +237,13 @@ impl Cell {
         }
     }
 
+    /// Overwrites a dead entry of a table that the caller has detached: only hardware may still
+    /// read it.
+    #[inline]
+    pub(crate) fn set_dead(&self, value: Value) {
+        self.0.store(value.0, Ordering::Release);
+    }
+
     /// Writes a table that nobody else can reach: before it is linked, or after retirement.
     #[inline]
     pub(crate) fn set_private(&self, value: Value) {

@@ -1,0 +1,100 @@
+//! The slot guard: the right to change slots and to invalidate roots.
+//!
+//! Taken outside of sections and held across them; host invalidations never take it. After each
+//! call that swaps the set, the holder excludes.
+
+use super::set::Edit;
+use super::{SlotError, SlotId, SlotInfo, SlotSpec};
+use crate::host::Host;
+use crate::root::{Phase, Root};
+use crate::section::Turn;
+use crate::shared::Core;
+use crate::sync::{MutexGuard, lock};
+use crate::withdraw::{Promise, RootInvalid, SlotDying};
+
+/// Held: nobody else changes slots or invalidates roots.
+#[must_use]
+pub struct SlotGuard<'g> {
+    core: &'g Core,
+    revision: MutexGuard<'g, u64>,
+}
+
+impl core::fmt::Debug for SlotGuard<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("SlotGuard").field("revision", &*self.revision).finish_non_exhaustive()
+    }
+}
+
+impl<'p, H: Host> Turn<'p, H> {
+    /// Takes the slot guard; waits for whoever has it.
+    pub fn slots(&mut self) -> SlotGuard<'p> {
+        let core = self.core();
+        SlotGuard { core, revision: lock(&core.slots.guard) }
+    }
+}
+
+impl SlotGuard<'_> {
+    fn edit(&mut self) -> Edit<'_> {
+        Edit::new(&self.core.slots, &mut self.revision)
+    }
+
+    /// The slot of that number.
+    pub fn info(&mut self, id: SlotId) -> Result<SlotInfo, SlotError> {
+        self.edit().info(id)
+    }
+
+    /// Publishes a new slot as coming. Exclude, then let it [`come`](Self::come).
+    pub fn add(&mut self, spec: &SlotSpec) -> Result<(), SlotError> {
+        self.edit().add(spec)
+    }
+
+    /// Whether a slot could be moved to where `spec` says.
+    pub fn check_move(&mut self, spec: &SlotSpec) -> Result<(), SlotError> {
+        self.edit().check_move(spec)
+    }
+
+    /// Coming to live.
+    pub fn come(&mut self, spec: &SlotSpec) {
+        self.edit().come(spec);
+    }
+
+    /// Live with other flags. Exclude: requests admitted under the old ones are refused then.
+    pub fn revise(&mut self, spec: &SlotSpec) {
+        self.edit().revise(spec);
+    }
+
+    /// Live to dying: what to withdraw.
+    pub fn dying(&mut self, id: SlotId) -> Result<SlotDying, SlotError> {
+        let SlotInfo { spec, .. } = self.edit().info(id)?;
+        self.edit().die(&spec);
+        Ok(SlotDying { id, space: spec.space, range: spec.range })
+    }
+
+    /// Takes a dying slot out of the set, now that nothing of it is mapped. Exclude, then
+    /// [`bury`](Self::bury) it. Gives its number, or `None` for another VM's promise.
+    pub fn remove(&mut self, gone: Promise<SlotDying>) -> Option<SlotId> {
+        let SlotDying { id, .. } = gone.open(self.core)?;
+        self.edit().remove(id);
+        Some(id)
+    }
+
+    /// Makes the number of a removed slot free again.
+    pub fn bury(&mut self, id: SlotId) {
+        self.edit().bury(id);
+    }
+
+    /// Generation of the set.
+    pub fn generation(&mut self) -> u64 {
+        self.edit().generation()
+    }
+
+    /// Makes the next valid root invalid: what to withdraw.
+    pub fn invalidate(&mut self) -> Option<RootInvalid> {
+        let valid = |root: &Root| root.phase == Phase::Valid;
+        let root = self.core.roots.iter().find(valid)?;
+        self.core
+            .roots
+            .invalidate(root.name)
+            .then_some(RootInvalid { name: root.name, space: root.role.space })
+    }
+}

@@ -1,0 +1,220 @@
+//! Slots: which guest frames are memory, and what the host backs them with.
+//!
+//! A slot is *coming*, *live* or *dying*, and stays in the set in all three. A coming slot becomes
+//! live after the exclusion that follows its publication, so a fault that knew nothing of it is
+//! over; a dying one leaves after its last leaf is settled, so that invalidations by the host
+//! still find its leaves. Neither is given an insert permit, and neither is MMIO: the answer is
+//! *retry*.
+//!
+//! What can change while a slot lives stands in one word: state, flags, and a *revision* that no
+//! two states of any slot of the VM share. A request carries the word it was admitted under; a
+//! permit compares it with the word now. So a change of one slot refuses no fault on another.
+
+mod guard;
+mod set;
+
+use core::fmt;
+
+use crate::active::HostRange;
+use crate::addr::{Gfn, GfnRange, Level, Pfn};
+use crate::entry::{Access, MemoryType};
+use crate::sync::{AtomicU64, Ordering};
+
+pub use guard::SlotGuard;
+pub(crate) use set::{Hint, Region, SlotSet};
+pub use set::{SlotError, Slots};
+
+/// Number of a slot of one VM, below [`Config::slots`](crate::Config::slots). The host chooses.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SlotId(pub u32);
+
+/// One of two sets of slots with one numbering of frames: 0 is ordinary, 1 is for instance what
+/// system-management mode sees.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct AddressSpace(pub u8);
+
+impl AddressSpace {
+    /// How many there are.
+    pub const COUNT: usize = 2;
+}
+
+/// Where a slot's pages come from.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Source {
+    /// Host frames in one run from `pfn`, pinned: they never move while the slot lives, and a
+    /// fault asks nobody.
+    Linear {
+        /// Frame of the first page.
+        pfn: Pfn,
+        /// Memory type of every mapping.
+        memory: MemoryType,
+    },
+    /// Pages of a backing that the host looks up, and may take back by an invalidation.
+    Backed {
+        /// The host's name for the backing.
+        backing: u64,
+        /// Page of the backing behind the slot's first page.
+        first: u64,
+    },
+}
+
+/// Whether a guest may write a slot.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Mutability {
+    /// Reads, writes and fetches.
+    ReadWrite,
+    /// Writes are not mapped but reported (flash memory, ROM). Cannot change while a slot lives.
+    ReadOnly,
+}
+
+/// A slot to be made.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct SlotSpec {
+    /// Its number; must be free.
+    pub id: SlotId,
+    /// Address space.
+    pub space: AddressSpace,
+    /// Guest frames.
+    pub range: GfnRange,
+    /// What backs them.
+    pub source: Source,
+    /// Whether the guest may write.
+    pub mutability: Mutability,
+    /// The largest leaf.
+    pub largest: Level,
+}
+
+/// A slot as it stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SlotInfo {
+    /// As it was made, with the current limit.
+    pub spec: SlotSpec,
+    /// Where it is in its life.
+    pub state: SlotState,
+}
+
+/// Where a slot is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum SlotState {
+    /// Published, not yet usable.
+    Coming,
+    /// In use.
+    Live,
+    /// Being deleted; its leaves may still be mapped.
+    Dying,
+}
+
+/// State, flags and revision of a slot in one word. 0: no slot.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Word(pub u64);
+
+const COMING: u64 = 1;
+const LIVE: u64 = 2;
+const DYING: u64 = 3;
+const READ_ONLY: u64 = 1 << 2;
+const LARGEST_SHIFT: u32 = 3;
+const REVISION_SHIFT: u32 = 8;
+
+impl fmt::Debug for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} revision {}", self.state(), self.0 >> REVISION_SHIFT)
+    }
+}
+
+impl Word {
+    pub(crate) const NONE: Word = Word(0);
+
+    pub(crate) fn new(state: SlotState, spec: &SlotSpec, revision: u64) -> Word {
+        let state = match state {
+            SlotState::Coming => COMING,
+            SlotState::Live => LIVE,
+            SlotState::Dying => DYING,
+        };
+        let read_only = match spec.mutability {
+            Mutability::ReadWrite => 0,
+            Mutability::ReadOnly => READ_ONLY,
+        };
+        let largest = (spec.largest as u64) << LARGEST_SHIFT;
+        Word(state | read_only | largest | revision << REVISION_SHIFT)
+    }
+
+    pub(crate) fn state(self) -> Option<SlotState> {
+        match self.0 & 3 {
+            COMING => Some(SlotState::Coming),
+            LIVE => Some(SlotState::Live),
+            DYING => Some(SlotState::Dying),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn is_live(self) -> bool {
+        self.0 & 3 == LIVE
+    }
+
+    #[inline]
+    pub(crate) fn is_read_only(self) -> bool {
+        self.0 & READ_ONLY != 0
+    }
+
+    pub(crate) fn largest(self) -> Level {
+        match self.0 >> LARGEST_SHIFT & 7 {
+            3 => Level::G1,
+            2 => Level::M2,
+            _ => Level::K4,
+        }
+    }
+
+    /// What a guest may do with the slot's memory.
+    #[inline]
+    pub(crate) fn access(self) -> Access {
+        if self.is_read_only() { Access::READ | Access::EXEC } else { Access::all() }
+    }
+}
+
+/// The words of all slots, by number.
+pub(crate) fn load(words: &[AtomicU64], id: SlotId) -> Word {
+    words.get(id.0 as usize).map_or(Word::NONE, |word| Word(word.load(Ordering::Acquire)))
+}
+
+impl Region {
+    /// The pages of the backing behind `range`, which must lie in the region. `None` if linear.
+    #[inline]
+    pub(crate) fn host_range(&self, range: GfnRange) -> Option<HostRange> {
+        match self.source {
+            Source::Linear { .. } => None,
+            Source::Backed { backing, first } => Some(HostRange {
+                backing,
+                first: first.saturating_add(range.start().0.saturating_sub(self.range.start().0)),
+                pages: range.pages(),
+            }),
+        }
+    }
+
+    /// The part of the region that `host` backs.
+    pub(crate) fn guest_range(&self, host: &HostRange) -> Option<GfnRange> {
+        let Source::Backed { backing, first } = self.source else { return None };
+        let mine = HostRange { backing, first, pages: self.range.pages() };
+        if !mine.overlaps(host) {
+            return None;
+        }
+        let from = host.first.max(mine.first) - first;
+        let to = host.end().min(mine.end()) - first;
+        let base = self.range.start().0;
+        GfnRange::new(Gfn(base + from), Gfn(base + to))
+    }
+
+    /// The largest leaf around `gfn` that lies wholly in the region (invariant 15), at most
+    /// `largest`.
+    #[inline]
+    pub(crate) fn level_at(&self, gfn: Gfn, largest: Level) -> Level {
+        let mut level = largest;
+        while level > Level::K4 && !self.range.covers(gfn.leaf(level)) {
+            match level.below() {
+                Some(below) => level = below,
+                None => break,
+            }
+        }
+        level
+    }
+}

@@ -1,0 +1,114 @@
+//! Counters: kept by each participant in its own lines, summed when read.
+
+use crate::line::Line;
+use crate::shared::Core;
+use crate::sync::Counter;
+
+/// What has happened in a VM since it was made. Sums over participants, read one after another
+/// while they go on counting.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Leaves mapped now: 4K, 2M, 1G (KVM: `pages_4k`, `pages_2m`, `pages_1g`).
+    pub leaves: [u64; 3],
+    /// Leaves ever mapped by faults or splits, by level.
+    pub mapped: [u64; 3],
+    /// Table pages linked now, top tables not counted.
+    pub tables: u64,
+    /// Top tables.
+    pub roots: u64,
+    /// Faults that found a translation that allowed the access (KVM: `pf_spurious`).
+    pub spurious: u64,
+    /// Faults that have to be tried again.
+    pub retries: u64,
+    /// Faults where no slot is (KVM: `pf_emulate`).
+    pub emulated: u64,
+    /// Of these, those that an MMIO entry answered.
+    pub emulated_fast: u64,
+    /// Writes to read-only slots.
+    pub write_protected: u64,
+    /// Faults the host will have a page for later.
+    pub pending: u64,
+    /// Faults the VMM has to decide.
+    pub faulted: u64,
+    /// Faults without table pages.
+    pub out_of_memory: u64,
+    /// Huge leaves split in place.
+    pub splits: u64,
+    /// Leaves and MMIO entries zapped.
+    pub zapped: u64,
+    /// Flushes (KVM: `remote_tlb_flush_requests`).
+    pub flushes: u64,
+    /// vCPUs interrupted for flushes.
+    pub flushes_sent: u64,
+    /// vCPUs that needed no interrupt.
+    pub flushes_elided: u64,
+    /// Exclusions.
+    pub exclusions: u64,
+    /// Invalidations by the host.
+    pub invalidations: u64,
+    /// Promises that had to flush for somebody else's open debt.
+    pub foreign_debts: u64,
+    /// Debts dropped unsettled: defects.
+    pub debts_leaked: u64,
+}
+
+impl Stats {
+    pub(crate) fn sum(core: &Core) -> Stats {
+        let of = |pick: fn(&Line) -> &Counter| {
+            core.lines.iter().fold(0u64, |sum, line| sum.wrapping_add(pick(line).get()))
+        };
+        let mapped =
+            [of(|line| &line.mapped[0]), of(|line| &line.mapped[1]), of(|line| &line.mapped[2])];
+        let unmapped = [
+            of(|line| &line.counters.unmapped[0]),
+            of(|line| &line.counters.unmapped[1]),
+            of(|line| &line.counters.unmapped[2]),
+        ];
+        let linked = of(|line| &line.counters.tables_linked);
+        let unlinked = of(|line| &line.counters.tables_unlinked);
+        Stats {
+            leaves: core::array::from_fn(|n| mapped[n].wrapping_sub(unmapped[n])),
+            mapped,
+            tables: linked.wrapping_sub(unlinked),
+            roots: core.roots.iter().count() as u64,
+            spurious: of(|line| &line.spurious),
+            retries: of(|line| &line.retries),
+            emulated: of(|line| &line.counters.emulated),
+            emulated_fast: of(|line| &line.counters.emulated_fast),
+            write_protected: of(|line| &line.counters.write_protected),
+            pending: of(|line| &line.counters.pending),
+            faulted: of(|line| &line.counters.faulted),
+            out_of_memory: of(|line| &line.counters.out_of_memory),
+            splits: of(|line| &line.counters.splits),
+            zapped: of(|line| &line.counters.zapped),
+            flushes: of(|line| &line.counters.flushes),
+            flushes_sent: of(|line| &line.counters.flushes_sent),
+            flushes_elided: of(|line| &line.counters.flushes_elided),
+            exclusions: of(|line| &line.counters.exclusions),
+            invalidations: of(|line| &line.counters.invalidations),
+            foreign_debts: of(|line| &line.counters.foreign_debts),
+            debts_leaked: of(|line| &line.counters.debts_leaked),
+        }
+    }
+
+    /// Faults that mapped something.
+    pub fn fixed(&self) -> u64 {
+        let all = self.mapped.iter().fold(0u64, |sum, n| sum.wrapping_add(*n));
+        all.wrapping_sub(self.splits.wrapping_mul(crate::addr::ENTRIES as u64))
+    }
+
+    /// Faults by outcome, with the names of [`Outcome::name`](crate::tdp::Outcome::name).
+    pub fn outcomes(&self) -> [(&'static str, u64); 8] {
+        [
+            ("fixed", self.fixed()),
+            ("spurious", self.spurious),
+            ("retry", self.retries),
+            ("emulate", self.emulated),
+            ("write-protected", self.write_protected),
+            ("pending", self.pending),
+            ("memory-fault", self.faulted),
+            ("out-of-memory", self.out_of_memory),
+        ]
+    }
+}

@@ -1,0 +1,95 @@
+//! Pages for tables, taken from the host ahead of a section, because a section does not allocate.
+
+use alloc::vec::Vec;
+
+use super::Table;
+use crate::NoMemory;
+use crate::addr::{Level, Pfn};
+use crate::host::{Contents, Host, PageAsk};
+use crate::shared::Core;
+
+/// Table pages in stock, all empty tables. Belongs to one worker or vCPU.
+#[derive(Debug)]
+pub struct Cache {
+    pages: Vec<Pfn>,
+    /// Tables that one leaf may need: one for each level below the top.
+    need: usize,
+}
+
+/// Proof that the cache has the tables one leaf may need.
+#[derive(Debug)]
+pub struct Full<'c>(&'c mut Cache);
+
+/// How many pages are missing.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NeedPages(pub usize);
+
+impl Cache {
+    /// An empty cache with room for one leaf's tables.
+    pub(crate) fn new(top: Level) -> Result<Self, NoMemory> {
+        let need = top as usize - 1;
+        let mut pages = Vec::new();
+        pages.try_reserve_exact(need).map_err(|_| NoMemory)?;
+        Ok(Cache { pages, need })
+    }
+
+    /// Proof for one leaf, or what is missing.
+    #[inline]
+    pub fn full(&mut self) -> Result<Full<'_>, NeedPages> {
+        match self.need.saturating_sub(self.pages.len()) {
+            0 => Ok(Full(self)),
+            missing => Err(NeedPages(missing)),
+        }
+    }
+
+    /// Takes pages from the host until `stock` are there, at least one leaf's tables. On failure
+    /// what was taken stays.
+    pub(crate) fn fill<H: Host>(
+        &mut self,
+        host: &H,
+        core: &Core,
+        stock: usize,
+    ) -> Result<(), NoMemory> {
+        let stock = stock.max(self.need);
+        let more = stock.saturating_sub(self.pages.len());
+        self.pages.try_reserve_exact(more).map_err(|_| NoMemory)?;
+        for _ in 0..more {
+            let page = host.take(PageAsk::default()).ok_or(NoMemory)?;
+            if page.contents == Contents::Unknown || core.format.empty().0 != 0 {
+                // SAFETY: just taken, linked nowhere.
+                unsafe { Table::at(core.window, page.pfn) }.clear(&core.format);
+            }
+            self.pages.push(page.pfn);
+        }
+        Ok(())
+    }
+
+    /// One empty table.
+    pub(crate) fn take(&mut self) -> Option<Pfn> {
+        self.pages.pop()
+    }
+
+    /// Takes back a table that is empty again. There is room: it came from here.
+    pub(crate) fn put_back(&mut self, pfn: Pfn) {
+        debug_assert!(self.pages.len() < self.pages.capacity(), "a page from elsewhere");
+        self.pages.push(pfn);
+    }
+
+    /// Gives everything back.
+    pub(crate) fn drain<H: Host>(&mut self, host: &H) {
+        for pfn in self.pages.drain(..) {
+            host.release(pfn);
+        }
+    }
+}
+
+impl Full<'_> {
+    pub(crate) fn take(&mut self) -> Option<Pfn> {
+        self.0.take()
+    }
+
+    pub(crate) fn put_back(&mut self, pfn: Pfn) {
+        self.0.put_back(pfn);
+    }
+}

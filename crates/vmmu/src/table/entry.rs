@@ -1,0 +1,223 @@
+//! One entry, seen in a section: a place, and the value that was there.
+//!
+//! Every write consumes the observation and is one compare-exchange from it; who lost gets a new
+//! observation. What the write obliges to comes from the law, in the same section.
+
+use super::{Full, Table};
+use crate::addr::{Gfn, GfnRange, Level, Pfn};
+use crate::entry::{Access, Cell, State, Value, law, split_child};
+use crate::section::{Inside, Kind, Owing};
+use crate::shared::Broken;
+
+/// A place and the value seen.
+#[must_use]
+#[derive(Debug)]
+pub struct Entry<'s, K: Kind> {
+    pub(crate) inside: Inside<'s, K>,
+    pub(crate) cell: &'s Cell,
+    pub(crate) seen: Value,
+    pub(crate) level: Level,
+    /// First frame it covers.
+    pub(crate) gfn: Gfn,
+}
+
+/// The exchange was lost; this is what is there now.
+pub type Changed<'s, K> = Entry<'s, K>;
+
+impl<'s, K: Kind> Entry<'s, K> {
+    /// The entry for `gfn` in a table of `level`.
+    #[inline]
+    pub(crate) fn of(inside: Inside<'s, K>, table: &'s Table, level: Level, gfn: Gfn) -> Self {
+        let cell = table.cell_for(gfn, level);
+        Entry { inside, cell, seen: cell.get(), level, gfn: gfn.align_down(level) }
+    }
+
+    /// The value seen.
+    pub fn value(&self) -> Value {
+        self.seen
+    }
+
+    /// What it means.
+    pub fn state(&self) -> State {
+        self.inside.core.format.read(self.seen, self.level)
+    }
+
+    /// Level of the table it is in.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// The guest frames it covers.
+    pub fn range(&self) -> GfnRange {
+        self.gfn.leaf(self.level)
+    }
+
+    #[inline]
+    pub(crate) fn is_table(&self) -> bool {
+        self.inside.core.format.is_table(self.seen, self.level)
+    }
+
+    #[inline]
+    pub(crate) fn is_leaf(&self) -> bool {
+        self.inside.core.format.is_leaf(self.seen, self.level)
+    }
+
+    #[inline]
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.inside.core.format.is_frozen(self.seen)
+    }
+
+    #[inline]
+    pub(crate) fn allows(&self, access: Access) -> bool {
+        self.is_leaf() && self.inside.core.format.allows(self.seen, access)
+    }
+
+    /// The table it points at, if it does.
+    #[inline]
+    pub(crate) fn child(&self) -> Option<(&'s Table, Level)> {
+        let level = self.level.below()?;
+        if !self.is_table() {
+            return None;
+        }
+        let pfn = self.inside.core.format.pfn(self.seen);
+        // SAFETY: read from a linked entry in a section, so the table is released only after
+        // the section has ended.
+        Some((unsafe { Table::at(self.inside.core.window, pfn) }, level))
+    }
+
+    /// Replaces the value seen, and does what the law says follows. `Ok(None)`: the law forbids
+    /// it; the VM is dead and nothing has changed.
+    #[inline]
+    pub(crate) fn apply(self, new: Value) -> Result<Option<law::Owed>, Changed<'s, K>> {
+        let core = self.inside.core;
+        let owed = match law::owed(&core.format, self.seen, new, self.level) {
+            Ok(owed) => owed,
+            Err(crime) => {
+                core.kill(Broken::Law(crime));
+                return Ok(None);
+            }
+        };
+        match self.cell.change(self.seen, new) {
+            Ok(()) => {
+                self.inside.account(&owed, self.level);
+                Ok(Some(owed))
+            }
+            Err(now) => Err(Entry { seen: now, ..self }),
+        }
+    }
+
+    /// Replaces a huge leaf by a table of the same translation: a modify, allowed to anybody in a
+    /// section. The children derive from the exact value that is exchanged, so nothing is owed.
+    /// Anything but a huge leaf is left as it is.
+    pub fn split(self, pages: &mut Full<'_>) -> Result<(), Changed<'s, K>> {
+        let core = self.inside.core;
+        let (State::Leaf(leaf), Some(below)) = (self.state(), self.level.below()) else {
+            return Ok(());
+        };
+        let Some(pfn) = pages.take() else { return Ok(()) };
+        // SAFETY: from the cache, linked nowhere.
+        let table = unsafe { Table::at(core.window, pfn) };
+        for (n, cell) in table.cells().iter().enumerate() {
+            let child = split_child(&leaf, self.level, n as u64);
+            let value = child.and_then(|leaf| core.format.leaf(&leaf, below));
+            cell.set_private(value.unwrap_or(core.format.empty()));
+        }
+        let (inside, level) = (self.inside, self.level);
+        match self.apply(core.format.table(pfn)) {
+            Ok(Some(_)) => {
+                if let Some(counter) = inside.line.mapped.get(below as usize - 1) {
+                    counter.add(crate::addr::ENTRIES as u64);
+                }
+                debug_assert!(level > Level::K4, "only huge leaves split");
+                inside.line.counters.splits.add(1);
+                inside.line.counters.tables_linked.add(1);
+                Ok(())
+            }
+            Ok(None) => {
+                table.clear(&core.format);
+                pages.put_back(pfn);
+                Ok(())
+            }
+            Err(changed) => {
+                table.clear(&core.format);
+                pages.put_back(pfn);
+                Err(changed)
+            }
+        }
+    }
+}
+
+impl<'s> Entry<'s, Owing<'s>> {
+    /// Makes a leaf or an MMIO entry empty. Anything else is left as it is.
+    pub fn zap(self) -> Result<(), Changed<'s, Owing<'s>>> {
+        let core = self.inside.core;
+        match self.state() {
+            State::Leaf(_) | State::Mmio { .. } => {}
+            State::Corrupt => {
+                core.kill(Broken::Corrupt);
+                return Ok(());
+            }
+            _ => return Ok(()),
+        }
+        let line = self.inside.line;
+        self.apply(core.format.empty())?;
+        line.counters.zapped.add(1);
+        Ok(())
+    }
+
+    /// Takes the table away that the entry points at, makes all its entries dead, and hangs it on
+    /// the debt. Anything but a table is left as it is.
+    pub fn detach(self) -> Result<(), Changed<'s, Owing<'s>>> {
+        let (inside, level) = (self.inside, self.level);
+        let (Some((table, below)), true) = (self.child(), level > Level::K4) else {
+            return Ok(());
+        };
+        let pfn = inside.core.format.pfn(self.seen);
+        if self.apply(inside.core.format.empty())?.is_some() {
+            bury(inside, pfn, table, below);
+        }
+        Ok(())
+    }
+}
+
+/// Makes all entries of a table dead that this section has detached and therefore owns.
+///
+/// Sections that walked past the parent before may still be at work here; exchanging each entry
+/// is what decides against them. A table that one of them linked meanwhile is taken along.
+fn bury(inside: Inside<'_, Owing<'_>>, pfn: Pfn, table: &Table, level: Level) {
+    let core = inside.core;
+    let dead = core.format.dead(None);
+    for cell in table.cells() {
+        let mut seen = cell.get();
+        loop {
+            match core.format.read(seen, level) {
+                // Held by a section that will put it back: only the owner of the table, which
+                // this is, may wait for that, and only downwards.
+                State::Hold { .. } | State::Claim { .. } => {
+                    crate::sync::spin_loop();
+                    seen = cell.get();
+                    continue;
+                }
+                State::Dead { .. } => break,
+                _ => {}
+            }
+            let owed = law::owed(&core.format, seen, dead, level);
+            if let Err(now) = cell.change(seen, dead) {
+                seen = now;
+                continue;
+            }
+            match owed {
+                Ok(owed) => {
+                    inside.account(&owed, level);
+                    if let (Some(child), Some(below)) = (owed.detached, level.below()) {
+                        // SAFETY: it was linked when it was read in this section.
+                        bury(inside, child, unsafe { Table::at(core.window, child) }, below);
+                    }
+                }
+                Err(_) => core.kill(Broken::Corrupt),
+            }
+            break;
+        }
+    }
+    inside.kind.0.hang(pfn, table, &core.format);
+}

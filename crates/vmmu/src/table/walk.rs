@@ -1,0 +1,241 @@
+//! The one walker. It carries a [`Cursor`] between sections, never a pointer: names and numbers
+//! that are looked up anew in each.
+//!
+//! Two orders:
+//!
+//! * *leaves*: every entry of a range that is not a table, in ascending order;
+//! * *uproot*: every table of a root, deepest first, to be detached. It needs no place to go on
+//!   from: what has been detached is gone.
+
+use core::cell::Cell;
+
+use super::page::Passes;
+use super::{Entry, Page, Table, Then};
+use crate::addr::{ENTRIES, Gfn, GfnRange, Level};
+use crate::root::{PLACES, Phase, Root, RootName};
+use crate::section::{Inside, Kind, Section};
+use crate::slot::{AddressSpace, SlotSet};
+
+/// In which order, and what.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Order {
+    /// Entries of a range that are not tables.
+    Leaves,
+    /// All tables below a root, deepest first.
+    Uproot,
+}
+
+/// What a walk goes over.
+pub(crate) trait Target {
+    /// The order.
+    fn order(&self) -> Order;
+
+    /// The `n`-th piece or the next one after it, with its number. Asked in every section.
+    fn piece(&self, slots: &SlotSet, n: usize) -> Option<(usize, AddressSpace, GfnRange)>;
+
+    /// Whether a root is meant. Invalid roots are, unless the target says otherwise: they may
+    /// still be used.
+    fn wants(&self, root: &Root) -> bool {
+        let _ = root;
+        true
+    }
+}
+
+/// Where a walk is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Cursor {
+    /// Generation of the slot set that `piece` counts in.
+    slots: u64,
+    piece: usize,
+    root: usize,
+    name: Option<RootName>,
+    gfn: Gfn,
+}
+
+/// What one section's worth of walking came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Step {
+    /// A page was visited.
+    Visited,
+    /// Something was frozen: let its owner run.
+    Wait,
+    /// The visitor wants to stop.
+    Pause,
+    /// Nothing is left.
+    Done,
+}
+
+impl<'s, K: Kind> Section<'s, K> {
+    /// The entry at which a walk for `gfn` ends: of level `stop`, or above where there is no
+    /// table. `None`: there is no such root.
+    #[inline]
+    pub(crate) fn entry(&self, root: RootName, gfn: Gfn, stop: Level) -> Option<Entry<'_, K>> {
+        let root = self.inside.core.roots.get(root)?;
+        Some(descend(top(self.inside, &root, gfn), gfn, stop))
+    }
+
+    /// One section's worth of a walk: at most one page goes to the visitor.
+    pub(crate) fn step(
+        &self,
+        cursor: &mut Cursor,
+        target: &dyn Target,
+        visit: &mut dyn FnMut(&Page<'_, K>) -> Then,
+    ) -> Step {
+        let slots = self.slots();
+        if cursor.slots != slots.generation {
+            // The pieces are numbered anew; what was done already is done again, at no harm.
+            *cursor = Cursor { slots: slots.generation, ..Cursor::default() };
+        }
+        loop {
+            let Some((piece, space, range)) = target.piece(slots, cursor.piece) else {
+                return Step::Done;
+            };
+            if piece != cursor.piece {
+                *cursor = Cursor { slots: slots.generation, piece, ..Cursor::default() };
+            }
+            let Some(root) = self.next_root(cursor, space, target) else {
+                let slots = slots.generation;
+                *cursor = Cursor { slots, piece: piece + 1, ..Cursor::default() };
+                continue;
+            };
+            if cursor.name != Some(root.name) {
+                cursor.name = Some(root.name);
+                cursor.gfn = range.start();
+            }
+            let inside: Inside<'_, K> = self.inside;
+            let page = match target.order() {
+                Order::Leaves => leaves(inside, &root, cursor.gfn, range.end()),
+                Order::Uproot => uproot(inside, &root),
+            };
+            let Some(page) = page else {
+                cursor.root += 1;
+                cursor.name = None;
+                continue;
+            };
+            return go_on(cursor, page, visit);
+        }
+    }
+
+    fn next_root(
+        &self,
+        cursor: &mut Cursor,
+        space: AddressSpace,
+        target: &dyn Target,
+    ) -> Option<Root> {
+        while cursor.root < PLACES {
+            let root = self.inside.core.roots.at(cursor.root);
+            let root = root.filter(|root| root.phase != Phase::Retiring);
+            if let Some(root) = root.filter(|r| r.role.space == space && target.wants(r)) {
+                return Some(root);
+            }
+            cursor.root += 1;
+            cursor.name = None;
+        }
+        None
+    }
+}
+
+/// Visits one page and moves the cursor.
+fn go_on<K: Kind>(
+    cursor: &mut Cursor,
+    page: Page<'_, K>,
+    visit: &mut dyn FnMut(&Page<'_, K>) -> Then,
+) -> Step {
+    let format = &page.inside.core.format;
+    let is_table =
+        |n: &usize| page.table.cell(*n).is_some_and(|cell| format.is_table(cell.get(), page.level));
+    // Where there is a table, the next step goes down there.
+    let stop = match page.passes {
+        Passes::Leaves => (page.from..page.to).find(is_table).unwrap_or(page.to),
+        Passes::Tables => page.to,
+    };
+    if stop == page.from {
+        // It became a table since the walk looked.
+        return Step::Visited;
+    }
+    let page = Page { to: stop, ..page };
+    let then = visit(&page);
+    let reached = match then {
+        Then::Next => page.to,
+        Then::Again | Then::Pause => page.at.get(),
+    };
+    if reached > page.from {
+        cursor.gfn = Gfn(page.base.0 + reached as u64 * page.level.pages());
+    }
+    match then {
+        Then::Next => Step::Visited,
+        Then::Again => Step::Wait,
+        Then::Pause => Step::Pause,
+    }
+}
+
+/// The entry for `gfn` in the top table.
+#[inline]
+fn top<'s, K: Kind>(inside: Inside<'s, K>, root: &Root, gfn: Gfn) -> Entry<'s, K> {
+    // SAFETY: a root's top table is released only after an exclusion that follows its retiring,
+    // and this section has found the root not yet retired.
+    let table = unsafe { Table::at(inside.core.window, root.top) };
+    Entry::of(inside, table, root.level(&inside.core.format), gfn)
+}
+
+/// Goes down from an entry while there are tables, at most to `stop`.
+#[inline]
+pub(crate) fn descend<'s, K: Kind>(mut entry: Entry<'s, K>, gfn: Gfn, stop: Level) -> Entry<'s, K> {
+    while entry.level > stop {
+        let Some((table, level)) = entry.child() else { break };
+        entry = Entry::of(entry.inside, table, level, gfn);
+    }
+    entry
+}
+
+/// The part from `gfn` to `end` of the deepest table that covers `gfn`.
+fn leaves<'s, K: Kind>(
+    inside: Inside<'s, K>,
+    root: &Root,
+    gfn: Gfn,
+    end: Gfn,
+) -> Option<Page<'s, K>> {
+    let end = end.min(Gfn(inside.core.format.frames()));
+    if gfn >= end {
+        return None;
+    }
+    // SAFETY: as in `top`.
+    let mut table = unsafe { Table::at(inside.core.window, root.top) };
+    let mut level = root.level(&inside.core.format);
+    while let Some((child, below)) = Entry::of(inside, table, level, gfn).child() {
+        (table, level) = (child, below);
+    }
+    let from = gfn.index(level);
+    let base = Gfn(gfn.align_down(level).0 - from as u64 * level.pages());
+    let last = (end.0 - 1 - base.0) / level.pages();
+    let to = (last as usize).min(ENTRIES - 1) + 1;
+    let at = Cell::new(from);
+    Some(Page { inside, table, level, base, from, to, passes: Passes::Leaves, at })
+}
+
+/// The entry above a table that has no tables below it.
+fn uproot<'s, K: Kind>(inside: Inside<'s, K>, root: &Root) -> Option<Page<'s, K>> {
+    // SAFETY: as in `top`.
+    let mut table = unsafe { Table::at(inside.core.window, root.top) };
+    let mut level = root.level(&inside.core.format);
+    let mut base = Gfn(0);
+    let mut found = None;
+    let entry = |table: &'s Table, level: Level, base: Gfn, n: usize| {
+        Entry::of(inside, table, level, Gfn(base.0 + n as u64 * level.pages()))
+    };
+    loop {
+        let Some(n) = (0..ENTRIES).find(|n| entry(table, level, base, *n).is_table()) else {
+            return found;
+        };
+        let at = Cell::new(n);
+        let (from, to, passes) = (n, n + 1, Passes::Tables);
+        found = Some(Page { inside, table, level, base, from, to, passes, at });
+        let above = entry(table, level, base, n);
+        let Some((child, below)) = above.child() else { return found };
+        base = above.gfn;
+        (table, level) = (child, below);
+        if level == Level::K4 {
+            return found;
+        }
+    }
+}

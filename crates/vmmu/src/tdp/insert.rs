@@ -1,0 +1,345 @@
+//! Inserting: the permit for one whole leaf, and the walk that spends it.
+//!
+//! Modify is not insert. Anyone in a section may split; only the holder of an [`Insert`] may put a
+//! mapping where there was none.
+
+use crate::addr::{Gfn, Level, Pfn};
+use crate::entry::{Access, Leaf, MemoryType, Record, State, Tracked, Value, Writable, law};
+use crate::root::RootName;
+use crate::section::{Inside, Kind, Section};
+use crate::shared::Broken;
+use crate::slot::{Region, Source, Word};
+use crate::table::{Entry, Full, Table};
+
+use super::request::{allowed, congruent, is_used, pages_behind};
+use super::{Ask, Cause, Frame, Refused};
+
+/// The permit: one frame, one whole leaf, one root that is valid in this section.
+#[must_use]
+#[derive(Debug)]
+pub struct Insert<'s, K: Kind> {
+    inside: Inside<'s, K>,
+    root: RootName,
+    gfn: Gfn,
+    level: Level,
+    what: What,
+    access: Access,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum What {
+    /// A leaf; its frame is that of the whole leaf's start.
+    Leaf(Leaf),
+    /// The MMIO entry of this generation.
+    Mmio(Value),
+}
+
+/// What came of an insert.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Mapped {
+    /// The leaf is there, of this level.
+    Done(Level),
+    /// A leaf that allows the access was there.
+    Spurious,
+    /// Something there is frozen, or the VM died: leave the section.
+    Busy,
+    /// A leaf of another frame is there, or one whose permissions must not grow in place.
+    Conflict,
+}
+
+impl<K: Kind> Section<'_, K> {
+    /// Asks for the permit to insert `frame` as a leaf of `level`.
+    ///
+    /// In this order: root, slot, ranges under invalidation, *then* hits. A range leaves the
+    /// active list only after it has set its hits.
+    pub fn permit<'a>(
+        &'a self,
+        frame: &'a Frame<'_>,
+        level: Level,
+    ) -> Result<Insert<'a, K>, Refused> {
+        let core = self.inside.core;
+        let about = &frame.about;
+        if !core::ptr::eq(core, frame.watch.core) {
+            return Err(Refused::Foreign);
+        }
+        if level > frame.level() {
+            return Err(Refused::Level);
+        }
+        if !core.roots.is_valid(about.root) {
+            return Err(Refused::Root);
+        }
+        if core.slots.word(about.region.id) != about.word {
+            return Err(Refused::Stale);
+        }
+        let leaf = about.gfn().leaf(level);
+        let pages = pages_behind(about, leaf).ok_or(Refused::NoSlot)?;
+        if core.active.covers(&pages) {
+            return Err(Refused::Invalidation);
+        }
+        let words = core.lines.watch_words(frame.watch.place).ok_or(Refused::Foreign)?;
+        if words.is_hit() {
+            return Err(Refused::Hit);
+        }
+        let found = &frame.found;
+        let access = allowed(about.word, found.access);
+        let leaf = leaf_for(core.format.record(), found.pfn, access, found.memory, about.ask);
+        Ok(self.insert(about.root, about.ask, level, leaf))
+    }
+
+    /// The permit for a page of a linear slot found in this section: its frame needs no watch.
+    pub(crate) fn permit_linear(
+        &self,
+        root: RootName,
+        region: &Region,
+        word: Word,
+        ask: Ask,
+    ) -> Result<Insert<'_, K>, Refused> {
+        let core = self.inside.core;
+        let Source::Linear { pfn, memory } = region.source else { return Err(Refused::Slot) };
+        if !core.roots.is_valid(root) {
+            return Err(Refused::Root);
+        }
+        if !word.is_live() {
+            return Err(Refused::Stale);
+        }
+        if !word.access().contains(ask.access) {
+            return Err(Refused::ReadOnly);
+        }
+        let gfn = ask.gpa.gfn();
+        let pfn = Pfn(pfn.0 + (gfn.0 - region.range.start().0));
+        let mut level = region.level_at(gfn, word.largest().min(core.largest));
+        while level > Level::K4 && !congruent(pfn, gfn, level) {
+            level = level.below().unwrap_or(Level::K4);
+        }
+        let leaf = leaf_for(core.format.record(), pfn, word.access(), memory, ask);
+        Ok(self.insert(root, ask, level, leaf))
+    }
+
+    /// The permit for an MMIO entry: no slot is there, as of the generation it will carry.
+    pub fn permit_mmio(&self, root: RootName, ask: Ask) -> Result<Insert<'_, K>, Refused> {
+        let core = self.inside.core;
+        let slots = self.slots();
+        if !core.roots.is_valid(root) {
+            return Err(Refused::Root);
+        }
+        let role = core.roots.get(root).ok_or(Refused::Root)?.role;
+        let gfn = ask.gpa.gfn();
+        if slots.find(role.space, gfn, &mut crate::slot::Hint::default()).is_some() {
+            return Err(Refused::Slot);
+        }
+        let mmio = State::Mmio { generation: slots.generation };
+        let value = core.format.make(mmio, Level::K4).ok_or(Refused::Generation)?;
+        let (inside, access) = (self.inside, ask.access);
+        Ok(Insert { inside, root, gfn, level: Level::K4, what: What::Mmio(value), access })
+    }
+
+    fn insert(&self, root: RootName, ask: Ask, level: Level, leaf: Leaf) -> Insert<'_, K> {
+        let (inside, gfn, access) = (self.inside, ask.gpa.gfn(), ask.access);
+        let start = Pfn(leaf.pfn.0 & !(level.pages() - 1));
+        let leaf = Leaf { pfn: start, ..leaf };
+        Insert { inside, root, gfn, level, what: What::Leaf(leaf), access }
+    }
+}
+
+/// A new leaf. A is set if it is about to be used, D if it is about to be written: hardware would
+/// do so at once, and a walk that finds them set is shorter.
+#[inline]
+fn leaf_for(record: Record, pfn: Pfn, access: Access, memory: MemoryType, ask: Ask) -> Leaf {
+    let by_hardware = record != Record::Software;
+    let used = is_used(ask.cause) && by_hardware;
+    let writable = access.contains(Access::WRITE);
+    Leaf {
+        pfn,
+        read: access.contains(Access::READ),
+        exec: access.contains(Access::EXEC),
+        writable: if writable { Writable::Yes } else { Writable::Never },
+        accessed: used,
+        dirty: used && writable && ask.access.contains(Access::WRITE),
+        record,
+        tracked: if ask.cause == Cause::Prefault && !by_hardware && !writable {
+            Tracked::Yes
+        } else {
+            Tracked::No
+        },
+        memory,
+    }
+}
+
+impl<'s, K: Kind> Insert<'s, K> {
+    /// Level of the leaf.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Walks to the place and puts the leaf there. Tables that are missing are linked, filled
+    /// first; a huge leaf in the way that does not allow the access is split; where there is a
+    /// table already, the leaf becomes a smaller one in it.
+    pub fn map(mut self, mut pages: Full<'_>) -> Mapped {
+        let core = self.inside.core;
+        let Some(top) = core.roots.get(self.root) else { return Mapped::Busy };
+        // SAFETY: the root was valid in this section.
+        let table = unsafe { Table::at(core.window, top.top) };
+        let mut entry = Entry::of(self.inside, table, core.format.top(), self.gfn);
+        loop {
+            if let Some((table, level)) = entry.child() {
+                if entry.level == self.level && !self.shrink(level) {
+                    return Mapped::Busy;
+                }
+                entry = Entry::of(self.inside, table, level, self.gfn);
+                continue;
+            }
+            if entry.is_frozen() || core.broken().is_some() {
+                return Mapped::Busy;
+            }
+            let (inside, cell, level, gfn) = (entry.inside, entry.cell, entry.level, entry.gfn);
+            let again = || Entry { inside, cell, seen: cell.get(), level, gfn };
+            if entry.is_leaf() {
+                if entry.allows(self.access) {
+                    return Mapped::Spurious;
+                }
+                if entry.level > self.level {
+                    entry = match entry.split(&mut pages) {
+                        Ok(()) => again(),
+                        Err(changed) => changed,
+                    };
+                    continue;
+                }
+                match self.widen(entry) {
+                    Ok(mapped) => return mapped,
+                    Err(changed) => entry = changed,
+                }
+                continue;
+            }
+            let lost = if entry.level == self.level {
+                self.place(entry)
+            } else {
+                self.link(entry, &mut pages)
+            };
+            match lost {
+                Ok(mapped) => return mapped,
+                Err(changed) => entry = changed,
+            }
+        }
+    }
+
+    /// The leaf for this frame one size smaller, in the table of `level` that is there already.
+    fn shrink(&mut self, level: Level) -> bool {
+        let outer = self.level.pages() - 1;
+        self.level = level;
+        if let What::Leaf(leaf) = &mut self.what {
+            // Frame and guest frame lie at the same place of the larger block.
+            leaf.pfn = Pfn(leaf.pfn.0 | self.gfn.0 & outer & !(level.pages() - 1));
+        }
+        level.can_be_leaf()
+    }
+
+    fn value(&self) -> Option<Value> {
+        match self.what {
+            What::Mmio(value) => Some(value),
+            What::Leaf(leaf) => self.inside.core.format.leaf(&leaf, self.level),
+        }
+    }
+
+    /// Puts the value into an entry of the right level in which there is no translation.
+    #[inline]
+    fn place(&self, entry: Entry<'s, K>) -> Result<Mapped, Entry<'s, K>> {
+        let Some(value) = self.value() else { return Ok(Mapped::Conflict) };
+        if entry.seen == value {
+            return Ok(Mapped::Spurious);
+        }
+        Ok(match entry.apply(value)? {
+            Some(_) => Mapped::Done(self.level),
+            None => Mapped::Busy,
+        })
+    }
+
+    /// A leaf of the same frame that allows less: it may grow in place if the law agrees.
+    fn widen(&self, entry: Entry<'s, K>) -> Result<Mapped, Entry<'s, K>> {
+        let format = &self.inside.core.format;
+        let (State::Leaf(old), What::Leaf(new)) = (entry.state(), self.what) else {
+            return Ok(Mapped::Conflict);
+        };
+        let same = old.pfn == new.pfn && old.memory == new.memory && old.record == new.record;
+        if !same || old.writable.by_host() != new.writable.by_host() {
+            return Ok(Mapped::Conflict);
+        }
+        let merged = Leaf {
+            read: old.read | new.read,
+            exec: old.exec | new.exec,
+            accessed: old.accessed | new.accessed,
+            dirty: old.dirty | new.dirty,
+            tracked: Tracked::No,
+            ..old
+        };
+        let Some(value) = format.leaf(&merged, entry.level) else { return Ok(Mapped::Conflict) };
+        if value == entry.seen {
+            return Ok(Mapped::Conflict);
+        }
+        let level = entry.level;
+        Ok(match entry.apply(value)? {
+            Some(_) => Mapped::Done(level),
+            None => Mapped::Busy,
+        })
+    }
+
+    /// Builds the missing tables with the leaf in the last one, and links them with one exchange.
+    /// Who loses takes them apart again and keeps the pages.
+    fn link(&self, entry: Entry<'s, K>, pages: &mut Full<'_>) -> Result<Mapped, Entry<'s, K>> {
+        let core = self.inside.core;
+        let format = &core.format;
+        let Some(value) = self.value() else { return Ok(Mapped::Conflict) };
+        let Ok(inserted) = law::owed(format, format.empty(), value, self.level) else {
+            core.kill(Broken::FrameUnusable);
+            return Ok(Mapped::Busy);
+        };
+        // From the leaf's table upwards.
+        let mut built = [None; 4];
+        let mut count = 0;
+        let (mut level, mut below) = (self.level, value);
+        while level < entry.level {
+            let (Some(pfn), Some(slot)) = (pages.take(), built.get_mut(count)) else {
+                unbuild(self, &built, pages);
+                return Ok(Mapped::Busy);
+            };
+            // SAFETY: from the cache, linked nowhere.
+            unsafe { Table::at(core.window, pfn) }.cell_for(self.gfn, level).set_private(below);
+            *slot = Some((pfn, level));
+            count += 1;
+            below = format.table(pfn);
+            let Some(above) = level.above() else { break };
+            level = above;
+        }
+        let line = self.inside.line;
+        match entry.apply(below) {
+            Ok(Some(_)) => {
+                self.inside.account(&inserted, self.level);
+                line.counters.tables_linked.add(count as u64);
+                Ok(Mapped::Done(self.level))
+            }
+            Ok(None) => {
+                unbuild(self, &built, pages);
+                Ok(Mapped::Busy)
+            }
+            Err(changed) => {
+                unbuild(self, &built, pages);
+                Err(changed)
+            }
+        }
+    }
+}
+
+/// Takes tables that were not linked apart again.
+fn unbuild<K: Kind>(
+    insert: &Insert<'_, K>,
+    built: &[Option<(Pfn, Level)>; 4],
+    pages: &mut Full<'_>,
+) {
+    let core = insert.inside.core;
+    for (pfn, level) in built.iter().flatten() {
+        // SAFETY: never linked.
+        let table = unsafe { Table::at(core.window, *pfn) };
+        table.cell_for(insert.gfn, *level).set_private(core.format.empty());
+        pages.put_back(*pfn);
+    }
+}

@@ -1,0 +1,121 @@
+//! Two-dimensional paging: faults in two steps, inserts by permit.
+//!
+//! A fault:
+//!
+//! 1. *watch* the largest leaf it may map; open a section. In it: what is mapped already is
+//!    *spurious* and never overwritten; a linear slot is mapped at once; no slot at all is
+//!    emulation; else [`admit`](crate::section::Section::admit) the watch.
+//! 2. Outside of sections the host finds the frame.
+//! 3. In a section of any participant: [`permit`](crate::section::Section::permit) for the whole
+//!    leaf to be written, then map.
+//!
+//! A refusal means: let the guest try again. Nothing was changed.
+
+mod fault;
+mod insert;
+mod request;
+
+use core::fmt;
+
+use crate::addr::{Gpa, Level, Pfn};
+use crate::entry::Access;
+use crate::shared::Broken;
+
+pub(crate) use fault::Faulter;
+pub use fault::{Short, Step};
+pub use insert::{Insert, Mapped};
+pub use request::{Frame, Parked, Refused, Request};
+
+/// What a guest's access met.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ask {
+    /// Where, in bytes.
+    pub gpa: Gpa,
+    /// What the access wants. A guest's page-table walk is a read, or a write where it sets A or
+    /// D; hardware says so.
+    pub access: Access,
+    /// Who asks.
+    pub cause: Cause,
+}
+
+/// Who asks for a mapping.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cause {
+    /// The guest's access: it will be repeated at once, so A may be set.
+    Guest,
+    /// Nobody yet: A is not set, nothing counts as used.
+    Prefault,
+}
+
+/// How a fault ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Outcome {
+    /// Mapped. Let the guest repeat the access.
+    Fixed(Level),
+    /// The tables allowed the access already. Let the guest repeat it.
+    Spurious,
+    /// Something is changing just there. Let the guest repeat the access.
+    Retry,
+    /// No memory here: emulate the access as MMIO.
+    Emulate,
+    /// A write to a read-only slot: emulate it or drop it.
+    WriteProtected,
+    /// The host will have the page later.
+    Pending,
+    /// The VMM has to decide: the page cannot be had.
+    Fault(MemoryFault),
+    /// Table pages ran out. Nothing has changed; ask again when the host has some.
+    OutOfMemory,
+    /// The VM is dead.
+    Dead(Broken),
+}
+
+/// Why a page cannot be had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MemoryFault {
+    /// A slot covers it, but its backing has nothing there.
+    Hole,
+    /// The host's page is broken.
+    Poisoned,
+    /// The backing does not allow the access.
+    Denied,
+    /// The address is beyond what the tables can translate.
+    TooHigh,
+}
+
+impl Outcome {
+    /// The name used in statistics.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Outcome::Fixed(_) => "fixed",
+            Outcome::Spurious => "spurious",
+            Outcome::Retry => "retry",
+            Outcome::Emulate => "emulate",
+            Outcome::WriteProtected => "write-protected",
+            Outcome::Pending => "pending",
+            Outcome::Fault(_) => "memory-fault",
+            Outcome::OutOfMemory => "out-of-memory",
+            Outcome::Dead(_) => "dead",
+        }
+    }
+}
+
+impl fmt::Display for MemoryFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            MemoryFault::Hole => "the slot's backing has nothing there",
+            MemoryFault::Poisoned => "the host's page is broken",
+            MemoryFault::Denied => "the backing does not allow the access",
+            MemoryFault::TooHigh => "the address is beyond what the tables translate",
+        })
+    }
+}
+
+/// A frame as an answer, checked for what any leaf must fulfil.
+pub(crate) fn is_usable(format: &crate::entry::Format, found: &crate::host::HostFrame) -> bool {
+    let Pfn(pfn) = found.pfn;
+    format.has_memory(found.memory)
+        && pfn >> (format.phys_bits() - 12) == 0
+        && found.level.can_be_leaf()
+}

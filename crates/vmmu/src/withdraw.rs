@@ -1,0 +1,443 @@
+//! Withdrawals: taking a permission away, as a chain of values.
+//!
+//! ```text
+//! turn.publish(what) -> Published -> exclude() -> Withdrawn -> walk(..) -> Walked -> finish() -> Promise<What>
+//! ```
+//!
+//! *Publish*: from now on permits are refused. *Exclude*: every section that may have been given
+//! one before is over. *Then* walk: nothing can be inserted behind the walk any more, and nothing
+//! can move from the table it is in to a huge leaf above it. *Finish*: if another participant has
+//! a debt over the range, an entry that the walk found clear may still be cached somewhere because
+//! that one has not flushed yet; so exclude once more and flush, without waiting for him.
+//!
+//! Only `finish` makes a [`Promise`], typed by what was withdrawn. A walk that ran out of budget
+//! gives a [`Paused`], which holds no turn and is resumed.
+
+use crate::active::{ActivePlace, HostRange};
+use crate::addr::{Gfn, GfnRange, Level};
+use crate::host::Host;
+use crate::root::{Root, RootName};
+use crate::section::{Owing, Turn};
+use crate::shared::Core;
+use crate::slot::{AddressSpace, SlotId, SlotSet};
+use crate::table::{Cursor, Order, Page, Step, Target, Then};
+use crate::tlb::Due;
+
+/// What can be withdrawn.
+#[expect(private_bounds, reason = "only the library makes publications")]
+pub trait Publication: Sealed {
+    /// Whether the walk's debts owe no flush.
+    const WAIVED: bool = false;
+}
+
+pub(crate) trait Sealed: Target {
+    /// Makes it visible to everybody who asks for a permit, and hits the watches it concerns.
+    /// `slots` are those of a section opened after the publication of what stands in words.
+    fn publish(&mut self, core: &Core);
+
+    /// Hits watches; in a section after [`publish`](Self::publish).
+    fn hit(&mut self, core: &Core, slots: &SlotSet) {
+        let _ = (core, slots);
+    }
+
+    /// Guest frames whose debts of others concern the promise.
+    fn hull(&self) -> GfnRange;
+}
+
+/// Published, not yet excluded.
+#[must_use]
+#[derive(Debug)]
+pub struct Published<'p, H: Host, P: Publication> {
+    turn: Turn<'p, H>,
+    what: P,
+}
+
+/// Excluded: nobody inserts behind a walk that starts now.
+#[must_use]
+#[derive(Debug)]
+pub struct Withdrawn<'p, H: Host, P: Publication> {
+    turn: Turn<'p, H>,
+    what: P,
+    cursor: Cursor,
+}
+
+/// Walked to the end; debts settled.
+#[must_use]
+#[derive(Debug)]
+pub struct Walked<'p, H: Host, P: Publication> {
+    turn: Turn<'p, H>,
+    what: P,
+}
+
+/// A walk that stopped before its end. A plain value: it holds no turn.
+#[must_use = "the range stays refused until the walk is resumed and finished"]
+#[derive(Debug)]
+pub struct Paused<P> {
+    vm: u64,
+    what: P,
+    cursor: Cursor,
+}
+
+/// How far a walk with a budget came.
+#[must_use]
+#[derive(Debug)]
+pub enum Walk<'p, H: Host, P: Publication> {
+    /// To the end.
+    Whole(Walked<'p, H, P>),
+    /// There is more.
+    More(Paused<P>),
+}
+
+/// What was withdrawn is gone: from the tables and from every processor.
+#[must_use]
+#[derive(Debug)]
+pub struct Promise<P> {
+    vm: u64,
+    what: P,
+}
+
+impl<P> Promise<P> {
+    /// What it is about, for the VM it was made by.
+    pub(crate) fn open(self, core: &Core) -> Option<P> {
+        (self.vm == core.id).then_some(self.what)
+    }
+}
+
+impl<H: Host> Turn<'_, H> {
+    /// Publishes a withdrawal.
+    pub fn publish<P: Publication>(&mut self, mut what: P) -> Published<'_, H, P> {
+        what.publish(self.core());
+        {
+            // The fence that opens the section stands between the publication and the look at
+            // the watches: a watch that is not seen here is admitted after it and sees the range.
+            let section = self.section();
+            if !defect!(W4) {
+                what.hit(section.inside.core, section.slots());
+            }
+        }
+        Published { turn: self.lend(), what }
+    }
+
+    /// Goes on with a paused walk, or gives it back if it is another VM's.
+    pub fn resume<P: Publication>(
+        &mut self,
+        rest: Paused<P>,
+    ) -> Result<Withdrawn<'_, H, P>, Paused<P>> {
+        if rest.vm != self.core().id {
+            return Err(rest);
+        }
+        Ok(Withdrawn { turn: self.lend(), what: rest.what, cursor: rest.cursor })
+    }
+}
+
+impl<'p, H: Host, P: Publication> Published<'p, H, P> {
+    /// Waits for the sections that are open now.
+    pub fn exclude(mut self) -> Withdrawn<'p, H, P> {
+        if !defect!(W3) {
+            self.turn.exclude();
+        }
+        Withdrawn { turn: self.turn, what: self.what, cursor: Cursor::default() }
+    }
+}
+
+impl<'p, H: Host, P: Publication> Withdrawn<'p, H, P> {
+    /// Visits everything that is concerned, one table page a section, under one debt. A visitor
+    /// that pauses is simply called again.
+    pub fn walk(mut self, mut visit: impl FnMut(&Page<'_, Owing<'_>>) -> Then) -> Walked<'p, H, P> {
+        while self.go(u64::MAX, &mut visit) == Progress::More {}
+        Walked { turn: self.turn, what: self.what }
+    }
+
+    /// Visits at most `budget` pages, then says where to go on.
+    pub fn walk_some(
+        mut self,
+        budget: u64,
+        mut visit: impl FnMut(&Page<'_, Owing<'_>>) -> Then,
+    ) -> Walk<'p, H, P> {
+        match self.go(budget, &mut visit) {
+            Progress::Whole => Walk::Whole(Walked { turn: self.turn, what: self.what }),
+            Progress::More => {
+                let vm = self.turn.core().id;
+                Walk::More(Paused { vm, what: self.what, cursor: self.cursor })
+            }
+        }
+    }
+
+    fn go(&mut self, budget: u64, visit: &mut dyn FnMut(&Page<'_, Owing<'_>>) -> Then) -> Progress {
+        let due = if P::WAIVED { Due::Waived } else { Due::Yes };
+        let host = &self.turn.vm.host;
+        let mut debt = self.turn.lend().into_debt(self.what.hull(), due);
+        let mut left = budget;
+        let progress = loop {
+            let step = debt.section().step(&mut self.cursor, &self.what, visit);
+            match step {
+                Step::Done => break Progress::Whole,
+                Step::Pause => break Progress::More,
+                Step::Wait => host.relax(),
+                Step::Visited => {
+                    left = left.saturating_sub(1);
+                    if left == 0 {
+                        break Progress::More;
+                    }
+                }
+            }
+        };
+        debt.settle();
+        progress
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Whole,
+    More,
+}
+
+impl<H: Host, P: Publication> Walked<'_, H, P> {
+    /// Makes sure that no debt of others stands between the walk and the promise.
+    pub fn finish(mut self) -> Promise<P> {
+        let core = self.turn.core();
+        if !P::WAIVED && !defect!(W2) && core.lines.owes(self.turn.place, self.what.hull()) {
+            self.turn.exclude();
+            let line = self.turn.line();
+            line.counters.foreign_debts.add(1);
+            self.turn.vm.flush(line);
+        }
+        Promise { vm: core.id, what: self.what }
+    }
+}
+
+/// Pages that the host takes back; see [`Worker::invalidate`](crate::Worker::invalidate).
+#[derive(Debug)]
+pub struct HostPages {
+    range: HostRange,
+    place: Option<ActivePlace>,
+    hull: GfnRange,
+}
+
+impl HostPages {
+    /// The pages.
+    pub fn new(range: HostRange) -> Self {
+        HostPages { range, place: None, hull: GfnRange::ALL }
+    }
+
+    /// Where it is published.
+    pub(crate) fn place(&self) -> Option<ActivePlace> {
+        self.place
+    }
+}
+
+impl Publication for HostPages {}
+
+impl Sealed for HostPages {
+    fn publish(&mut self, core: &Core) {
+        self.place = Some(core.active.publish(&self.range));
+    }
+
+    fn hit(&mut self, core: &Core, slots: &SlotSet) {
+        core.lines.hit(|watched| {
+            let mut at = watched.range.start();
+            // A watch on frames of no slot that is known now is hit too: the slot may be coming.
+            let mut known = false;
+            while let Some(region) = slots.next(watched.space, at) {
+                if !region.range.overlaps(watched.range) {
+                    break;
+                }
+                known = true;
+                let part = intersection(region.range, watched.range);
+                if region.host_range(part).is_some_and(|pages| pages.overlaps(&self.range)) {
+                    return true;
+                }
+                at = region.range.end();
+            }
+            !known
+        });
+        let mut hull: Option<GfnRange> = None;
+        let mut n = 0;
+        while let Some((at, region)) = slots.backed_by(&self.range, n) {
+            if let Some(part) = region.guest_range(&self.range) {
+                let all = hull.unwrap_or(part);
+                let start = all.start().min(part.start());
+                hull = GfnRange::new(start, all.end().max(part.end()));
+            }
+            n = at + 1;
+        }
+        self.hull = hull.map_or(GfnRange::EMPTY, |hull| with_huge_leaves(hull, core.largest));
+    }
+
+    fn hull(&self) -> GfnRange {
+        self.hull
+    }
+}
+
+/// The range with all huge leaves that overlap it: they go whole.
+fn with_huge_leaves(range: GfnRange, largest: Level) -> GfnRange {
+    let last = Gfn(range.end().0.saturating_sub(1));
+    let (first, last) = (range.start().leaf(largest), last.leaf(largest));
+    GfnRange::new(first.start(), last.end()).unwrap_or(GfnRange::ALL)
+}
+
+fn intersection(a: GfnRange, b: GfnRange) -> GfnRange {
+    GfnRange::new(a.start().max(b.start()), a.end().min(b.end())).unwrap_or(a)
+}
+
+impl Target for HostPages {
+    fn order(&self) -> Order {
+        Order::Leaves
+    }
+
+    fn piece(&self, slots: &SlotSet, n: usize) -> Option<(usize, AddressSpace, GfnRange)> {
+        let (n, region) = slots.backed_by(&self.range, n)?;
+        Some((n, region.space, region.guest_range(&self.range)?))
+    }
+}
+
+/// Guest frames whose mappings must be made anew, because what a new one would say has changed.
+///
+/// The caller has changed that before; requests under way, which may still know the old, are hit.
+#[derive(Debug)]
+pub struct GuestFrames {
+    /// Address space.
+    pub(crate) space: AddressSpace,
+    /// Frames.
+    pub(crate) range: GfnRange,
+    hull: GfnRange,
+}
+
+impl GuestFrames {
+    /// The frames.
+    pub fn new(space: AddressSpace, range: GfnRange) -> Self {
+        GuestFrames { space, range, hull: range }
+    }
+}
+
+impl Publication for GuestFrames {}
+
+impl Sealed for GuestFrames {
+    fn publish(&mut self, _: &Core) {}
+
+    fn hit(&mut self, core: &Core, _: &SlotSet) {
+        core.lines.hit(|w| w.space == self.space && w.range.overlaps(self.range));
+        self.hull = with_huge_leaves(self.range, core.largest);
+    }
+
+    fn hull(&self) -> GfnRange {
+        self.hull
+    }
+}
+
+impl Target for GuestFrames {
+    fn order(&self) -> Order {
+        Order::Leaves
+    }
+
+    fn piece(&self, _: &SlotSet, n: usize) -> Option<(usize, AddressSpace, GfnRange)> {
+        (n == 0).then_some((0, self.space, self.range))
+    }
+}
+
+/// A slot that is dying, made by the slot guard.
+#[derive(Debug)]
+pub struct SlotDying {
+    pub(crate) id: SlotId,
+    pub(crate) space: AddressSpace,
+    pub(crate) range: GfnRange,
+}
+
+impl Publication for SlotDying {}
+
+impl Sealed for SlotDying {
+    /// The slot guard has put the word down already.
+    fn publish(&mut self, _: &Core) {}
+
+    fn hull(&self) -> GfnRange {
+        self.range
+    }
+}
+
+impl Target for SlotDying {
+    fn order(&self) -> Order {
+        Order::Leaves
+    }
+
+    fn piece(&self, _: &SlotSet, n: usize) -> Option<(usize, AddressSpace, GfnRange)> {
+        (n == 0).then_some((0, self.space, self.range))
+    }
+}
+
+/// A root that has become invalid, made by the slot guard.
+#[derive(Debug)]
+pub struct RootInvalid {
+    pub(crate) name: RootName,
+    pub(crate) space: AddressSpace,
+}
+
+impl Publication for RootInvalid {}
+
+impl Sealed for RootInvalid {
+    /// The slot guard has changed the phase already.
+    fn publish(&mut self, _: &Core) {}
+
+    fn hull(&self) -> GfnRange {
+        GfnRange::ALL
+    }
+}
+
+impl Target for RootInvalid {
+    fn order(&self) -> Order {
+        Order::Uproot
+    }
+
+    fn piece(&self, _: &SlotSet, n: usize) -> Option<(usize, AddressSpace, GfnRange)> {
+        (n == 0).then_some((0, self.space, GfnRange::ALL))
+    }
+
+    fn wants(&self, root: &Root) -> bool {
+        root.name == self.name
+    }
+}
+
+/// An invalid root that every vCPU has left: what is cleared below it owes no flush.
+#[derive(Debug)]
+pub struct Unloaded(pub(crate) RootInvalid);
+
+impl Unloaded {
+    pub(crate) fn name(&self) -> RootName {
+        self.0.name
+    }
+}
+
+impl Publication for Unloaded {
+    const WAIVED: bool = true;
+}
+
+impl Sealed for Unloaded {
+    fn publish(&mut self, _: &Core) {}
+
+    fn hull(&self) -> GfnRange {
+        self.0.hull()
+    }
+}
+
+impl Target for Unloaded {
+    fn order(&self) -> Order {
+        self.0.order()
+    }
+
+    fn piece(&self, slots: &SlotSet, n: usize) -> Option<(usize, AddressSpace, GfnRange)> {
+        self.0.piece(slots, n)
+    }
+
+    fn wants(&self, root: &Root) -> bool {
+        self.0.wants(root)
+    }
+}
+
+impl<'p, H: Host> Withdrawn<'p, H, RootInvalid> {
+    /// Waits until every vCPU has been outside the guest once. At its next entry it loads another
+    /// root, and flushes with that; so nothing below this one can be cached any more.
+    pub fn unload(self) -> Withdrawn<'p, H, Unloaded> {
+        self.turn.vm.outside_once();
+        Withdrawn { turn: self.turn, what: Unloaded(self.what), cursor: self.cursor }
+    }
+}
