@@ -5,7 +5,7 @@
 extern crate alloc;
 
 #[macro_use]
-#[cfg_attr(not(feature = "defects"), expect(dead_code, reason = "switched in by the feature"))]
+#[cfg_attr(not(feature = "defects"), allow(dead_code, reason = "switched in by the feature"))]
 mod defect;
 
 mod active;
@@ -18,6 +18,7 @@ mod shared;
 pub mod slot;
 mod stats;
 mod sync;
+#[cfg_attr(not(feature = "protocol"), allow(dead_code, reason = "some of it is for models"))]
 pub mod tdp;
 mod vcpu;
 mod vm;
@@ -39,9 +40,13 @@ pub mod protocol {
         Unloaded, Walk, Walked, Withdrawn,
     };
 }
+#[cfg_attr(not(feature = "protocol"), allow(dead_code, reason = "some of it is for models"))]
 mod section;
+#[cfg_attr(not(feature = "protocol"), allow(dead_code, reason = "some of it is for models"))]
 mod table;
+#[cfg_attr(not(feature = "protocol"), allow(dead_code, reason = "some of it is for models"))]
 mod tlb;
+#[cfg_attr(not(feature = "protocol"), allow(dead_code, reason = "some of it is for models"))]
 mod withdraw;
 
 pub use active::HostRange;

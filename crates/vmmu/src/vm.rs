@@ -6,7 +6,6 @@ use crate::addr::{Level, Pfn};
 use crate::entry::Format;
 use crate::host::{Host, VcpuId};
 use crate::root::Root;
-use crate::section::Participant;
 use crate::shared::{Broken, Core, Sizes};
 use crate::stats::Stats;
 use crate::table::Table;
@@ -122,8 +121,8 @@ impl<H: Host> Vm<H> {
     /// A bare participant, for models.
     #[cfg(feature = "protocol")]
     #[doc(hidden)]
-    pub fn participant(&self) -> Option<Participant<'_, H>> {
-        Participant::register(self)
+    pub fn participant(&self) -> Option<crate::section::Participant<'_, H>> {
+        crate::section::Participant::register(self)
     }
 
     /// The vCPU of that number. `None`: it exists already, or the number is too large, or all
