@@ -1,6 +1,6 @@
 //! What every processor does first.
 
-use super::{apic, control, memory, processor, svm, timer, traps};
+use super::{apic, control, live, memory, processor, session, svm, timer, traps};
 use alloc::format;
 use core::arch::asm;
 use hypervisor::wire::{self, Event, Job};
@@ -28,6 +28,12 @@ pub extern "C" fn start(info: u32) -> ! {
     let wanted = job.guests.iter().map(|guest| guest.cpus as usize).max().unwrap_or(1);
     let cpus = processor::start_others(wanted);
     control::send(&Event::Hello { version: wire::VERSION, cpus: cpus as u32 });
+    if !job.exact && !timer::start_signal(live::INTERVAL_MS) {
+        control::note("no timer for live statistics and orders on this machine");
+    }
+    for (index, guest) in (0..).zip(&job.guests) {
+        session::run(&job, index, guest);
+    }
     control::power_off()
 }
 

@@ -1,0 +1,260 @@
+//! Instructions the hypervisor carries out: fetching them, and what they see of the world.
+
+use super::machine::Machine;
+use super::svm::{Fpu, General};
+use super::vcpu::Vcpu;
+use super::{apic, io};
+use alloc::format;
+use core::sync::atomic::Ordering;
+use hypervisor::apic::Write;
+use hypervisor::emulate::{self, Bus, Cpu, Stop};
+use hypervisor::guest_walk::{self, Access, Fault, Paging, Tables};
+use hypervisor::policy;
+use hypervisor::pool::FRAME;
+use hypervisor::registers::{cr0, cr4};
+use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind};
+
+/// An instruction and the bytes it was decoded from.
+pub struct Fetched {
+    /// Decoded.
+    pub instruction: Instruction,
+    code: [u8; 15],
+    length: usize,
+}
+
+struct GuestTables<'m>(&'m Machine<'m>);
+
+impl Tables for GuestTables<'_> {
+    fn entry(&mut self, gpa: u64, bytes: u8) -> Option<u64> {
+        let mut entry = [0; 8];
+        self.0.ram.read(gpa, entry.get_mut(..usize::from(bytes))?).ok()?;
+        Some(u64::from_le_bytes(entry))
+    }
+
+    fn set(&mut self, gpa: u64, bits: u32) {
+        self.0.ram.set(gpa, bits);
+    }
+}
+
+/// An instruction pointer within the limits of the code's size.
+pub fn wrap(vcpu: &Vcpu<'_>, rip: u64) -> u64 {
+    if vcpu.bits() == 64 { rip } else { rip & 0xffff_ffff }
+}
+
+/// The instruction at RIP. If it cannot be had, the consequence is drawn: an exception for the
+/// guest, or its end.
+pub fn fetch(vcpu: &mut Vcpu<'_>) -> Option<Fetched> {
+    let base = if vcpu.bits() == 64 { 0 } else { vcpu.vmcb.cs.base };
+    let start = base.wrapping_add(vcpu.vmcb.rip);
+    let mut code = [0; 15];
+    let mut length = 0;
+    let mut tables = GuestTables(vcpu.machine);
+    let paging = vcpu.paging();
+    while length < code.len() {
+        let linear = start.wrapping_add(length as u64);
+        let here = (code.len() - length).min((FRAME - linear % FRAME) as usize);
+        let Ok(gpa) = guest_walk::translate(&paging, linear, Access::Fetch, &mut tables) else {
+            break;
+        };
+        if vcpu.machine.ram.read(gpa, &mut code[length..length + here]).is_err() {
+            break;
+        }
+        length += here;
+    }
+    let mut decoder =
+        Decoder::with_ip(vcpu.bits(), &code[..length], vcpu.vmcb.rip, DecoderOptions::NONE);
+    let instruction = decoder.decode();
+    if instruction.is_invalid() {
+        let what = format!(
+            "instruction at {:#x} cannot be read or decoded: {:x?}",
+            vcpu.vmcb.rip,
+            &code[..length]
+        );
+        vcpu.machine.refuse(vcpu.number, what);
+        return None;
+    }
+    Some(Fetched { instruction, code, length })
+}
+
+/// The value of a register or memory operand, for instructions that write control registers.
+/// `None` with the consequence drawn.
+pub fn operand(vcpu: &mut Vcpu<'_>, instruction: &Instruction, operand: u32) -> Option<u64> {
+    if instruction.op_kind(operand) == OpKind::Register {
+        let register = instruction.op_register(operand);
+        let value = registers(vcpu)[register.full_register().number()];
+        return Some(if register.size() == 8 { value } else { value & 0xffff_ffff });
+    }
+    let what = format!("{:?} from memory", instruction.mnemonic());
+    vcpu.machine.refuse(vcpu.number, what);
+    None
+}
+
+/// General registers in the order of their encodings.
+fn registers(vcpu: &Vcpu<'_>) -> [u64; 16] {
+    let General { rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15 } =
+        vcpu.general;
+    let (rax, rsp) = (vcpu.vmcb.rax, vcpu.vmcb.rsp);
+    [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15]
+}
+
+/// Carries out the instruction at RIP.
+pub fn carry_out(vcpu: &mut Vcpu<'_>) {
+    let Some(Fetched { code, length, instruction }) = fetch(vcpu) else { return };
+    let vmcb = &vcpu.vmcb;
+    let long = vcpu.bits() == 64;
+    let flat = |base| if long { 0 } else { base };
+    let mut fpu = Fpu(vcpu.fpu.0);
+    let mut cpu = Cpu {
+        general: registers(vcpu),
+        rip: vmcb.rip,
+        rflags: vmcb.rflags,
+        bits: vcpu.bits(),
+        linear_bits: if vmcb.cr4 & cr4::LA57 != 0 { 57 } else { 48 },
+        bases: [
+            flat(vmcb.es.base),
+            flat(vmcb.cs.base),
+            flat(vmcb.ss.base),
+            flat(vmcb.ds.base),
+            vmcb.fs.base,
+            vmcb.gs.base,
+        ],
+        sse: &mut fpu.0,
+    };
+    let mut world = World { machine: vcpu.machine, number: vcpu.number, paging: vcpu.paging() };
+    let result = emulate::step(&mut cpu, &code[..length], &mut world);
+    let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] =
+        cpu.general;
+    let (rip, rflags) = (cpu.rip, cpu.rflags);
+    vcpu.general = General { rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15 };
+    vcpu.vmcb.rax = rax;
+    vcpu.vmcb.rsp = rsp;
+    vcpu.vmcb.rflags = rflags;
+    vcpu.fpu.0 = fpu.0;
+    match result {
+        Ok(()) if rip != vcpu.vmcb.rip => vcpu.advance_to(rip),
+        Ok(()) => {}
+        Err(Stop::Fault { vector, error, cr2 }) => {
+            if let Some(address) = cr2 {
+                vcpu.vmcb.cr2 = address;
+            }
+            vcpu.inject(vector, error);
+        }
+        Err(Stop::Unsupported) => {
+            let what = format!(
+                "{:?} at {:#x} on an address without RAM",
+                instruction.mnemonic(),
+                vcpu.vmcb.rip
+            );
+            vcpu.machine.refuse(vcpu.number, what);
+        }
+    }
+}
+
+/// Memory and ports as an instruction of the guest sees them.
+struct World<'m> {
+    machine: &'m Machine<'m>,
+    number: usize,
+    paging: Paging,
+}
+
+impl World<'_> {
+    fn translate(&self, linear: u64, access: Access) -> Result<u64, Stop> {
+        let mut tables = GuestTables(self.machine);
+        guest_walk::translate(&self.paging, linear, access, &mut tables).map_err(
+            |fault| match fault {
+                Fault::Page(error) => {
+                    let error = if self.paging.cr0 & cr0::PE == 0 { None } else { Some(error) };
+                    Stop::Fault { vector: 14, error, cr2: Some(linear) }
+                }
+                Fault::Table { .. } => Stop::Unsupported,
+            },
+        )
+    }
+
+    /// The physical pieces of a linear range, at most two pages.
+    fn pieces(
+        &self,
+        linear: u64,
+        length: usize,
+        access: Access,
+    ) -> Result<[(u64, usize); 2], Stop> {
+        let first = length.min((FRAME - linear % FRAME) as usize);
+        let mut pieces = [(self.translate(linear, access)?, first), (0, 0)];
+        if first < length {
+            let next = linear.wrapping_add(first as u64);
+            pieces[1] = (self.translate(next, access)?, length - first);
+        }
+        Ok(pieces)
+    }
+}
+
+impl Bus for World<'_> {
+    fn read(&mut self, linear: u64, bytes: &mut [u8]) -> Result<(), Stop> {
+        let mut rest = bytes;
+        for (gpa, length) in self.pieces(linear, rest.len(), Access::Read)? {
+            let (part, after) = rest.split_at_mut(length);
+            rest = after;
+            if self.machine.ram.read(gpa, part).is_ok() {
+                continue;
+            }
+            part.fill(0xff);
+            let offset = gpa.wrapping_sub(policy::LOCAL_APIC);
+            if offset < FRAME && offset.is_multiple_of(16) && length == 4 {
+                part.copy_from_slice(&apic::read(offset as u16).to_le_bytes());
+            } else {
+                self.machine.closed.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, linear: u64, bytes: &[u8]) -> Result<(), Stop> {
+        let mut rest = bytes;
+        for (gpa, length) in self.pieces(linear, bytes.len(), Access::Write)? {
+            let (part, after) = rest.split_at(length);
+            rest = after;
+            if length == 0 || self.machine.ram.write(gpa, part).is_ok() {
+                continue;
+            }
+            let offset = gpa.wrapping_sub(policy::LOCAL_APIC);
+            match <[u8; 4]>::try_from(part) {
+                Ok(word) if offset < FRAME && offset.is_multiple_of(4) => {
+                    write_apic(self.machine, self.number, offset as u16, u32::from_le_bytes(word));
+                }
+                _ => {
+                    self.machine.closed.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn port_in(&mut self, port: u16, bytes: u8) -> Result<u32, Stop> {
+        Ok(io::read(self.machine, port, bytes))
+    }
+
+    fn port_out(&mut self, port: u16, value: u32, bytes: u8) -> Result<(), Stop> {
+        io::write(self.machine, port, value, bytes);
+        Ok(())
+    }
+}
+
+fn write_apic(machine: &Machine<'_>, number: usize, offset: u16, value: u32) {
+    let high = apic::read(apic::ICR_HIGH);
+    match hypervisor::apic::write(offset, value, high) {
+        Write::PassLogical(value) => {
+            if let Some(post) = machine.posts.get(number) {
+                post.logical.store(value, Ordering::Relaxed);
+            }
+            // SAFETY: a destination of interrupts, which the hypervisor does not use.
+            unsafe { apic::write(offset, value) };
+        }
+        // SAFETY: `apic::write` of the library lets nothing pass that reaches beyond interrupts
+        // of the guest.
+        Write::Pass(value) => unsafe { apic::write(offset, value) },
+        Write::Drop => {
+            machine.closed.fetch_add(1, Ordering::Relaxed);
+        }
+        Write::Signal(signal) => machine.signal(number, signal),
+    }
+}

@@ -1,0 +1,475 @@
+//! One vCPU: its state, and the loop that runs it on its processor.
+
+use super::machine::{INIT, Machine, Mode, NMI, START_UP, STOP};
+use super::memory;
+use super::svm::{self, Fpu, General, Segment, Vmcb};
+use super::{apic, exits, live, timer, traps};
+use alloc::boxed::Box;
+use core::sync::atomic::Ordering;
+use hypervisor::cpuid::{self, Answer};
+use hypervisor::events::{self, Completion};
+use hypervisor::exit::code;
+use hypervisor::guest_walk::Paging;
+use hypervisor::mtrr::Mtrr;
+use hypervisor::pool::Size;
+use hypervisor::registers::{CodeSegment, Control, Features, cr0, efer};
+use hypervisor::wire::{End, Start};
+
+/// Intercepts of the first word: NMI, INIT, RDPMC, CPUID, RSM, INVD, HLT, INVLPGA, ports, MSRs,
+/// shutdown.
+const MISC1: u32 = 1 << 1
+    | 1 << 3
+    | 1 << 15
+    | 1 << 18
+    | 1 << 19
+    | 1 << 22
+    | HLT
+    | 1 << 26
+    | 1 << 27
+    | 1 << 28
+    | 1 << 31;
+const HLT: u32 = 1 << 24;
+const IRET: u32 = 1 << 20;
+/// Intercepts of the second word: the SVM instructions, MONITOR, MWAIT, XSETBV, RDPRU.
+const MISC2: u32 = 0x7f | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14;
+/// Writes of CR0, CR3 and CR4.
+const CR: u32 = 1 << 16 | 1 << 19 | 1 << 20;
+
+/// Same nested fault again and again without anything else: the tables do not take.
+const STUCK: u32 = 100_000;
+
+/// How a nested fault repeats.
+#[derive(Default)]
+pub struct Repetition {
+    gpa: u64,
+    count: u32,
+}
+
+impl Repetition {
+    /// Counts a fault that was answered with "again"; true if it cannot be by chance.
+    pub fn again(&mut self, gpa: u64) -> bool {
+        if self.gpa == gpa {
+            self.count += 1;
+        } else {
+            *self = Self { gpa, count: 0 };
+        }
+        self.count > STUCK
+    }
+
+    /// Something else happened.
+    pub fn broken(&mut self) {
+        self.count = 0;
+    }
+}
+
+/// One vCPU, on its processor.
+pub struct Vcpu<'m> {
+    /// Its number, which is its processor's and its APIC id.
+    pub number: usize,
+    /// What it shares.
+    pub machine: &'m Machine<'m>,
+    /// Control block and saved state.
+    pub vmcb: Box<Vmcb>,
+    /// General registers.
+    pub general: General,
+    /// x87 and SSE registers.
+    pub fpu: Box<Fpu>,
+    /// What its CPUID offers.
+    pub features: Features,
+    /// Memory type ranges.
+    pub mtrr: Mtrr,
+    /// See [`Repetition`].
+    pub repetition: Repetition,
+    /// Where the guest executes HLT by itself, if it does.
+    pub halted_at: Option<u64>,
+    nmi: NmiState,
+    flush: bool,
+    host: u64,
+}
+
+/// Whether a guest NMI is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NmiState {
+    Open,
+    /// Its handler runs: no other until IRET.
+    Masked,
+    /// As `Masked`, and one more has come.
+    MaskedAndPending,
+}
+
+impl<'m> Vcpu<'m> {
+    /// A vCPU on this processor. `None` without memory.
+    pub fn new(machine: &'m Machine<'m>, number: usize) -> Option<Self> {
+        let host = memory::take(Size::K4)?;
+        // SAFETY: the frame was just taken for this processor.
+        unsafe {
+            memory::zero(host, Size::K4);
+            svm::save_host(host * 4096);
+        }
+        let mut vcpu = Self {
+            number,
+            machine,
+            vmcb: Box::new(Vmcb::zeroed()),
+            general: General::default(),
+            fpu: Box::new(Fpu::reset()),
+            features: Features { cr4: 0, efer: 0, phys_bits: 36, xcr0: 0 },
+            mtrr: Mtrr::new(),
+            repetition: Repetition::default(),
+            halted_at: None,
+            nmi: NmiState::Open,
+            flush: true,
+            host,
+        };
+        vcpu.features = Features::of(|leaf, subleaf| vcpu.cpuid(leaf, subleaf));
+        vcpu.reset();
+        Some(vcpu)
+    }
+
+    /// What CPUID answers this vCPU.
+    pub fn cpuid(&self, leaf: u32, subleaf: u32) -> Answer {
+        let guest = cpuid::Guest {
+            cr4: self.vmcb.cr4,
+            cpus: self.machine.guest.cpus,
+            phys_bits: self.machine.job.phys_bits,
+            hide: &self.machine.job.hide,
+        };
+        cpuid::answer(leaf, subleaf, &guest, |leaf, subleaf| {
+            let real = core::arch::x86_64::__cpuid_count(leaf, subleaf);
+            Answer { eax: real.eax, ebx: real.ebx, ecx: real.ecx, edx: real.edx }
+        })
+    }
+
+    /// State after INIT (AMD64 APM vol. 2, table 14-1), with real-mode segments.
+    pub fn reset(&mut self) {
+        let vmcb = &mut *self.vmcb;
+        *vmcb = Vmcb::zeroed();
+        vmcb.intercept_cr = CR;
+        vmcb.intercept_exceptions = 1 << 17;
+        vmcb.intercept_misc1 = MISC1;
+        vmcb.intercept_misc2 = MISC2;
+        vmcb.iopm_base = &raw const *self.machine.port_map as u64;
+        vmcb.msrpm_base = &raw const *self.machine.msr_map as u64;
+        vmcb.asid = 1;
+        vmcb.np_enable = 1;
+        let data = Segment { selector: 0, attributes: 0x93, limit: 0xffff, base: 0 };
+        for segment in [&mut vmcb.es, &mut vmcb.ss, &mut vmcb.ds, &mut vmcb.fs, &mut vmcb.gs] {
+            *segment = data;
+        }
+        vmcb.cs = Segment { attributes: 0x9b, ..data };
+        vmcb.gdtr = Segment { limit: 0xffff, ..Segment::default() };
+        vmcb.idtr = vmcb.gdtr;
+        vmcb.ldtr = Segment { attributes: 0x82, limit: 0xffff, ..Segment::default() };
+        vmcb.tr = Segment { attributes: 0x8b, limit: 0xffff, ..Segment::default() };
+        vmcb.efer = svm::SVME;
+        vmcb.cr0 = cr0::ET | cr0::CD | cr0::NW;
+        vmcb.dr6 = 0xffff_0ff0;
+        vmcb.dr7 = 0x400;
+        vmcb.rflags = 2;
+        vmcb.g_pat = 0x0007_0406_0007_0406;
+        let family = core::arch::x86_64::__cpuid(1).eax;
+        self.general = General { rdx: u64::from(family), ..General::default() };
+        *self.fpu = Fpu::reset();
+        self.mtrr = Mtrr::new();
+        self.halted_at = None;
+        self.nmi = NmiState::Open;
+        self.flush = true;
+        if self.features.xcr0 != 0 {
+            self.set_xcr0(1);
+        }
+    }
+
+    /// Loads XCR0, which stays the guest's while the hypervisor runs (it uses no such state).
+    pub fn set_xcr0(&self, value: u64) {
+        // SAFETY: the value was judged against what the processor offers, and OSXSAVE is set.
+        unsafe {
+            core::arch::asm!("xsetbv", in("ecx") 0, in("eax") value as u32,
+                in("edx") (value >> 32) as u32, options(nomem, nostack));
+        }
+    }
+
+    /// The first state of the boot vCPU.
+    pub fn start(&mut self, start: &Start) {
+        let flat =
+            |selector, attributes| Segment { selector, attributes, limit: 0xffff_ffff, base: 0 };
+        let vmcb = &mut *self.vmcb;
+        let (code, data) = match start {
+            Start::Long { .. } => (flat(0x10, 0xa9b), flat(0x18, 0xc93)),
+            Start::Protected { .. } => (flat(0x10, 0xc9b), flat(0x18, 0xc93)),
+        };
+        vmcb.cs = code;
+        for segment in [&mut vmcb.es, &mut vmcb.ss, &mut vmcb.ds, &mut vmcb.fs, &mut vmcb.gs] {
+            *segment = data;
+        }
+        self.general.rdx = 0;
+        match *start {
+            Start::Long { rip, rsp, rsi, cr3, gdt, gdt_limit } => {
+                vmcb.cr0 = cr0::PG | cr0::ET | cr0::PE;
+                vmcb.cr3 = cr3;
+                vmcb.cr4 = hypervisor::registers::cr4::PAE;
+                vmcb.efer = svm::SVME | efer::LME | efer::LMA;
+                vmcb.gdtr =
+                    Segment { limit: u32::from(gdt_limit), base: gdt, ..Segment::default() };
+                vmcb.rip = rip;
+                vmcb.rsp = rsp;
+                self.general.rsi = rsi;
+            }
+            Start::Protected { eip, eax, ebx } => {
+                vmcb.cr0 = cr0::ET | cr0::PE;
+                vmcb.rip = u64::from(eip);
+                vmcb.rax = u64::from(eax);
+                self.general.rbx = u64::from(ebx);
+            }
+        }
+    }
+
+    /// The control registers as the guest sees them.
+    pub fn control(&self) -> Control {
+        let vmcb = &self.vmcb;
+        Control { cr0: vmcb.cr0, cr3: vmcb.cr3, cr4: vmcb.cr4, efer: vmcb.efer & !svm::SVME }
+    }
+
+    /// Loads control registers that were judged.
+    pub fn set_control(&mut self, control: Control) {
+        let vmcb = &mut *self.vmcb;
+        vmcb.cr0 = control.cr0;
+        vmcb.cr3 = control.cr3;
+        vmcb.cr4 = control.cr4;
+        vmcb.efer = control.efer | svm::SVME;
+        self.flush = true;
+    }
+
+    /// What a walk of the guest's tables depends on.
+    pub fn paging(&self) -> Paging {
+        let vmcb = &self.vmcb;
+        Paging {
+            cr0: vmcb.cr0,
+            cr3: vmcb.cr3,
+            cr4: vmcb.cr4,
+            efer: vmcb.efer,
+            rflags: vmcb.rflags,
+            cpl: vmcb.cpl,
+        }
+    }
+
+    /// Kind of the code segment in use.
+    pub fn code_segment(&self) -> CodeSegment {
+        let long = self.control().long() && self.vmcb.cs.attributes >> 9 & 1 == 1;
+        if long { CodeSegment::Long } else { CodeSegment::Short }
+    }
+
+    /// Bits of code: 16, 32 or 64.
+    pub fn bits(&self) -> u32 {
+        match (self.code_segment(), self.vmcb.cs.attributes >> 10 & 1) {
+            (CodeSegment::Long, _) => 64,
+            (CodeSegment::Short, 1) => 32,
+            (CodeSegment::Short, _) => 16,
+        }
+    }
+
+    /// Makes the guest take an exception at its next instruction.
+    pub fn inject(&mut self, vector: u8, error: Option<u32>) {
+        let real = self.vmcb.cr0 & cr0::PE == 0;
+        self.vmcb.event_inj = events::exception(vector, error.filter(|_| !real));
+    }
+
+    /// Goes on at `rip`, the instruction being done.
+    pub fn advance_to(&mut self, rip: u64) {
+        self.vmcb.rip = rip;
+        self.vmcb.int_state = 0;
+        // A single step is due after the instruction.
+        if self.vmcb.rflags >> 8 & 1 == 1 && self.vmcb.event_inj & events::VALID == 0 {
+            self.vmcb.dr6 |= 1 << 14;
+            self.inject(1, None);
+        }
+    }
+
+    /// Runs until the machine stops.
+    pub fn run(&mut self) {
+        let post = &self.machine.posts[self.number];
+        if self.number > 0 {
+            self.set_mode(Mode::Waiting);
+        }
+        loop {
+            let mail = post.mail.swap(0, Ordering::SeqCst);
+            if mail & STOP != 0 {
+                break;
+            }
+            if mail != 0 {
+                self.open(mail);
+            }
+            if self.is(Mode::Waiting) || self.is(Mode::Dead) {
+                self.machine.end_if_dead();
+                if self.number == 0 {
+                    live::tick(self.machine);
+                }
+                traps::sleep_while(&post.mail, 0);
+                continue;
+            }
+            let Some(exit) = self.enter() else { continue };
+            post.rip.store(self.vmcb.rip, Ordering::Relaxed);
+            post.record.add(exit);
+            self.finish_delivery();
+            exits::handle(self, exit);
+            if self.number == 0 && exit == code::NMI {
+                live::tick(self.machine);
+            }
+        }
+        self.set_mode(Mode::Ended);
+    }
+
+    /// Runs the guest until its next exit; `None` if something has to be looked at first.
+    fn enter(&mut self) -> Option<u64> {
+        svm::close_gate();
+        // From here on an NMI waits, and ends the guest's run at once.
+        if self.machine.posts[self.number].mail.load(Ordering::SeqCst) != 0 {
+            svm::open_gate();
+            return None;
+        }
+        self.vmcb.exit_code = 0;
+        let exit = {
+            let entry = match self.machine.nested.enter(self.number) {
+                Ok(entry) => entry,
+                Err(end) => {
+                    svm::open_gate();
+                    self.machine.finish(end);
+                    return None;
+                }
+            };
+            self.vmcb.n_cr3 = entry.root();
+            self.vmcb.tlb_control = u32::from(entry.flush() || core::mem::take(&mut self.flush));
+            // SAFETY: the control block is this vCPU's own; nested tables are the library's, the
+            // permission maps the machine's; `host` was filled on this processor.
+            unsafe {
+                svm::enter(
+                    &raw mut self.general,
+                    &raw mut *self.fpu,
+                    &raw mut *self.vmcb as u64,
+                    self.host * 4096,
+                );
+            }
+            self.vmcb.exit_code
+        };
+        self.vmcb.event_inj = 0;
+        svm::open_gate();
+        Some(exit)
+    }
+
+    /// Completes an event whose delivery the exit interrupted.
+    fn finish_delivery(&mut self) {
+        let mode =
+            if self.vmcb.cr0 & cr0::PE == 0 { events::Mode::Real } else { events::Mode::Protected };
+        if let Completion::Inject(event) = events::complete(self.vmcb.exit_int_info, mode) {
+            self.vmcb.event_inj = event;
+        }
+    }
+
+    /// Whether the exit came while an event was being delivered.
+    pub fn delivering(&self) -> bool {
+        self.vmcb.exit_int_info & events::VALID != 0
+    }
+
+    /// Looks at what others have sent.
+    fn open(&mut self, mail: u32) {
+        if mail & INIT != 0 {
+            if self.number == 0 {
+                // The boot processor starts over at its reset vector, as after a reset.
+                self.machine.finish(End::Reset);
+                return;
+            }
+            apic::reset();
+            self.reset();
+            self.set_mode(Mode::Waiting);
+        }
+        if mail & START_UP != 0 && self.is(Mode::Waiting) {
+            let page = u64::from(mail >> 16 & 0xff);
+            self.vmcb.cs.selector = (page << 8) as u16;
+            self.vmcb.cs.base = page << 12;
+            self.vmcb.rip = 0;
+            self.set_mode(Mode::Running);
+        }
+        if mail & NMI != 0 && !self.is(Mode::Waiting) {
+            match self.nmi {
+                NmiState::Open => self.inject_nmi(),
+                NmiState::Masked | NmiState::MaskedAndPending => {
+                    self.nmi = NmiState::MaskedAndPending;
+                }
+            }
+        }
+    }
+
+    fn inject_nmi(&mut self) {
+        if self.vmcb.event_inj & events::VALID != 0 {
+            // Another event goes first; look again after it.
+            self.machine.tell(self.number, NMI);
+            return;
+        }
+        self.set_mode(Mode::Running);
+        self.vmcb.event_inj = events::VALID | events::NMI | 2;
+        self.vmcb.intercept_misc1 |= IRET;
+        self.nmi = NmiState::Masked;
+    }
+
+    /// The guest executes IRET while an NMI is masked: the mask ends with it.
+    pub fn end_nmi(&mut self) {
+        self.vmcb.intercept_misc1 &= !IRET;
+        if self.nmi == NmiState::MaskedAndPending {
+            self.machine.tell(self.number, NMI);
+        }
+        self.nmi = NmiState::Open;
+    }
+
+    /// HLT: waits for an interrupt by executing it, or, with interrupts off, for ever.
+    pub fn halt(&mut self) {
+        if self.vmcb.rflags >> 9 & 1 == 0 {
+            let next = self.vmcb.rip + 1;
+            self.advance_to(next);
+            self.set_mode(Mode::Dead);
+            return;
+        }
+        // The instruction runs by itself, so that the interrupt that ends it needs no exit. No
+        // interrupt may come before it: the one waited for would be over when it halts.
+        self.vmcb.intercept_misc1 &= !HLT;
+        self.vmcb.int_state = 1;
+        self.halted_at = Some(self.vmcb.rip);
+        self.set_mode(Mode::Halted);
+    }
+
+    /// Something other than a signal from the hypervisor ended the guest's run.
+    pub fn woken(&mut self) {
+        self.vmcb.intercept_misc1 |= HLT;
+        if self.halted_at.take().is_some() {
+            self.set_mode(Mode::Running);
+        }
+    }
+
+    /// A signal ended the guest's run. If it was halted it halts again.
+    pub fn signalled(&mut self) {
+        if let Some(rip) = self.halted_at {
+            if self.vmcb.rip == rip + 1 && self.vmcb.rflags >> 9 & 1 == 1 {
+                self.vmcb.rip = rip;
+                self.vmcb.int_state = 1;
+            } else {
+                self.woken();
+            }
+        }
+    }
+
+    fn set_mode(&self, mode: Mode) {
+        self.machine.posts[self.number].mode.store(mode as u32, Ordering::SeqCst);
+    }
+
+    fn is(&self, mode: Mode) -> bool {
+        self.machine.posts[self.number].mode.load(Ordering::SeqCst) == mode as u32
+    }
+
+    /// Time for the guest: its counter now.
+    pub fn tsc(&self) -> u64 {
+        timer::now().wrapping_add(self.vmcb.tsc_offset)
+    }
+}
+
+impl Drop for Vcpu<'_> {
+    fn drop(&mut self) {
+        memory::put(self.host, Size::K4);
+    }
+}
