@@ -49,6 +49,23 @@ pub struct Case {
     pub bare: Bare,
 }
 
+impl Bare {
+    /// Exit status of QEMU's process, as a shell gives it (a signal is 128 and its number);
+    /// nothing if it has to be stopped.
+    pub const fn status(self) -> Option<u32> {
+        match self {
+            Self::Exit(code) => Some(code << 1 | 1),
+            Self::Ends => Some(0),
+            Self::Aborts => Some(128 + 6),
+            Self::Hangs => None,
+        }
+    }
+}
+
+/// What plain QEMU wants on the guest's command line: most of its holes read as zero, this one,
+/// configuration space of absent devices, as all ones.
+pub const BARE_ARGUMENTS: &str = "hole=0xb8000000";
+
 impl Case {
     /// Whether this end is right.
     pub fn allows(&self, end: Outcome) -> bool {

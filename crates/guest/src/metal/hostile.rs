@@ -19,6 +19,10 @@ use guest::memory_map::Span;
 
 /// Runs the one with this name; it returns if the guest survives.
 pub fn run(machine: &Machine, name: &str) {
+    // Only when nothing else runs can all processors be halted.
+    if machine.cpus > 1 && name != "hostile-halt" {
+        cpu::start_others(machine);
+    }
     match name {
         "hostile-holes-read" => hole::read(machine),
         "hostile-holes-write" => hole::write(machine),

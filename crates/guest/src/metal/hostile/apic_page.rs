@@ -9,6 +9,8 @@ use crate::metal::{Machine, apic, interrupt};
 /// processors. Interrupts are off meanwhile.
 pub fn garbage(machine: &Machine) {
     interrupt::mask(0xff);
+    // Identity, task priority, logical destination: what other processors' interrupts rely on.
+    let keep = [0x20, 0x80, 0xd0, 0xe0].map(|register| (register, apic::read(register)));
     let mut random = fastrand::Rng::with_seed(machine.seed);
     for _ in 0..4 {
         for register in (0..0x1000).step_by(16) {
@@ -25,16 +27,15 @@ pub fn garbage(machine: &Machine) {
     for register in [0x330, 0x340, 0x360, 0x370] {
         apic::write(register, 0x1_0000);
     }
-    apic::write(TASK_PRIORITY, 0);
+    for (register, value) in keep {
+        apic::write(register, value);
+    }
     for _ in 0..256 {
         apic::end();
     }
     apic::enable();
     say!("garbage written");
 }
-
-/// Task priority.
-const TASK_PRIORITY: u32 = 0x80;
 
 /// Sizes other than four bytes, addresses that are not a register's.
 pub fn access() {
