@@ -148,6 +148,8 @@ mod tests {
         assert_eq!(holes, [span(0, 10), span(20, 30), span(40, 100)]);
         let holes: Vec<Span> = ram.holes(35).collect();
         assert_eq!(holes, [span(0, 10), span(20, 30)]);
+        let holes: Vec<Span> = ram.holes(25).collect();
+        assert_eq!(holes, [span(0, 10), span(20, 25)]);
         assert_eq!(Ram::default().holes(7).collect::<Vec<_>>(), [span(0, 7)]);
     }
 
