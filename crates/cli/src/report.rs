@@ -28,9 +28,9 @@ pub fn text(run: &Run) -> String {
     let mut text = String::new();
     for guest in &run.guests {
         if guest.started.is_some() || guest.end.is_some() {
-            writeln!(text, "{}", of_guest(guest)).ok();
+            writeln!(text, "{}\n", of_guest(guest).trim_fmt()).ok();
             if run.cut != Cut::No && guest.end.as_ref().is_none_or(|end| *end == End::Stopped) {
-                writeln!(text, "{}", whereabouts(guest, &run.rates)).ok();
+                writeln!(text, "{}\n", whereabouts(guest, &run.rates).trim_fmt()).ok();
             }
         }
     }

@@ -28,13 +28,16 @@ pub fn layout(memory: Size, sparse: &[Range], phys_bits: u8) -> Result<Vec<Range
     if total > DEVICES {
         ranges.push(Range { gpa: ABOVE_4G, bytes: total - DEVICES });
     }
+    let width = 1u64 << phys_bits;
+    if ranges.iter().any(|range| range.gpa + range.bytes > width) {
+        bail!("--memory {memory}: ends beyond the {phys_bits} bits of a physical address");
+    }
     for range in sparse {
         let asked = show(range);
         if range.bytes == 0 || !range.bytes.is_multiple_of(PAGE) || !range.gpa.is_multiple_of(PAGE)
         {
             bail!("--ram {asked}: size and address must be whole pages of 4 KiB");
         }
-        let width = 1u64 << phys_bits;
         let Some(end) = range.gpa.checked_add(range.bytes).filter(|&end| end <= width) else {
             bail!("--ram {asked}: ends beyond the {phys_bits} bits of a physical address");
         };
@@ -177,6 +180,7 @@ mod tests {
         assert!(refused(0xf0000, 64 * KIB).contains("hole"));
         assert!(refused((1 << 40) - MIB, 2 * MIB).contains("40 bits"));
         assert!(refused(GIB + 1, MIB).contains("whole pages"));
+        assert!(layout(Size(5 * GIB), &[], 32).unwrap_err().to_string().contains("32 bits"));
         assert!(layout(Size(64 * MIB), &[Range { gpa: 512 * GIB, bytes: MIB }], 40).is_ok());
     }
 
