@@ -10,9 +10,12 @@ mod defect;
 
 mod active;
 pub mod addr;
+pub mod check;
+mod dump;
 pub mod entry;
 pub mod host;
 mod line;
+mod memory;
 mod root;
 mod shared;
 pub mod slot;
@@ -50,6 +53,8 @@ mod tlb;
 mod withdraw;
 
 pub use active::HostRange;
+pub use dump::DumpError;
+pub use memory::{AccessError, AccessFailure, Translation};
 pub use root::{Phase, Role, RootName};
 pub use shared::Broken;
 pub use stats::Stats;

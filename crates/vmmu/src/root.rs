@@ -48,6 +48,11 @@ pub struct RootName {
     pub(crate) generation: u64,
 }
 
+impl RootName {
+    /// No root: what is asked for under this name is never mapped.
+    pub(crate) const NONE: RootName = RootName { place: u8::MAX, generation: 0 };
+}
+
 /// Where a root is in its life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {

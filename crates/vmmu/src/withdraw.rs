@@ -24,7 +24,10 @@ use crate::table::{Cursor, Order, Page, Step, Target, Then};
 use crate::tlb::Due;
 
 /// What can be withdrawn.
-#[expect(private_bounds, reason = "only the library makes publications")]
+#[cfg_attr(
+    feature = "protocol",
+    expect(private_bounds, reason = "only the library makes publications")
+)]
 pub trait Publication: Sealed {
     /// Whether the walk's debts owe no flush.
     const WAIVED: bool = false;

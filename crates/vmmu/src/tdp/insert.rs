@@ -3,7 +3,7 @@
 //! Modify is not insert. Anyone in a section may split; only the holder of an [`Insert`] may put a
 //! mapping where there was none.
 
-use crate::addr::{Gfn, Level, Pfn};
+use crate::addr::{Gfn, GfnRange, Level, Pfn};
 use crate::entry::{Access, Leaf, MemoryType, Record, State, Tracked, Value, Writable, law};
 use crate::root::RootName;
 use crate::section::{Inside, Kind, Section};
@@ -11,7 +11,7 @@ use crate::shared::Broken;
 use crate::slot::{Region, Source, Word};
 use crate::table::{Entry, Full, Table};
 
-use super::request::{allowed, congruent, is_used, pages_behind};
+use super::request::{allowed, congruent, is_used};
 use super::{Ask, Cause, Frame, Refused};
 
 /// The permit: one frame, one whole leaf, one root that is valid in this section.
@@ -60,31 +60,35 @@ impl<K: Kind> Section<'_, K> {
     ) -> Result<Insert<'a, K>, Refused> {
         let core = self.inside.core;
         let about = &frame.about;
-        if !core::ptr::eq(core, frame.watch.core) {
-            return Err(Refused::Foreign);
-        }
         if level > frame.level() {
             return Err(Refused::Level);
         }
-        if !core.roots.is_valid(about.root) {
+        if core::ptr::eq(core, frame.watch.core) && !core.roots.is_valid(about.root) {
             return Err(Refused::Root);
         }
-        if core.slots.word(about.region.id) != about.word {
-            return Err(Refused::Stale);
-        }
-        let leaf = about.gfn().leaf(level);
-        let pages = pages_behind(about, leaf).ok_or(Refused::NoSlot)?;
-        if core.active.covers(&pages) {
-            return Err(Refused::Invalidation);
-        }
-        let words = core.lines.watch_words(frame.watch.place).ok_or(Refused::Foreign)?;
-        if words.is_hit() {
-            return Err(Refused::Hit);
-        }
+        self.holds(frame, about.gfn().leaf(level))?;
         let found = &frame.found;
         let access = allowed(about.word, found.access);
         let leaf = leaf_for(core.format.record(), found.pfn, access, found.memory, about.ask);
         Ok(self.insert(about.root, about.ask, level, leaf))
+    }
+
+    /// Whether `frame` is still what backs its page, and all of `leaf` may be used.
+    pub(crate) fn holds(&self, frame: &Frame<'_>, leaf: GfnRange) -> Result<(), Refused> {
+        let core = self.inside.core;
+        let about = &frame.about;
+        if !core::ptr::eq(core, frame.watch.core) {
+            return Err(Refused::Foreign);
+        }
+        if core.slots.word(about.region.id) != about.word {
+            return Err(Refused::Stale);
+        }
+        let pages = about.region.host_range(leaf).ok_or(Refused::NoSlot)?;
+        if core.active.covers(&pages) {
+            return Err(Refused::Invalidation);
+        }
+        let words = core.lines.watch_words(frame.watch.place).ok_or(Refused::Foreign)?;
+        if words.is_hit() { Err(Refused::Hit) } else { Ok(()) }
     }
 
     /// The permit for a page of a linear slot found in this section: its frame needs no watch.

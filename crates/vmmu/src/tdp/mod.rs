@@ -24,6 +24,7 @@ use crate::shared::Broken;
 pub(crate) use fault::Faulter;
 pub use fault::{Short, Step};
 pub use insert::{Insert, Mapped};
+pub(crate) use request::About;
 pub use request::{Frame, Parked, Refused, Request};
 
 /// What a guest's access met.

@@ -1,7 +1,6 @@
 //! From a watch to a frame: [`Watch`] → [`Request`] → [`Frame`], each by value. Whoever drops one,
 //! on any thread, closes the watch.
 
-use crate::active::HostRange;
 use crate::addr::{Gfn, GfnRange, Level, Pfn};
 use crate::entry::Access;
 use crate::host::{FrameAsk, Host, HostFrame};
@@ -202,11 +201,6 @@ impl<K: Kind> Section<'_, K> {
         about.largest = about.region.level_at(about.gfn(), largest);
         Ok(Request { watch, about })
     }
-}
-
-/// The pages of the backing behind a leaf.
-pub(crate) fn pages_behind(about: &About, leaf: GfnRange) -> Option<HostRange> {
-    about.region.host_range(leaf)
 }
 
 /// What a leaf from this slot and answer allows.

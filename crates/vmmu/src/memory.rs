@@ -1,0 +1,291 @@
+//! The library's own reads and writes of guest memory, and translation.
+//!
+//! They take the same watch as a fault, and copy inside a section in which slot, invalidations and
+//! hits have been checked again. So an invalidation, which waits for sections, never returns while
+//! a copy to or from its pages is under way.
+
+use core::fmt;
+use core::ptr::NonNull;
+
+use crate::addr::{Gfn, GfnRange, Gpa, Hpa, Level, PAGE_SIZE, Pfn};
+use crate::entry::Access;
+use crate::host::{Backing, Found, Host};
+use crate::root::{Role, RootName};
+use crate::section::Section;
+use crate::slot::{AddressSpace, Source};
+use crate::tdp::{About, Ask, Cause, Frame, Refused};
+use crate::worker::Worker;
+
+/// Where a guest address leads, as the tables say now. It may be gone the next moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Translation {
+    /// The host-physical byte.
+    pub hpa: Hpa,
+    /// What hardware may do with it.
+    pub access: Access,
+    /// Size of the leaf.
+    pub level: Level,
+}
+
+/// Guest memory could not be read or written to the end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AccessError {
+    /// The first byte that was not copied.
+    pub gpa: Gpa,
+    /// Bytes copied before it.
+    pub done: usize,
+    /// Why.
+    pub why: AccessFailure,
+}
+
+/// Why guest memory could not be read or written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AccessFailure {
+    /// No slot is there.
+    NoMemory,
+    /// A write to a read-only slot, or one that the backing does not allow.
+    ReadOnly,
+    /// The backing has nothing there, or something broken.
+    Hole,
+    /// The host cannot reach the frame by an address of its own
+    /// ([`Backing::bytes`] gave `None`).
+    Unreachable,
+    /// The page is changing just now, or the host has it later: try again.
+    Busy,
+    /// The range runs over the end of the address space.
+    TooHigh,
+}
+
+impl fmt::Display for AccessError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let why = match self.why {
+            AccessFailure::NoMemory => "no slot is there",
+            AccessFailure::ReadOnly => "the memory is read-only",
+            AccessFailure::Hole => "the backing has nothing there",
+            AccessFailure::Unreachable => "the host has no address for the frame",
+            AccessFailure::Busy => "the page is changing; try again",
+            AccessFailure::TooHigh => "beyond the end of the address space",
+        };
+        write!(f, "guest memory at {}: {why} ({} bytes done)", self.gpa, self.done)
+    }
+}
+
+impl core::error::Error for AccessError {}
+
+/// A page of guest memory that may be copied once its section has checked it again.
+struct Reach<'vm> {
+    about: About,
+    bytes: NonNull<u8>,
+    /// The frame of a backed slot, watched. A linear slot needs none.
+    frame: Option<Frame<'vm>>,
+}
+
+impl<'vm, H: Host> Worker<'vm, H> {
+    /// Where the tables of `role` lead for `gpa` now, if they lead anywhere.
+    pub fn translate(&mut self, role: Role, gpa: Gpa) -> Option<Translation> {
+        let core = self.core();
+        let root = core.roots.find(role)?.name;
+        let section = self.participant.section();
+        let entry = section.entry(root, gpa.gfn(), Level::K4)?;
+        if !entry.is_leaf() {
+            return None;
+        }
+        let level = entry.level();
+        let inner = gpa.gfn().0 & (level.pages() - 1);
+        let pfn = Pfn(core.format.pfn(entry.value()).0 | inner);
+        let allowed = |access: &Access| core.format.allows(entry.value(), *access);
+        let access = [Access::READ, Access::WRITE, Access::EXEC].into_iter().filter(allowed);
+        Some(Translation { hpa: Hpa(pfn.hpa().0 | gpa.offset()), access: access.collect(), level })
+    }
+
+    /// Reads guest memory. The bytes of each page are copied at one time; those of different
+    /// pages are not.
+    pub fn read(
+        &mut self,
+        backing: &dyn Backing,
+        space: AddressSpace,
+        gpa: Gpa,
+        buffer: &mut [u8],
+    ) -> Result<(), AccessError> {
+        self.copy(backing, space, gpa, Bytes::Out(buffer))
+    }
+
+    /// Writes guest memory, page by page.
+    pub fn write(
+        &mut self,
+        backing: &dyn Backing,
+        space: AddressSpace,
+        gpa: Gpa,
+        bytes: &[u8],
+    ) -> Result<(), AccessError> {
+        self.copy(backing, space, gpa, Bytes::In(bytes))
+    }
+
+    fn copy(
+        &mut self,
+        backing: &dyn Backing,
+        space: AddressSpace,
+        gpa: Gpa,
+        mut bytes: Bytes<'_>,
+    ) -> Result<(), AccessError> {
+        let len = bytes.len();
+        let mut done = 0;
+        while done < len {
+            let error = |why| AccessError { gpa: Gpa(gpa.0.wrapping_add(done as u64)), done, why };
+            let at = gpa.0.checked_add(done as u64).ok_or_else(|| error(AccessFailure::TooHigh))?;
+            let at = Gpa(at);
+            let room = (PAGE_SIZE - at.offset()) as usize;
+            let part = done..done.saturating_add(room).min(len);
+            let reach = self.reach(backing, space, at, bytes.access()).map_err(error)?;
+            let section = self.participant.section();
+            section.still_reaches(&reach).map_err(|_| error(AccessFailure::Busy))?;
+            let offset = at.offset() as usize;
+            // SAFETY: the host says that the page's 4096 bytes are there until an invalidation of
+            // the page, or the deletion of its slot, has returned; both wait for this section,
+            // in which the page has just been found to be under neither. `part` ends within the
+            // page.
+            unsafe { bytes.copy_at(reach.bytes, offset, part.clone()) };
+            drop(section);
+            done = part.end;
+        }
+        Ok(())
+    }
+
+    /// Finds the frame behind a page and where the host can touch it.
+    fn reach(
+        &mut self,
+        backing: &dyn Backing,
+        space: AddressSpace,
+        gpa: Gpa,
+        access: Access,
+    ) -> Result<Reach<'vm>, AccessFailure> {
+        let core = self.core();
+        let gfn = gpa.gfn();
+        let ask = Ask { gpa, access, cause: Cause::Prefault };
+        let watch = self.participant.watch(space, gfn, Level::K4).ok_or(AccessFailure::Busy)?;
+        let (about, request) = {
+            let section = self.participant.section();
+            let region = section.slots().find(space, gfn, &mut self.hint);
+            let region = *region.ok_or(AccessFailure::NoMemory)?;
+            let word = core.slots.word(region.id);
+            let root = RootName::NONE;
+            let about = About { ask, root, region, word, largest: Level::K4 };
+            match region.source {
+                Source::Linear { .. } if !word.is_live() => return Err(AccessFailure::Busy),
+                Source::Linear { .. } if !word.access().contains(access) => {
+                    return Err(AccessFailure::ReadOnly);
+                }
+                Source::Linear { .. } => (about, None),
+                Source::Backed { .. } => match section.admit_in(watch, about) {
+                    Ok(request) => (about, Some(request)),
+                    Err(Refused::ReadOnly) => return Err(AccessFailure::ReadOnly),
+                    Err(_) => return Err(AccessFailure::Busy),
+                },
+            }
+        };
+        let (pfn, frame) = match request {
+            None => {
+                let Source::Linear { pfn, .. } = about.region.source else {
+                    return Err(AccessFailure::Busy);
+                };
+                (Pfn(pfn.0 + (gfn.0 - about.region.range.start().0)), None)
+            }
+            Some(request) => match backing.find(&request.frame_ask()) {
+                Found::Frame(found) if !found.access.contains(access) => {
+                    return Err(AccessFailure::ReadOnly);
+                }
+                Found::Frame(found) => (found.pfn, Some(request.provide(found))),
+                Found::Hole | Found::Poisoned => return Err(AccessFailure::Hole),
+                Found::Pending | Found::Retry => return Err(AccessFailure::Busy),
+            },
+        };
+        let bytes = backing.bytes(pfn).ok_or(AccessFailure::Unreachable)?;
+        Ok(Reach { about, bytes, frame })
+    }
+}
+
+impl Section<'_> {
+    /// Whether what was found outside of the section is still so.
+    fn still_reaches(&self, reach: &Reach<'_>) -> Result<(), Refused> {
+        match &reach.frame {
+            Some(frame) => self.holds(frame, page(reach.about.ask.gpa.gfn())),
+            None if self.inside.core.slots.word(reach.about.region.id) == reach.about.word => {
+                Ok(())
+            }
+            None => Err(Refused::Stale),
+        }
+    }
+}
+
+fn page(gfn: Gfn) -> GfnRange {
+    gfn.leaf(Level::K4)
+}
+
+/// The caller's buffer, and which way the bytes go.
+enum Bytes<'b> {
+    /// From the guest.
+    Out(&'b mut [u8]),
+    /// To the guest.
+    In(&'b [u8]),
+}
+
+impl Bytes<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Bytes::Out(buffer) => buffer.len(),
+            Bytes::In(bytes) => bytes.len(),
+        }
+    }
+
+    fn access(&self) -> Access {
+        match self {
+            Bytes::Out(_) => Access::READ,
+            Bytes::In(_) => Access::WRITE,
+        }
+    }
+
+    /// Copies one part of the buffer from or to a page.
+    ///
+    /// The accesses are volatile: a guest may use the same bytes at the same time, and what it
+    /// then sees or leaves is its own affair.
+    ///
+    /// # Safety
+    ///
+    /// `page` points at 4096 readable and writable bytes, and `offset` plus the length of `part`
+    /// is at most 4096.
+    unsafe fn copy_at(&mut self, page: NonNull<u8>, offset: usize, part: core::ops::Range<usize>) {
+        const WORD: usize = size_of::<u64>();
+        let mut at = offset;
+        match self {
+            Bytes::Out(buffer) => {
+                let buffer = buffer.get_mut(part).unwrap_or_default();
+                let mut words = buffer.chunks_exact_mut(WORD);
+                for word in &mut words {
+                    // SAFETY: within the page by the caller's promise.
+                    let value = unsafe { page.add(at).cast::<[u8; WORD]>().read_volatile() };
+                    word.copy_from_slice(&value);
+                    at += WORD;
+                }
+                for byte in words.into_remainder() {
+                    // SAFETY: within the page by the caller's promise.
+                    *byte = unsafe { page.add(at).read_volatile() };
+                    at += 1;
+                }
+            }
+            Bytes::In(bytes) => {
+                let bytes = bytes.get(part).unwrap_or_default();
+                let (words, rest) = bytes.as_chunks::<WORD>();
+                for word in words {
+                    // SAFETY: within the page by the caller's promise.
+                    unsafe { page.add(at).cast::<[u8; WORD]>().write_volatile(*word) };
+                    at += WORD;
+                }
+                for byte in rest {
+                    // SAFETY: within the page by the caller's promise.
+                    unsafe { page.add(at).write_volatile(*byte) };
+                    at += 1;
+                }
+            }
+        }
+    }
+}
