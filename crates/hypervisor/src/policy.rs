@@ -45,6 +45,7 @@ pub const PORTS: &[(u16, u16, Port, &str)] = &[
     (0xe9, 0xe9, Port::Trapped(Trapped::Console), "debug console, shown with the guest's output"),
     (0xf4, 0xf7, Port::Trapped(Trapped::ExitCode), "the guest's exit code; QEMU's would end all"),
     (0x3f8, 0x3ff, Port::Through, "COM1: the guest's console"),
+    (0x4d0, 0x4d1, Port::ReadOnly, "edge or level: guests look; all their lines are edges"),
     (0x600, 0x603, Port::Trapped(Trapped::PmEvent), "power management events: there are none"),
     (0x604, 0x605, Port::Trapped(Trapped::PmControl), "power-off ends the guest, not the machine"),
     (0x608, 0x60b, Port::ReadOnly, "power management timer: a clock"),

@@ -108,22 +108,6 @@ impl Ram {
         self.frames
     }
 
-    /// The `n`-th present block in the order of guest frame numbers, as guest frame and place;
-    /// counts round when there are fewer.
-    pub fn nth(&self, n: u64) -> Option<(u64, Place)> {
-        let mut count = 0;
-        self.each(|_, _, _| count += 1);
-        let wanted = n.checked_rem(count)?;
-        let (mut found, mut index) = (None, 0);
-        self.each(|gfn, size, frame| {
-            if index == wanted {
-                found = Some((gfn, Place { frame, size }));
-            }
-            index += 1;
-        });
-        found
-    }
-
     /// Calls `visit(gfn, size, frame)` for every block, ascending.
     pub fn each(&self, mut visit: impl FnMut(u64, Size, u64)) {
         for (giga, content) in &self.gigas {
@@ -200,7 +184,5 @@ mod tests {
             seen,
             vec![(3, Size::K4, 9), (0x200, Size::M2, 0x400), (0x80000, Size::G1, 1 << 18)]
         );
-        assert_eq!(ram.nth(4).unwrap().0, 0x200);
-        assert_eq!(Ram::new().nth(0), None);
     }
 }

@@ -3,20 +3,19 @@
 use super::mmio::{self, Fetched};
 use super::nested::Answer;
 use super::vcpu::Vcpu;
-use super::{io, msr};
+use super::{alarm, io, msr};
 use alloc::format;
-use core::sync::atomic::Ordering;
 use hypervisor::exit::{self, code};
 use hypervisor::registers::check_xcr;
 use hypervisor::wire::End;
 use iced_x86::{Mnemonic, OpKind, Register};
+use vmmu::entry::Access;
 
 const UNDEFINED: u8 = 6;
 const PROTECTION: u8 = 13;
 
 /// Bits of EXITINFO1 of a nested fault (APM vol. 2, section 15.25.6).
 const WRITE: u64 = 1 << 1;
-const RESERVED: u64 = 1 << 3;
 const FETCH: u64 = 1 << 4;
 const TABLE_WALK: u64 = 1 << 33;
 
@@ -79,15 +78,18 @@ fn next(vcpu: &mut Vcpu<'_>) -> Option<u64> {
 
 fn nested_fault(vcpu: &mut Vcpu<'_>) {
     let (info, gpa) = (vcpu.vmcb.exit_info1, vcpu.vmcb.exit_info2);
-    if info & RESERVED != 0 {
-        let what = format!("reserved bit in a nested entry on the way to {gpa:#x}");
-        vcpu.machine.finish(End::Broken { what });
-        return;
-    }
-    let (write, fetch) = (info & WRITE != 0, info & FETCH != 0);
-    let answer = vcpu.machine.nested.fault(vcpu.machine, vcpu.number, gpa, write, fetch);
-    vcpu.machine.faults.fetch_add(1, Ordering::Relaxed);
-    match answer {
+    // A present entry with a reserved bit may be one of the library's for addresses without
+    // memory, so the bit of the error code decides nothing.
+    let access = match (info & FETCH != 0, info & WRITE != 0) {
+        (true, _) => Access::EXEC,
+        (false, true) => Access::WRITE,
+        (false, false) => Access::READ,
+    };
+    match vcpu.machine.nested.fault(&mut vcpu.nested, gpa, access) {
+        Answer::Mapped => {
+            vcpu.repetition.broken();
+            alarm::mapped(vcpu, gpa);
+        }
         Answer::Again => {
             if vcpu.repetition.again(gpa) {
                 let what = format!("nested fault at {gpa:#x} ({info:#x}) repeats for ever");

@@ -33,11 +33,6 @@ impl<'a> GuestRam<'a> {
         self.ranges.iter().find(|range| gpa >= range.gpa && gpa - range.gpa < range.bytes)
     }
 
-    /// The place behind `gfn`, if it has one already.
-    pub fn find(&self, gfn: u64) -> Option<Place> {
-        self.frames.lock().find(gfn)
-    }
-
     /// The place behind `gfn`, which lies in a RAM range; taken from the pool, in a block up to
     /// `largest`, if it has none yet. `None` if the pool is empty.
     pub fn provide(&self, gfn: u64, largest: Size) -> Option<Place> {
@@ -121,19 +116,12 @@ impl<'a> GuestRam<'a> {
         }
     }
 
-    /// Flips a bit in the middle of the memory that is in use. Gives the address.
-    pub fn flip(&self) -> Option<u64> {
-        let (gfn, place) = {
-            let frames = self.frames.lock();
-            let mut blocks = 0;
-            frames.each(|_, _, _| blocks += 1);
-            frames.nth(blocks / 2)?
-        };
-        let gpa = (gfn + place.size.frames() / 2) * FRAME + 0x7b;
-        let byte = self.byte(gpa).ok()?;
+    /// Flips a bit of the byte at `gpa`.
+    pub fn flip(&self, gpa: u64) -> Result<(), Missing> {
+        let byte = self.byte(gpa)?;
         // SAFETY: a byte of guest memory.
         unsafe { byte.write_volatile(byte.read_volatile() ^ 0x10) };
-        Some(gpa)
+        Ok(())
     }
 
     /// Bytes taken from the pool.

@@ -1,5 +1,6 @@
 //! What the vCPUs of one guest share.
 
+use super::alarm::Alarm;
 use super::guest_ram::GuestRam;
 use super::nested::Nested;
 use super::{apic, timer};
@@ -70,8 +71,8 @@ pub struct Machine<'a> {
     pub port_map: Box<Map<{ 3 * 4096 }>>,
     /// Registers that exit.
     pub msr_map: Box<Map<{ 2 * 4096 }>>,
-    /// Nested faults so far, for the alarm.
-    pub faults: AtomicU64,
+    /// For faults put in on purpose.
+    pub alarm: Alarm,
     /// ACPI's event enable register.
     pub pm_enable: AtomicU32,
     /// Accesses of what is closed.
@@ -106,11 +107,13 @@ impl<'a> Machine<'a> {
         let mut msr_map = Box::new(Map([0; 2 * 4096]));
         policy::fill_port_map(&mut port_map.0);
         policy::fill_msr_map(&mut msr_map.0);
-        let post = |_| Post {
+        // The boot vCPU runs from the start: nobody may take it for one that waits.
+        let mode = |number| if number == 0 { Mode::Running } else { Mode::Waiting };
+        let post = |number| Post {
             mail: AtomicU32::new(0),
             logical: AtomicU32::new(0),
             rip: AtomicU64::new(0),
-            mode: AtomicU32::new(Mode::Waiting as u32),
+            mode: AtomicU32::new(mode(number) as u32),
             record: Record::new(),
         };
         Self {
@@ -121,7 +124,7 @@ impl<'a> Machine<'a> {
             posts: (0..guest.cpus).map(post).collect(),
             port_map,
             msr_map,
-            faults: AtomicU64::new(0),
+            alarm: Alarm::new(),
             pm_enable: AtomicU32::new(0),
             closed: AtomicU64::new(0),
             end: Mutex::new(None),

@@ -1,5 +1,6 @@
 //! Everything that needs the machine itself.
 
+mod alarm;
 mod apic;
 mod boot;
 mod control;

@@ -1,31 +1,98 @@
-//! The guest's nested tables: the seam to the library.
+//! The guest's nested tables: what this hypervisor gives the library, and what it asks of it.
+//!
+//! The only place in the hypervisor that touches an entry of a nested table is the alarm in
+//! `alarm.rs`, which breaks one on purpose.
 
 use super::guest_ram::GuestRam;
-use super::machine::Machine;
-use alloc::string::String;
-use hypervisor::wire::{End, Guest, Job, Stats, Verdict};
-use core::marker::PhantomData;
+use super::{apic, memory, report};
+use alloc::{format, string::String};
+use core::ptr::NonNull;
+use hypervisor::policy;
+use hypervisor::pool::{FRAME, Size};
+use hypervisor::wire::{End, Guest, Job, PageLimit, Stats, Verdict};
+use vmmu::addr::{Gfn, GfnRange, Gpa, Level, Pfn};
+use vmmu::entry::{Access, Format, MemoryType, npt};
+use vmmu::host::{
+    Backing, Contents, Cpus, Found, FrameAsk, HostFrame, Observer, PageAsk, TablePage, TablePages,
+    VcpuId,
+};
+use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
+use vmmu::tdp::{Ask, Cause, MemoryFault, Outcome};
+use vmmu::{Config, Processor, Vm};
 
-/// The nested tables of one guest.
-pub struct Nested<'m>(PhantomData<&'m ()>);
+/// The one backing there is: the guest's RAM, by guest frame number.
+const GUEST_RAM: u64 = 0;
 
-/// A vCPU may run the guest while this lives.
-pub struct Entry;
+/// What the library needs of this hypervisor at all times.
+#[derive(Debug)]
+pub struct Host;
 
-impl Entry {
-    /// Physical address of the top table.
-    pub fn root(&self) -> u64 {
+// SAFETY: pages come from the pool, which gives every frame to one owner; all of them are
+// identity-mapped for good, below 1 TiB, and no Rust allocation lies in them.
+unsafe impl TablePages for Host {
+    fn window(&self) -> u64 {
         0
     }
 
-    /// Whether the processor's translations of this guest must go first.
-    pub fn flush(&self) -> bool {
-        true
+    fn take(&self, ask: PageAsk) -> Option<TablePage> {
+        let frame = memory::take(Size::K4)?;
+        if ask.below.is_some_and(|below| (frame + 1) * FRAME > below) {
+            // The lowest free frame is too high, so all are.
+            memory::put(frame, Size::K4);
+            return None;
+        }
+        Some(TablePage { pfn: Pfn(frame), contents: Contents::Unknown })
+    }
+
+    fn release(&self, page: Pfn) {
+        memory::put(page.0, Size::K4);
     }
 }
 
+impl Cpus for Host {
+    fn kick(&self, vcpu: VcpuId) {
+        // vCPU n runs on processor n. Its gate is closed until the entry itself, so an NMI that
+        // comes before ends the guest's run at its first instruction.
+        apic::send_nmi(vcpu.0);
+    }
+}
+
+impl Observer for Host {}
+
+impl Backing for GuestRam<'_> {
+    fn find(&self, ask: &FrameAsk) -> Found {
+        let largest = match ask.largest {
+            Level::K4 => Size::K4,
+            Level::M2 => Size::M2,
+            _ => Size::G1,
+        };
+        // No place for a page of a RAM slot: the pool is empty.
+        let Some(place) = self.provide(ask.gfn.0, largest) else { return Found::Hole };
+        let level = match place.size {
+            Size::K4 => Level::K4,
+            Size::M2 => Level::M2,
+            Size::G1 => Level::G1,
+        };
+        Found::Frame(HostFrame {
+            pfn: Pfn(place.frame),
+            level,
+            access: Access::all(),
+            memory: MemoryType::WriteBack,
+        })
+    }
+
+    fn bytes(&self, pfn: Pfn) -> Option<NonNull<u8>> {
+        NonNull::new((pfn.0 * FRAME) as *mut u8)
+    }
+}
+
+/// A vCPU as the library knows it.
+pub type Handle<'m> = vmmu::Vcpu<'m, Host>;
+
 /// What became of a nested fault.
 pub enum Answer {
+    /// Mapped now: the guest tries again.
+    Mapped,
     /// The guest tries again.
     Again,
     /// No plain memory: the instruction has to be carried out.
@@ -34,32 +101,107 @@ pub enum Answer {
     End(End),
 }
 
+/// The nested tables of one guest.
+pub struct Nested<'m> {
+    vm: Vm<Host>,
+    ram: &'m GuestRam<'m>,
+}
+
+fn format() -> Result<Format, String> {
+    let cpuid = raw_cpuid::CpuId::new();
+    let capacity = cpuid.get_processor_capacity_feature_info();
+    let phys_bits = capacity.map_or(36, |info| u32::from(info.physical_address_bits()));
+    let giant = cpuid
+        .get_extended_processor_and_feature_identifiers()
+        .is_some_and(|features| features.has_1gib_pages());
+    let largest = if giant { Level::G1 } else { Level::M2 };
+    let options = npt::NptOptions { top: Level::L4, largest, phys_bits };
+    npt::format(options).map_err(|error| format!("nested tables: {error}"))
+}
+
 impl<'m> Nested<'m> {
-    /// Refuses until the library has a VM to offer.
-    pub fn new(_: &Job<'_>, _: &Guest<'_>, _: &'m GuestRam<'m>) -> Result<Self, String> {
-        Err(String::from("this build has no memory-management unit"))
+    /// Tables for a guest: one slot for each RAM range, and one for the local APIC.
+    pub fn new(job: &Job<'_>, guest: &Guest<'_>, ram: &'m GuestRam<'m>) -> Result<Self, String> {
+        let largest = match job.pages {
+            PageLimit::K4 => Level::K4,
+            PageLimit::M2 => Level::M2,
+            PageLimit::G1 | PageLimit::Auto => Level::G1,
+        };
+        let config = Config { workers: 4, largest, ..Config::new(format()?, guest.cpus) };
+        let vm = Vm::new(Host, &config).map_err(|error| format!("nested tables: {error}"))?;
+        let nested = Self { vm, ram };
+        let slots = guest.ram.iter().map(|range| SlotSpec {
+            id: SlotId(0),
+            space: AddressSpace(0),
+            range: GfnRange::sized(Gfn(range.gpa / FRAME), range.bytes / FRAME)
+                .unwrap_or(GfnRange::EMPTY),
+            source: Source::Backed { backing: GUEST_RAM, first: range.gpa / FRAME },
+            mutability: Mutability::ReadWrite,
+            largest,
+        });
+        let page = policy::LOCAL_APIC / FRAME;
+        let local_apic = SlotSpec {
+            id: SlotId(0),
+            space: AddressSpace(0),
+            range: GfnRange::sized(Gfn(page), 1).unwrap_or(GfnRange::EMPTY),
+            source: Source::Linear { pfn: Pfn(page), memory: MemoryType::Uncached },
+            // Writes are looked at; see `mmio.rs`.
+            mutability: Mutability::ReadOnly,
+            largest: Level::K4,
+        };
+        {
+            let mut worker =
+                nested.vm.worker().ok_or_else(|| String::from("no memory for a worker"))?;
+            for (id, slot) in (0..).zip(slots.chain([local_apic])) {
+                let slot = SlotSpec { id: SlotId(id), ..slot };
+                worker.create_slot(&slot).map_err(|error| format!("slot {id}: {error}"))?;
+            }
+        }
+        Ok(nested)
     }
 
-    /// Refuses.
-    pub fn enter(&self, _: usize) -> Result<Entry, End> {
-        Err(End::Broken { what: String::from("no memory-management unit") })
+    /// The vCPU of that number. `None` without memory.
+    pub fn vcpu(&self, number: usize) -> Option<Handle<'_>> {
+        self.vm.vcpu(VcpuId(number as u32))
     }
 
-    /// Refuses.
-    pub fn fault(&self, _: &Machine<'_>, _: usize, _: u64, _: bool, _: bool) -> Answer {
-        Answer::End(End::Broken { what: String::from("no memory-management unit") })
+    /// Answers a nested fault of `vcpu`.
+    pub fn fault(&self, vcpu: &mut Handle<'_>, gpa: u64, access: Access) -> Answer {
+        let ask = Ask { gpa: Gpa(gpa), access, cause: Cause::Guest };
+        let broken = |what| Answer::End(End::Broken { what });
+        match vcpu.fault_with(self.ram, ask) {
+            Outcome::Fixed(_) => Answer::Mapped,
+            Outcome::Spurious | Outcome::Retry | Outcome::Pending => Answer::Again,
+            Outcome::Emulate | Outcome::WriteProtected => Answer::Device,
+            // Beyond what nested tables translate there is nothing.
+            Outcome::Fault(MemoryFault::TooHigh) => Answer::Device,
+            Outcome::Fault(fault) => {
+                let (free, total) = memory::frames();
+                broken(format!("page at {gpa:#x}: {fault}; {free} of {total} frames are free"))
+            }
+            Outcome::OutOfMemory => broken(String::from("no memory for table pages")),
+            Outcome::Dead(why) => broken(format!("the library gave the guest up: {why}")),
+        }
     }
 
-    /// Nothing to count.
+    /// The library's counters.
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        report::library(&self.vm.stats())
     }
 
-    /// Nothing to check.
+    /// What the library's checker finds in the tables.
     pub fn check(&self) -> Verdict {
-        Verdict::default()
+        let what = String::from("this build of the library has no checker");
+        Verdict { violations: alloc::vec![(String::from("unchecked"), what)], ..Verdict::default() }
     }
 
-    /// Nothing to take down.
-    pub fn teardown(self) {}
+    /// Takes the tables down and gives their pages back.
+    pub fn teardown(self) {
+        let Host = self.vm.teardown();
+    }
+}
+
+/// The processor vCPU `number` runs on, as the library names it.
+pub fn processor(number: usize) -> Processor {
+    Processor(number as u32)
 }

@@ -23,3 +23,31 @@ pub fn stats(machine: &Machine<'_>) -> Stats {
     }
     stats
 }
+
+/// The library's counters in the words of the control line.
+pub fn library(counted: &vmmu::Stats) -> Stats {
+    let named = |(name, count): &(&str, u64)| (String::from(*name), *count);
+    let other = [
+        ("leaves ever mapped, 4K", counted.mapped[0]),
+        ("leaves ever mapped, 2M", counted.mapped[1]),
+        ("leaves ever mapped, 1G", counted.mapped[2]),
+        ("top tables", counted.roots),
+        ("emulated by an MMIO entry", counted.emulated_fast),
+        ("splits", counted.splits),
+        ("zapped", counted.zapped),
+        ("flushes", counted.flushes),
+        ("exclusions", counted.exclusions),
+        ("invalidations", counted.invalidations),
+        ("flushes for others' debts", counted.foreign_debts),
+        ("debts leaked", counted.debts_leaked),
+    ];
+    Stats {
+        faults: counted.outcomes().iter().map(named).collect(),
+        leaves: counted.leaves,
+        table_pages: counted.tables + counted.roots,
+        flushes_sent: counted.flushes_sent,
+        flushes_elided: counted.flushes_elided,
+        exits: alloc::vec![],
+        other: other.iter().map(named).collect(),
+    }
+}

@@ -2,18 +2,20 @@
 
 use super::machine::{INIT, Machine, Mode, NMI, START_UP, STOP};
 use super::memory;
+use super::nested::{self, Handle};
 use super::svm::{self, Fpu, General, Segment, Vmcb};
 use super::{apic, exits, live, timer, traps};
-use alloc::boxed::Box;
+use alloc::{boxed::Box, format};
 use core::sync::atomic::Ordering;
 use hypervisor::cpuid::{self, Answer};
 use hypervisor::events::{self, Completion};
 use hypervisor::exit::code;
 use hypervisor::guest_walk::Paging;
 use hypervisor::mtrr::Mtrr;
-use hypervisor::pool::Size;
+use hypervisor::pool::{FRAME, Size};
 use hypervisor::registers::{CodeSegment, Control, Features, cr0, efer};
 use hypervisor::wire::{End, Start};
+use vmmu::Flush;
 
 /// Intercepts of the first word: NMI, INIT, RDPMC, CPUID, RSM, INVD, HLT, INVLPGA, ports, MSRs,
 /// shutdown.
@@ -82,6 +84,8 @@ pub struct Vcpu<'m> {
     pub repetition: Repetition,
     /// Where the guest executes HLT by itself, if it does.
     pub halted_at: Option<u64>,
+    /// The library's side of it.
+    pub nested: Handle<'m>,
     nmi: NmiState,
     flush: bool,
     host: u64,
@@ -100,11 +104,12 @@ enum NmiState {
 impl<'m> Vcpu<'m> {
     /// A vCPU on this processor. `None` without memory.
     pub fn new(machine: &'m Machine<'m>, number: usize) -> Option<Self> {
+        let nested = machine.nested.vcpu(number)?;
         let host = memory::take(Size::K4)?;
         // SAFETY: the frame was just taken for this processor.
         unsafe {
             memory::zero(host, Size::K4);
-            svm::save_host(host * 4096);
+            svm::save_host(host * FRAME);
         }
         let mut vcpu = Self {
             number,
@@ -116,6 +121,7 @@ impl<'m> Vcpu<'m> {
             mtrr: Mtrr::new(),
             repetition: Repetition::default(),
             halted_at: None,
+            nested,
             nmi: NmiState::Open,
             flush: true,
             host,
@@ -286,9 +292,6 @@ impl<'m> Vcpu<'m> {
     /// Runs until the machine stops.
     pub fn run(&mut self) {
         let post = &self.machine.posts[self.number];
-        if self.number > 0 {
-            self.set_mode(Mode::Waiting);
-        }
         loop {
             let mail = post.mail.swap(0, Ordering::SeqCst);
             if mail & STOP != 0 {
@@ -325,30 +328,30 @@ impl<'m> Vcpu<'m> {
             svm::open_gate();
             return None;
         }
-        self.vmcb.exit_code = 0;
-        let exit = {
-            let entry = match self.machine.nested.enter(self.number) {
-                Ok(entry) => entry,
-                Err(end) => {
-                    svm::open_gate();
-                    self.machine.finish(end);
-                    return None;
-                }
-            };
-            self.vmcb.n_cr3 = entry.root();
-            self.vmcb.tlb_control = u32::from(entry.flush() || core::mem::take(&mut self.flush));
-            // SAFETY: the control block is this vCPU's own; nested tables are the library's, the
-            // permission maps the machine's; `host` was filled on this processor.
-            unsafe {
-                svm::enter(
-                    &raw mut self.general,
-                    &raw mut *self.fpu,
-                    &raw mut *self.vmcb as u64,
-                    self.host * 4096,
-                );
+        let entry = match self.nested.before_enter(nested::processor(self.number)) {
+            Ok(entry) => entry,
+            Err(error) => {
+                svm::open_gate();
+                self.machine.finish(End::Broken { what: format!("cannot enter: {error}") });
+                return None;
             }
-            self.vmcb.exit_code
         };
+        let flush = self.flush || entry.flush() == Flush::Needed;
+        self.vmcb.n_cr3 = entry.root().0;
+        self.vmcb.tlb_control = u32::from(flush);
+        self.flush = false;
+        // SAFETY: the control block is this vCPU's own; the nested tables are the library's, the
+        // permission maps the machine's; `host` was filled on this processor.
+        unsafe {
+            svm::enter(
+                &raw mut self.general,
+                &raw mut *self.fpu,
+                &raw mut *self.vmcb as u64,
+                self.host * FRAME,
+            );
+        }
+        entry.after_exit();
+        let exit = self.vmcb.exit_code;
         self.vmcb.event_inj = 0;
         svm::open_gate();
         Some(exit)
