@@ -1,5 +1,101 @@
 //! The memory-management unit of a hypervisor: EPT and NPT tables that many vCPUs fill at once,
 //! kept right while the host takes pages back.
+//!
+//! It does for any Rust hypervisor what KVM's x86 MMU does for Linux: two-dimensional tables
+//! filled lazily by concurrent faults, slots, host invalidations, roots that live until they are
+//! invalidated, MMIO entries. It has no VM-wide lock, and its rules are types.
+//!
+//! ## In a hypervisor of your own
+//!
+//! ```
+//! use vmmu::addr::{Gfn, GfnRange, Gpa, Level, Pfn};
+//! use vmmu::entry::{Access, MemoryType, npt};
+//! use vmmu::host::{Contents, Cpus, Observer, PageAsk, TablePage, TablePages, VcpuId};
+//! use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
+//! use vmmu::tdp::{Ask, Cause, Outcome};
+//! use vmmu::{Config, Processor, Vm};
+//!
+//! # use std::alloc::{Layout, alloc, dealloc};
+//! # const PAGE: Layout = Layout::new::<Page>();
+//! # #[repr(align(4096))]
+//! # struct Page([u8; 4096]);
+//! struct MyHost;
+//!
+//! // SAFETY: whole pages, mapped at their own addresses, used by nobody else.
+//! unsafe impl TablePages for MyHost {
+//!     fn window(&self) -> u64 {
+//!         0 // virtual = physical + 0: an identity map
+//!     }
+//!     fn take(&self, _: PageAsk) -> Option<TablePage> {
+//!         let page = unsafe { alloc(PAGE) }.expose_provenance() as u64; // your allocator
+//!         Some(TablePage { pfn: Pfn(page >> 12), contents: Contents::Unknown })
+//!     }
+//!     fn release(&self, page: Pfn) {
+//!         let page = core::ptr::with_exposed_provenance_mut((page.0 << 12) as usize);
+//!         unsafe { dealloc(page, PAGE) }
+//!     }
+//! }
+//! impl Cpus for MyHost {
+//!     fn kick(&self, _: VcpuId) { /* interrupt the processor the vCPU runs on */ }
+//! }
+//! impl Observer for MyHost {}
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let format = npt::format(npt::NptOptions::default())?;
+//! let vm = Vm::new(MyHost, &Config::new(format, 1)).map_err(|error| error.why.to_string())?;
+//! let mut worker = vm.worker().ok_or("no place")?;
+//! worker.create_slot(&SlotSpec {
+//!     id: SlotId(0),
+//!     space: AddressSpace(0),
+//!     range: GfnRange::sized(Gfn(0), 0x10000).ok_or("too long")?, // 256 MiB of guest memory
+//!     source: Source::Linear { pfn: Pfn(0x100000), memory: MemoryType::WriteBack },
+//!     mutability: Mutability::ReadWrite,
+//!     largest: Level::M2,
+//! })?;
+//!
+//! let mut vcpu = vm.vcpu(VcpuId(0)).ok_or("no such vCPU")?; // in its thread
+//! let entry = vcpu.before_enter(Processor(0))?;
+//! let (_ncr3, _flush) = (entry.root(), entry.flush()); // into the VMCB, then VMRUN
+//! entry.after_exit();
+//! let ask = Ask { gpa: Gpa(0x1234567), access: Access::WRITE, cause: Cause::Guest };
+//! # struct NoBacking;
+//! # impl vmmu::host::Backing for NoBacking {
+//! #     fn find(&self, _: &vmmu::host::FrameAsk) -> vmmu::host::Found {
+//! #         vmmu::host::Found::Hole
+//! #     }
+//! # }
+//! # let backing = NoBacking;
+//! assert_eq!(vcpu.fault_with(&backing, ask), Outcome::Fixed(Level::M2)); // on a nested fault
+//!
+//! drop((worker, vcpu));
+//! vm.teardown(); // by value: every table page goes back
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! ## Principles
+//!
+//! * *The law decides*: what a change of an entry obliges to is a pure function of what changed
+//!   ([`entry::law`]).
+//! * *Modify is not insert*: only a permit, which an invalid root, a range under invalidation or a
+//!   changed slot cannot give, lets anybody populate an entry.
+//! * *A lock is a value*, and *a flush is a debt* opened before the first clear.
+//! * *The fault path shares nothing it does not have to*: its participant's line, and the entry.
+//! * *No panic* that a guest, a host hook or a failed allocation can reach. Contradictions kill the
+//!   VM ([`Broken`]), not the host.
+//!
+//! ## What a hypervisor calls
+//!
+//! [`Vm`] makes [`Vcpu`]s and [`Worker`]s. A vCPU enters with [`Vcpu::before_enter`] and faults
+//! with [`Vcpu::fault_with`], or in two steps with [`Vcpu::fault`] and [`Worker::complete`] if the
+//! frame is found elsewhere. A worker changes slots, answers invalidations, reads and writes guest
+//! memory, and drains roots. [`host`] says what the hypervisor provides, and in which context each
+//! hook is called.
+//!
+//! ## Features
+//!
+//! `protocol` and `defects` are for this crate's own models and tests.
+
 #![cfg_attr(not(any(test, loom, shuttle)), no_std)]
 
 extern crate alloc;
