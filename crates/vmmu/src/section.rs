@@ -96,6 +96,15 @@ impl<'p, H: Host> Turn<'p, H> {
         Section::open(self.core(), self.line(), self.place, Plain)
     }
 
+    /// Opens the section that admits a watch written before: its fence stands between the two.
+    #[inline]
+    pub(crate) fn section_after_watch(&mut self) -> Section<'_> {
+        if defect!(A5) {
+            return Section::unfenced(self.core(), self.line(), Plain);
+        }
+        self.section()
+    }
+
     /// Waits for the sections of others that are open now, and for nothing else. A grace period.
     pub fn exclude(&mut self) {
         let host = &self.vm.host;
@@ -192,6 +201,12 @@ impl<'s, K: Kind> Section<'s, K> {
     #[inline]
     pub(crate) fn open(core: &'s Core, line: &'s Line, _place: u32, kind: K) -> Self {
         line.enter();
+        Section { inside: Inside { core, line, kind, _here: PhantomData } }
+    }
+
+    /// A section whose turn is not ordered before what it reads: a defect.
+    fn unfenced(core: &'s Core, line: &'s Line, kind: K) -> Self {
+        line.enter_unfenced();
         Section { inside: Inside { core, line, kind, _here: PhantomData } }
     }
 

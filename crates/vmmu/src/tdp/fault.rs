@@ -60,7 +60,7 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
         let Some(watch) = self.turn.watch(role.space, gfn, core.largest) else {
             return done(line, Outcome::Retry);
         };
-        let section = self.turn.section();
+        let section = self.turn.section_after_watch();
         if let Some(outcome) = present(&section, line, root, ask) {
             return done(line, outcome);
         }
