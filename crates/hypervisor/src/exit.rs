@@ -10,6 +10,7 @@ pub mod code {
     pub const CR3_WRITE: u64 = 0x13;
     pub const CR4_WRITE: u64 = 0x14;
     pub const ALIGNMENT_CHECK: u64 = 0x51;
+    pub const INTERRUPT: u64 = 0x60;
     pub const NMI: u64 = 0x61;
     pub const INIT: u64 = 0x63;
     pub const RDPMC: u64 = 0x6f;
@@ -38,6 +39,7 @@ const NAMES: &[(u64, &str)] = &[
     (code::MSR, "msr"),
     (code::CPUID, "cpuid"),
     (code::HLT, "hlt"),
+    (code::INTERRUPT, "interrupt"),
     (code::NMI, "signal"),
     (code::CR0_WRITE, "cr0 write"),
     (code::CR3_WRITE, "cr3 write"),

@@ -20,6 +20,8 @@ pub const ICR_LOW: u16 = 0x300;
 pub const ICR_HIGH: u16 = 0x310;
 /// Timer entry of the local vector table; its neighbours follow every 16 bytes.
 pub const LVT_TIMER: u16 = 0x320;
+/// Entry of the pin the 8259 controllers are wired to.
+pub const LVT_LINT0: u16 = 0x350;
 /// Error entry, the last of the local vector table.
 pub const LVT_ERROR: u16 = 0x370;
 /// Initial count of the timer.
@@ -102,6 +104,16 @@ pub fn reset() {
         write(0xd0, 0);
         write(ICR_HIGH, 0);
         write(SVR, 0xff);
+    }
+}
+
+/// Lets the 8259 controllers interrupt this processor, as firmware leaves the boot processor
+/// ("virtual wire mode", AMD64 APM vol. 2, section 16.4).
+pub fn wire_legacy() {
+    // SAFETY: interrupts reach this processor only while a guest runs.
+    unsafe {
+        write(SVR, 0x1ff);
+        write(LVT_LINT0, 0x700);
     }
 }
 

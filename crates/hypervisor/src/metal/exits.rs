@@ -21,7 +21,7 @@ const TABLE_WALK: u64 = 1 << 33;
 
 /// Acts on the exit that has just happened.
 pub fn handle(vcpu: &mut Vcpu<'_>, exit: u64) {
-    if exit != code::NMI && exit != code::HLT {
+    if exit != code::NMI {
         vcpu.woken();
     }
     if exit != code::NESTED_FAULT {
@@ -54,7 +54,7 @@ pub fn handle(vcpu: &mut Vcpu<'_>, exit: u64) {
         | code::MWAIT
         | code::MWAIT_ARMED
         | code::RDPRU => vcpu.inject(UNDEFINED, None),
-        code::INIT => {}
+        code::INTERRUPT | code::INIT => {}
         code::SHUTDOWN => {
             let (number, rip) = (vcpu.number as u32, vcpu.vmcb.rip);
             vcpu.machine.finish(End::TripleFault { vcpu: number, rip });

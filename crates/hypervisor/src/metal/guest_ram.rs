@@ -33,6 +33,11 @@ impl<'a> GuestRam<'a> {
         self.ranges.iter().find(|range| gpa >= range.gpa && gpa - range.gpa < range.bytes)
     }
 
+    /// The place behind `gfn`, if it has one already.
+    pub fn find(&self, gfn: u64) -> Option<Place> {
+        self.frames.lock().find(gfn)
+    }
+
     /// The place behind `gfn`, which lies in a RAM range; taken from the pool, in a block up to
     /// `largest`, if it has none yet. `None` if the pool is empty.
     pub fn provide(&self, gfn: u64, largest: Size) -> Option<Place> {

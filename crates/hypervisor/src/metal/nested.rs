@@ -5,12 +5,13 @@
 
 use super::guest_ram::GuestRam;
 use super::{apic, memory, report};
-use alloc::{format, string::String};
+use alloc::{format, string::String, vec::Vec};
 use core::ptr::NonNull;
 use hypervisor::policy;
 use hypervisor::pool::{FRAME, Size};
 use hypervisor::wire::{End, Guest, Job, PageLimit, Stats, Verdict};
 use vmmu::addr::{Gfn, GfnRange, Gpa, Level, Pfn};
+use vmmu::check::{Violation, Witness};
 use vmmu::entry::{Access, Format, MemoryType, npt};
 use vmmu::host::{
     Backing, Contents, Cpus, Found, FrameAsk, HostFrame, Observer, PageAsk, TablePage, TablePages,
@@ -189,10 +190,35 @@ impl<'m> Nested<'m> {
         report::library(&self.vm.stats())
     }
 
-    /// What the library's checker finds in the tables.
-    pub fn check(&self) -> Verdict {
-        let what = String::from("this build of the library has no checker");
-        Verdict { violations: alloc::vec![(String::from("unchecked"), what)], ..Verdict::default() }
+    /// What the library's checker finds in the tables. No vCPU is left.
+    pub fn check(&mut self) -> Verdict {
+        let ram = self.ram;
+        let witness = |_, page| match ram.find(page) {
+            Some(place) => Witness::Frame(Pfn(place.frame), Access::all()),
+            None => Witness::Nothing,
+        };
+        let checked = match self.vm.check(witness) {
+            Ok(checked) => checked,
+            Err(error) => {
+                let violation = (String::from("unchecked"), format!("{error}"));
+                return Verdict { violations: alloc::vec![violation], ..Verdict::default() };
+            }
+        };
+        let verified = checked.by_name().map(|(name, count)| (String::from(name), count)).collect();
+        let violation = |v: &Violation| (String::from(v.invariant.name()), format!("{v}"));
+        let mut violations: Vec<_> = checked.violations.iter().map(violation).collect();
+        let kept = violations.len() as u64;
+        if checked.found > kept {
+            let rest = format!("{} more violations", checked.found - kept);
+            violations.push((String::from("and"), rest));
+        }
+        Verdict { entries: checked.entries, tables: checked.tables, verified, violations }
+    }
+
+    /// Copies bytes into guest memory.
+    pub fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), String> {
+        let mut worker = self.vm.worker().ok_or_else(|| String::from("no memory for a worker"))?;
+        worker.write(self.ram, AddressSpace(0), Gpa(gpa), bytes).map_err(|error| format!("{error}"))
     }
 
     /// Takes the tables down and gives their pages back.

@@ -4,26 +4,61 @@ use super::guest_ram::GuestRam;
 use super::machine::{self, Machine};
 use super::nested::Nested;
 use super::vcpu::Vcpu;
-use super::{apic, control, processor, report, timer};
-use alloc::{format, string::String};
+use super::{apic, control, memory, processor, report, timer};
+use alloc::{format, string::String, vec::Vec};
 use core::sync::atomic::Ordering;
-use hypervisor::wire::{End, Event, Guest, Job, Stats, Verdict};
+use hypervisor::wire::{End, Event, Guest, Job, Segment, Stats, VcpuState, Verdict};
 
 /// Runs guest number `index` of the job on as many processors as it has vCPUs.
 pub fn run(job: &Job<'_>, index: u32, guest: &Guest<'_>) {
     apic::reset_legacy();
-    let ram = GuestRam::new(&guest.ram, machine::largest(job.pages));
-    if let Err(what) = load(guest, &ram) {
-        refuse(index, what);
-        return;
+    let frames = memory::frames().0;
+    let report = attempt(job, index, guest).unwrap_or_else(|what| Report {
+        end: End::Refused { vcpu: 0, what },
+        stats: Stats::default(),
+        vcpus: Vec::new(),
+        verdict: Verdict::default(),
+        ticks: 0,
+    });
+    let Report { end, stats, vcpus, mut verdict, ticks } = report;
+    // Everything the guest had is back, or something was lost.
+    let left = memory::frames().0;
+    if left != frames {
+        let what = format!("{frames} frames were free before this guest, {left} are after it");
+        verdict.violations.push((String::from("frames-returned"), what));
     }
-    let nested = match Nested::new(job, guest, &ram) {
-        Ok(nested) => nested,
-        Err(what) => {
-            refuse(index, what);
-            return;
-        }
-    };
+    control::send(&Event::Ended {
+        guest: index,
+        end,
+        stats,
+        vcpus,
+        verdict,
+        ticks,
+        ticks_per_ms: timer::ticks_per_ms(),
+    });
+}
+
+struct Report {
+    end: End,
+    stats: Stats,
+    vcpus: Vec<VcpuState>,
+    verdict: Verdict,
+    ticks: u64,
+}
+
+/// Runs the guest, or says why it cannot be started.
+fn attempt(job: &Job<'_>, index: u32, guest: &Guest<'_>) -> Result<Report, String> {
+    let present = processor::present();
+    if guest.cpus == 0 || guest.cpus as usize > present {
+        return Err(format!("{} vCPUs, but {present} processors answer", guest.cpus));
+    }
+    let ram = GuestRam::new(&guest.ram, machine::largest(job.pages));
+    let mut nested = Nested::new(job, guest, &ram)?;
+    for Segment { gpa, data } in &guest.segments {
+        nested
+            .write(*gpa, data)
+            .map_err(|error| format!("segment of {} bytes at {gpa:#x}: {error}", data.len()))?;
+    }
     let (end, stats, vcpus, ticks) = {
         let machine = Machine::new(job, guest, &ram, &nested);
         control::send(&Event::Started { guest: index });
@@ -33,6 +68,7 @@ pub fn run(job: &Job<'_>, index: u32, guest: &Guest<'_>) {
             match Vcpu::new(&machine, number) {
                 Some(mut vcpu) => {
                     if number == 0 {
+                        apic::wire_legacy();
                         vcpu.start(&guest.start);
                         machine.posts[0]
                             .mode
@@ -54,45 +90,5 @@ pub fn run(job: &Job<'_>, index: u32, guest: &Guest<'_>) {
     };
     let verdict = nested.check();
     nested.teardown();
-    control::send(&Event::Ended {
-        guest: index,
-        end,
-        stats,
-        vcpus,
-        verdict,
-        ticks,
-        ticks_per_ms: timer::ticks_per_ms(),
-    });
-}
-
-/// Puts the guest's segments into its memory.
-fn load(guest: &Guest<'_>, ram: &GuestRam<'_>) -> Result<(), String> {
-    let present = processor::present();
-    if guest.cpus == 0 || guest.cpus as usize > present {
-        return Err(format!("{} vCPUs, but {present} processors answer", guest.cpus));
-    }
-    for segment in &guest.segments {
-        ram.write(segment.gpa, segment.data).map_err(|missing| {
-            format!(
-                "segment of {} bytes at {:#x}: no memory at {:#x}",
-                segment.data.len(),
-                segment.gpa,
-                missing.gpa
-            )
-        })?;
-    }
-    Ok(())
-}
-
-/// Reports a guest that could not be started.
-fn refuse(index: u32, what: String) {
-    control::send(&Event::Ended {
-        guest: index,
-        end: End::Refused { vcpu: 0, what },
-        stats: Stats::default(),
-        vcpus: alloc::vec![],
-        verdict: Verdict::default(),
-        ticks: 0,
-        ticks_per_ms: timer::ticks_per_ms(),
-    });
+    Ok(Report { end, stats, vcpus, verdict, ticks })
 }

@@ -31,6 +31,8 @@ const MISC1: u32 = 1 << 1
     | 1 << 28
     | 1 << 31;
 const HLT: u32 = 1 << 24;
+/// Physical interrupts; only while the guest is halted.
+const INTR: u32 = 1 << 0;
 const IRET: u32 = 1 << 20;
 /// Intercepts of the second word: the SVM instructions, MONITOR, MWAIT, XSETBV, RDPRU.
 const MISC2: u32 = 0x7f | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14;
@@ -429,9 +431,10 @@ impl<'m> Vcpu<'m> {
             self.set_mode(Mode::Dead);
             return;
         }
-        // The instruction runs by itself, so that the interrupt that ends it needs no exit. No
-        // interrupt may come before it: the one waited for would be over when it halts.
-        self.vmcb.intercept_misc1 &= !HLT;
+        // The processor executes it, and exits when the interrupt comes, which is then delivered by
+        // the next entry. No interrupt may come before it: the one waited for would be over when
+        // the guest halts.
+        self.vmcb.intercept_misc1 = self.vmcb.intercept_misc1 & !HLT | INTR;
         self.vmcb.int_state = 1;
         self.halted_at = Some(self.vmcb.rip);
         self.set_mode(Mode::Halted);
@@ -439,8 +442,8 @@ impl<'m> Vcpu<'m> {
 
     /// Something other than a signal from the hypervisor ended the guest's run.
     pub fn woken(&mut self) {
-        self.vmcb.intercept_misc1 |= HLT;
         if self.halted_at.take().is_some() {
+            self.vmcb.intercept_misc1 = self.vmcb.intercept_misc1 & !INTR | HLT;
             self.set_mode(Mode::Running);
         }
     }
@@ -448,12 +451,8 @@ impl<'m> Vcpu<'m> {
     /// A signal ended the guest's run. If it was halted it halts again.
     pub fn signalled(&mut self) {
         if let Some(rip) = self.halted_at {
-            if self.vmcb.rip == rip + 1 && self.vmcb.rflags >> 9 & 1 == 1 {
-                self.vmcb.rip = rip;
-                self.vmcb.int_state = 1;
-            } else {
-                self.woken();
-            }
+            self.vmcb.rip = rip;
+            self.vmcb.int_state = 1;
         }
     }
 
