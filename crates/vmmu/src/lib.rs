@@ -112,6 +112,8 @@ pub mod entry;
 pub mod host;
 mod line;
 mod memory;
+#[cfg(all(any(doc, doctest), feature = "protocol"))]
+pub mod misuse;
 mod root;
 mod shared;
 pub mod slot;

@@ -69,7 +69,7 @@ impl<'s, K: Kind> Section<'s, K> {
     /// The entry at which a walk for `gfn` ends: of level `stop`, or above where there is no
     /// table. `None`: there is no such root.
     #[inline]
-    pub(crate) fn entry(&self, root: RootName, gfn: Gfn, stop: Level) -> Option<Entry<'_, K>> {
+    pub fn entry(&self, root: RootName, gfn: Gfn, stop: Level) -> Option<Entry<'_, K>> {
         let root = self.inside.core.roots.get(root)?;
         Some(descend(top(self.inside, &root, gfn), gfn, stop))
     }

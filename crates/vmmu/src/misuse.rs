@@ -1,0 +1,48 @@
+//! What the compiler refuses: every misuse of the protocol that the types make impossible, each
+//! with a legal neighbour that differs only by the misuse.
+//!
+//! The examples are tests (`cargo test -p vmmu --doc --features protocol`): each misuse must not
+//! compile, each neighbour must. Which error stops it, `E0499` and so on, is compared only by a
+//! compiler with unstable features, so that a misuse refused for a wrong reason is found: run the
+//! same tests with `cargo +nightly`, or with `RUSTC_BOOTSTRAP=1` on the stable compiler. A misuse
+//! that is refused by a lint has no code; its neighbour runs under the same lint.
+//!
+//! | group | where |
+//! |---|---|
+//! | sections: what may begin inside one, and what may leave it | [`sections`] |
+//! | hooks: when the host may be called | [`hooks`] |
+//! | inserts: from the watch to the leaf | [`inserts`] |
+//! | clears: debts and what they cover | [`clears`] |
+//! | withdrawals: the order of their steps, and their promises | [`withdrawals`] |
+//! | entries: an observation is written once | [`entries`] |
+//!
+//! # Not there yet
+//!
+//! A misuse of something that does not exist cannot be written down, so it has no test:
+//!
+//! * *holds* kept after their section: sections lend no holds, because nothing that needs one
+//!   (aging, promotion, reclaiming tables) exists; the entry format has the value already;
+//! * *claims* completed twice: claims outlive their section for firmware calls and
+//!   break-before-make, and no format in the crate needs either;
+//! * *promotion* without a debt: leaves are split, never joined;
+//! * *harvests*: bits taken without a debt, handed out before their promise, a promise while a
+//!   part is open: there is no dirty log;
+//! * a hook under the *shadow lock*: there is no shadow paging;
+//! * a backing *reached past its door*: a [`Backing`](crate::host::Backing) is not kept by the VM.
+//!   It is an argument of the calls that use it, and those call it between their sections only; no
+//!   code of a host runs inside a section, so there is no door to get past.
+//!
+//! # What the compiler cannot refuse
+//!
+//! Seen at run time, and tested in `tests/misuse.rs`: a debt dropped unsettled, a section
+//! forgotten, and values without a borrow (frames, names of roots, paused walks, promises, parked
+//! requests) brought to another VM. Contract only: two participants on one thread, a section of
+//! one open while the other excludes; [`Vm::host`](crate::Vm::host), the owner's way to his own
+//! value, called in a section.
+
+pub mod clears;
+pub mod entries;
+pub mod hooks;
+pub mod inserts;
+pub mod sections;
+pub mod withdrawals;
