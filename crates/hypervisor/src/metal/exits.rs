@@ -22,7 +22,7 @@ const TABLE_WALK: u64 = 1 << 33;
 /// Acts on the exit that has just happened.
 pub fn handle(vcpu: &mut Vcpu<'_>, exit: u64) {
     if exit != code::NMI {
-        vcpu.woken();
+        vcpu.woken(exit);
     }
     if exit != code::NESTED_FAULT {
         vcpu.repetition.broken();

@@ -7,6 +7,7 @@ use super::vcpu::Vcpu;
 use super::{apic, control, memory, processor, report, timer};
 use alloc::{format, string::String, vec::Vec};
 use core::sync::atomic::Ordering;
+use hypervisor::pool::{FRAME, Size};
 use hypervisor::wire::{End, Event, Guest, Job, Segment, Stats, VcpuState, Verdict};
 
 /// Runs guest number `index` of the job on as many processors as it has vCPUs.

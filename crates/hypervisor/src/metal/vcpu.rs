@@ -431,20 +431,21 @@ impl<'m> Vcpu<'m> {
             self.set_mode(Mode::Dead);
             return;
         }
-        // The processor executes it, and exits when the interrupt comes, which is then delivered by
-        // the next entry. No interrupt may come before it: the one waited for would be over when
-        // the guest halts.
+        // The processor executes it, and exits for the interrupt, which the next entry delivers.
         self.vmcb.intercept_misc1 = self.vmcb.intercept_misc1 & !HLT | INTR;
-        self.vmcb.int_state = 1;
         self.halted_at = Some(self.vmcb.rip);
         self.set_mode(Mode::Halted);
     }
 
     /// Something other than a signal from the hypervisor ended the guest's run.
-    pub fn woken(&mut self) {
-        if self.halted_at.take().is_some() {
-            self.vmcb.intercept_misc1 = self.vmcb.intercept_misc1 & !INTR | HLT;
-            self.set_mode(Mode::Running);
+    pub fn woken(&mut self, exit: u64) {
+        let Some(rip) = self.halted_at.take() else { return };
+        self.vmcb.intercept_misc1 = self.vmcb.intercept_misc1 & !INTR | HLT;
+        self.set_mode(Mode::Running);
+        if exit == code::INTERRUPT && self.vmcb.rip == rip {
+            // It was there already and ends the halt before it begins. Delivered in front of HLT,
+            // as it would be now, it would be the one the guest then waits for.
+            self.advance_to(rip + 1);
         }
     }
 
@@ -452,7 +453,6 @@ impl<'m> Vcpu<'m> {
     pub fn signalled(&mut self) {
         if let Some(rip) = self.halted_at {
             self.vmcb.rip = rip;
-            self.vmcb.int_state = 1;
         }
     }
 
