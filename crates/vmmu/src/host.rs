@@ -119,8 +119,6 @@ pub enum Event {
         /// vCPUs that were outside the guest and see it at their next entry.
         elided: u32,
     },
-    /// The VM is dead: an internal contradiction, or a host that broke its contract.
-    Killed(crate::Broken),
 }
 
 /// Hears of events. Does nothing by default, at no cost.
