@@ -204,13 +204,15 @@ pub fn self_modifying() {
             rules.rule(value == round, format_args!("{value} instead of {round} at {offset:#x}"));
         }
     }
-    // Code that changes the instruction behind itself.
+    // Code that changes the instruction it jumps to. Without the jump QEMU 7.2 runs the old one
+    // under nested paging, if the store misses the TLB.
     let changed: u32;
     // SAFETY: the image can be written; the byte changed is the operand of the second move.
     unsafe {
         asm!(
             "lea {place}, [rip + 66f + 1]",
             "mov byte ptr [{place}], 77",
+            "jmp 66f",
             "66: mov eax, 1",
             place = out(reg) _,
             out("eax") changed,
