@@ -337,6 +337,10 @@ impl Session {
                 if last {
                     self.close();
                 }
+                if self.run.cut != Cut::No {
+                    // What was asked for has come; guests that would follow are not wanted.
+                    self.deadline = Some(Instant::now());
+                }
             }
             Event::Failed { what } => {
                 self.fail(what);

@@ -73,8 +73,11 @@ impl Boot {
             }
             false => Command::new(vmmu),
         };
-        command.args(["boot", "--timeout", TIMEOUT]).arg("--json").arg(&report);
-        command.args(&self.arguments).current_dir(context.project().root());
+        command.arg("boot").arg("--json").arg(&report).args(&self.arguments);
+        if !self.arguments.iter().any(|argument| argument == "--timeout") {
+            command.args(["--timeout", TIMEOUT]);
+        }
+        command.current_dir(context.project().root());
         let ran = context.run(&self.name, command)?;
         let report = fs::read(&report).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         Ok(Booted { ran, report: report.unwrap_or_default() })
