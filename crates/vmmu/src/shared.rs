@@ -25,6 +25,8 @@ pub enum Broken {
     /// The host answered with less access than was asked for, a memory type the format lacks, or
     /// a frame beyond the address width.
     FrameUnusable,
+    /// The host gave a table page beyond the address width, or frame 0.
+    TableUnusable,
 }
 
 impl Broken {
@@ -45,6 +47,7 @@ impl Broken {
         match self {
             Broken::Corrupt => 1,
             Broken::FrameUnusable => 3,
+            Broken::TableUnusable => 4,
             Broken::Law(crime) => {
                 16 + Self::CRIMES.iter().position(|c| *c == crime).unwrap_or(0) as u64
             }
@@ -56,6 +59,7 @@ impl Broken {
             0 => None,
             1 => Some(Broken::Corrupt),
             3 => Some(Broken::FrameUnusable),
+            4 => Some(Broken::TableUnusable),
             _ => {
                 let crime = Self::CRIMES.get(word.wrapping_sub(16) as usize);
                 Some(crime.map_or(Broken::Corrupt, |crime| Broken::Law(*crime)))
@@ -71,6 +75,9 @@ impl fmt::Display for Broken {
             Broken::Corrupt => f.write_str("a corrupt table entry"),
             Broken::FrameUnusable => {
                 f.write_str("the host found a frame that cannot be mapped as asked")
+            }
+            Broken::TableUnusable => {
+                f.write_str("the host gave a table page that no entry can point at")
             }
         }
     }

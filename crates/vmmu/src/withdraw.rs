@@ -136,7 +136,8 @@ impl<H: Host> Turn<'_, H> {
 impl<'p, H: Host, P: Publication> Published<'p, H, P> {
     /// Waits for the sections that are open now.
     pub fn exclude(mut self) -> Withdrawn<'p, H, P> {
-        if !defect!(W3) {
+        let is_drain = self.what.order() == Order::Uproot;
+        if !defect!(W3) && !(defect!(R2) && is_drain) {
             self.turn.exclude();
         }
         Withdrawn { turn: self.turn, what: self.what, cursor: Cursor::default() }

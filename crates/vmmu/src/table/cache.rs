@@ -6,7 +6,7 @@ use super::Table;
 use crate::NoMemory;
 use crate::addr::{Level, Pfn};
 use crate::host::{Contents, Host, PageAsk};
-use crate::shared::Core;
+use crate::shared::{Broken, Core};
 
 /// Table pages in stock, all empty tables. Belongs to one worker or vCPU.
 #[derive(Debug)]
@@ -56,6 +56,11 @@ impl Cache {
         self.pages.try_reserve_exact(more).map_err(|_| NoMemory)?;
         for _ in 0..more {
             let page = host.take(PageAsk::default()).ok_or(NoMemory)?;
+            if page.pfn.0 == 0 || page.pfn.0 >> (core.format.phys_bits() - 12) != 0 {
+                core.kill(Broken::TableUnusable);
+                host.release(page.pfn);
+                return Err(NoMemory);
+            }
             if page.contents == Contents::Unknown || core.format.empty().0 != 0 {
                 // SAFETY: just taken, linked nowhere.
                 unsafe { Table::at(core.window, page.pfn) }.clear(&core.format);

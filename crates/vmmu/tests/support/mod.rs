@@ -1,0 +1,255 @@
+//! A host on ordinary memory: counts and poisons table pages, counts kicks, fails allocations on
+//! demand; and a backing whose frames can be moved, taken away and broken.
+#![allow(dead_code, reason = "every test binary uses a part of it")]
+
+use std::alloc::{Layout, alloc, dealloc};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ptr::NonNull;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use vmmu::addr::{Gfn, GfnRange, Gpa, Level, Pfn};
+use vmmu::entry::{Access, Format, MemoryType, ept, npt};
+use vmmu::host::{
+    Backing, Contents, Cpus, Found, FrameAsk, HostFrame, Observer, PageAsk, TablePage, TablePages,
+    VcpuId,
+};
+use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
+use vmmu::tdp::{Ask, Cause};
+
+/// Virtual addresses are this much above the "physical" ones the library sees.
+const WINDOW: u64 = 0x1000_0000;
+const PAGE: Layout = match Layout::from_size_align(4096, 4096) {
+    Ok(layout) => layout,
+    Err(_) => panic!("a page has a layout"),
+};
+/// What released pages are filled with. They stay allocated until the host is dropped, which
+/// looks whether anybody has written to them since.
+const POISON: u64 = 0xfefe_fefe_fefe_fefe;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct TestHost {
+    in_use: Mutex<BTreeSet<u64>>,
+    released: Mutex<BTreeSet<u64>>,
+    /// Allocations that still succeed; `u64::MAX - taken` means all.
+    pub budget: Budget,
+    /// Kicks by vCPU.
+    pub kicks: [AtomicU64; 8],
+}
+
+/// Allocations that still succeed.
+#[derive(Debug)]
+pub struct Budget(AtomicU64);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Budget(AtomicU64::new(u64::MAX))
+    }
+}
+
+impl Budget {
+    /// The next `n` succeed, then none.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::SeqCst);
+    }
+
+    fn spend(&self) -> bool {
+        let spend = |n: u64| if n == u64::MAX { Some(n) } else { n.checked_sub(1) };
+        self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, spend).is_ok()
+    }
+}
+
+impl TestHost {
+    /// Table pages that have been taken and not released.
+    pub fn in_use(&self) -> usize {
+        self.in_use.lock().unwrap().len()
+    }
+
+    /// Kicks that vCPU has got.
+    pub fn kicks(&self, vcpu: u32) -> u64 {
+        self.kicks[vcpu as usize].load(Ordering::SeqCst)
+    }
+
+    fn words(pfn: u64) -> *mut u64 {
+        std::ptr::with_exposed_provenance_mut((pfn << 12).wrapping_add(WINDOW) as usize)
+    }
+
+    /// A word of a table page, for tests that corrupt one.
+    ///
+    /// # Safety
+    ///
+    /// `pfn` is a table page in use, and nothing else runs.
+    pub unsafe fn word(pfn: Pfn, index: usize) -> *mut u64 {
+        // SAFETY: within the page.
+        unsafe { Self::words(pfn.0).add(index) }
+    }
+}
+
+// SAFETY: whole pages of the allocator, exposed, used by nobody else until released.
+unsafe impl TablePages for TestHost {
+    fn window(&self) -> u64 {
+        WINDOW
+    }
+
+    fn take(&self, _: PageAsk) -> Option<TablePage> {
+        if !self.budget.spend() {
+            return None;
+        }
+        // SAFETY: the layout is not empty.
+        let page = unsafe { alloc(PAGE) };
+        assert!(!page.is_null());
+        let pfn = (page.expose_provenance() as u64).wrapping_sub(WINDOW) >> 12;
+        assert!(self.in_use.lock().unwrap().insert(pfn));
+        Some(TablePage { pfn: Pfn(pfn), contents: Contents::Unknown })
+    }
+
+    fn release(&self, page: Pfn) {
+        assert!(self.in_use.lock().unwrap().remove(&page.0), "released twice: {page}");
+        for n in 0..512 {
+            // SAFETY: the page is still allocated.
+            unsafe { Self::words(page.0).add(n).write_volatile(POISON) };
+        }
+        self.released.lock().unwrap().insert(page.0);
+    }
+}
+
+impl Cpus for TestHost {
+    fn kick(&self, vcpu: VcpuId) {
+        self.kicks[vcpu.0 as usize].fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn relax(&self) {
+        std::thread::yield_now();
+    }
+}
+
+impl Observer for TestHost {}
+
+impl Drop for TestHost {
+    fn drop(&mut self) {
+        let released = std::mem::take(&mut *self.released.lock().unwrap());
+        for page in released {
+            for n in 0..512 {
+                // SAFETY: the page is still allocated.
+                let word = unsafe { Self::words(page).add(n).read_volatile() };
+                if word != POISON && !std::thread::panicking() {
+                    panic!("released table page {page:#x} was written to");
+                }
+            }
+            // SAFETY: allocated with this layout, released by the library.
+            unsafe { dealloc(Self::words(page).cast(), PAGE) };
+        }
+    }
+}
+
+/// A backing: page to frame, by default frame = page + [`Frames::OFFSET`], in blocks of `level`.
+#[derive(Debug)]
+pub struct Frames {
+    /// Largest block.
+    pub level: Mutex<Level>,
+    /// What the host allows.
+    pub access: Mutex<Access>,
+    exceptions: Mutex<BTreeMap<u64, Found>>,
+    /// How often it was asked.
+    pub asked: AtomicU64,
+    memory: Mutex<BTreeMap<u64, Box<[u8; 4096]>>>,
+}
+
+impl Frames {
+    /// Difference between a page of the backing and its frame.
+    pub const OFFSET: u64 = 0x40_0000;
+
+    /// With blocks of a size.
+    pub fn new(level: Level) -> Self {
+        Frames {
+            level: Mutex::new(level),
+            access: Mutex::new(Access::all()),
+            exceptions: Mutex::default(),
+            asked: AtomicU64::new(0),
+            memory: Mutex::default(),
+        }
+    }
+
+    /// Answers something else for one page.
+    pub fn answer(&self, page: u64, found: Found) {
+        self.exceptions.lock().unwrap().insert(page, found);
+    }
+
+    /// Moves one page to another frame.
+    pub fn move_page(&self, page: u64, pfn: u64) {
+        let access = *self.access.lock().unwrap();
+        let memory = MemoryType::WriteBack;
+        let frame = HostFrame { pfn: Pfn(pfn), level: Level::K4, access, memory };
+        self.answer(page, Found::Frame(frame));
+    }
+}
+
+impl Backing for Frames {
+    fn find(&self, ask: &FrameAsk) -> Found {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let exceptions = self.exceptions.lock().unwrap();
+        if let Some(found) = exceptions.get(&ask.page) {
+            return *found;
+        }
+        // A block with an exception in it is no block.
+        let mut level = *self.level.lock().unwrap();
+        while level > Level::K4 {
+            let first = ask.page & !(level.pages() - 1);
+            if exceptions.range(first..first + level.pages()).next().is_none() {
+                break;
+            }
+            level = level.below().unwrap();
+        }
+        Found::Frame(HostFrame {
+            pfn: Pfn(ask.page + Self::OFFSET),
+            level,
+            access: *self.access.lock().unwrap(),
+            memory: MemoryType::WriteBack,
+        })
+    }
+
+    fn bytes(&self, pfn: Pfn) -> Option<NonNull<u8>> {
+        let mut memory = self.memory.lock().unwrap();
+        let page = memory.entry(pfn.0).or_insert_with(|| Box::new([0; 4096]));
+        Some(NonNull::from(&mut **page).cast())
+    }
+}
+
+/// EPT with hardware A and D.
+pub fn ept() -> Format {
+    ept::format(ept::EptOptions { phys_bits: 48, ..Default::default() }).unwrap()
+}
+
+/// NPT.
+pub fn npt() -> Format {
+    npt::format(npt::NptOptions::default()).unwrap()
+}
+
+/// Frames `start..start + pages`.
+pub fn range(start: u64, pages: u64) -> GfnRange {
+    GfnRange::sized(Gfn(start), pages).unwrap()
+}
+
+/// A slot of backing 7, whose pages have the numbers of the guest frames.
+pub fn backed(id: u32, frames: GfnRange) -> SlotSpec {
+    SlotSpec {
+        id: SlotId(id),
+        space: AddressSpace(0),
+        range: frames,
+        source: Source::Backed { backing: 7, first: frames.start().0 },
+        mutability: Mutability::ReadWrite,
+        largest: Level::G1,
+    }
+}
+
+/// A slot of pinned frames from `pfn`.
+pub fn linear(id: u32, frames: GfnRange, pfn: u64) -> SlotSpec {
+    let memory = MemoryType::WriteBack;
+    SlotSpec { source: Source::Linear { pfn: Pfn(pfn), memory }, ..backed(id, frames) }
+}
+
+/// A guest's access to a frame.
+pub fn ask(gfn: u64, access: Access) -> Ask {
+    Ask { gpa: Gpa(gfn << 12), access, cause: Cause::Guest }
+}
