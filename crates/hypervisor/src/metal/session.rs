@@ -56,6 +56,10 @@ fn attempt(job: &Job<'_>, index: u32, guest: &Guest<'_>) -> Result<Report, Strin
     let ram = GuestRam::new(&guest.ram, machine::largest(job.pages));
     let mut nested = Nested::new(job, guest, &ram)?;
     for Segment { gpa, data } in &guest.segments {
+        // Frames first, as large as they may be: a copy asks for single pages.
+        for address in (*gpa..gpa.saturating_add(data.len() as u64)).step_by(FRAME as usize) {
+            ram.provide(address / FRAME, Size::G1);
+        }
         nested
             .write(*gpa, data)
             .map_err(|error| format!("segment of {} bytes at {gpa:#x}: {error}", data.len()))?;
@@ -71,9 +75,6 @@ fn attempt(job: &Job<'_>, index: u32, guest: &Guest<'_>) -> Result<Report, Strin
                     if number == 0 {
                         apic::wire_legacy();
                         vcpu.start(&guest.start);
-                        machine.posts[0]
-                            .mode
-                            .store(machine::Mode::Running as u32, Ordering::SeqCst);
                     }
                     vcpu.run();
                 }
