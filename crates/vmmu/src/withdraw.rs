@@ -16,7 +16,7 @@
 use crate::active::{ActivePlace, HostRange};
 use crate::addr::{Gfn, GfnRange, Level};
 use crate::host::Host;
-use crate::root::{Root, RootName};
+use crate::root::{PLACES, Root, RootName};
 use crate::section::{Owing, Turn};
 use crate::shared::Core;
 use crate::slot::{AddressSpace, SlotId, SlotSet};
@@ -369,17 +369,16 @@ impl Target for SlotDying {
     }
 }
 
-/// A root that has become invalid, made by the slot guard.
+/// Roots that have become invalid together, made by the slot guard.
 #[derive(Debug)]
 pub struct RootInvalid {
-    pub(crate) name: RootName,
-    pub(crate) space: AddressSpace,
+    pub(crate) names: [Option<RootName>; PLACES],
 }
 
 impl Publication for RootInvalid {}
 
 impl Sealed for RootInvalid {
-    /// The slot guard has changed the phase already.
+    /// The slot guard has changed the phases already.
     fn publish(&mut self, _: &Core) {}
 
     fn hull(&self) -> GfnRange {
@@ -393,21 +392,21 @@ impl Target for RootInvalid {
     }
 
     fn piece(&self, _: &SlotSet, n: usize) -> Option<(usize, AddressSpace, GfnRange)> {
-        (n == 0).then_some((0, self.space, GfnRange::ALL))
+        (n < AddressSpace::COUNT).then_some((n, AddressSpace(n as u8), GfnRange::ALL))
     }
 
     fn wants(&self, root: &Root) -> bool {
-        root.name == self.name
+        self.names.contains(&Some(root.name))
     }
 }
 
-/// An invalid root that every vCPU has left: what is cleared below it owes no flush.
+/// Invalid roots that every vCPU has left: what is cleared below them owes no flush.
 #[derive(Debug)]
 pub struct Unloaded(pub(crate) RootInvalid);
 
 impl Unloaded {
-    pub(crate) fn name(&self) -> RootName {
-        self.0.name
+    pub(crate) fn names(self) -> [Option<RootName>; PLACES] {
+        self.0.names
     }
 }
 
@@ -439,7 +438,7 @@ impl Target for Unloaded {
 
 impl<'p, H: Host> Withdrawn<'p, H, RootInvalid> {
     /// Waits until every vCPU has been outside the guest once. At its next entry it loads another
-    /// root, and flushes with that; so nothing below this one can be cached any more.
+    /// root, and flushes with that; so nothing below these can be cached any more.
     pub fn unload(self) -> Withdrawn<'p, H, Unloaded> {
         self.turn.vm.outside_once();
         Withdrawn { turn: self.turn, what: Unloaded(self.what), cursor: self.cursor }

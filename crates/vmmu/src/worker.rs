@@ -7,13 +7,12 @@ use crate::active::{ActivePlace, HostRange};
 use crate::addr::{GfnRange, Level};
 use crate::entry::Format;
 use crate::host::Host;
-use crate::root::{PLACES, RootName};
 use crate::section::Participant;
 use crate::shared::{Broken, Core};
 use crate::slot::{AddressSpace, Hint, SlotError, SlotGuard, SlotId, SlotInfo, SlotSpec, Source};
 use crate::table::{Cache, Then};
 use crate::tdp::{Faulter, Frame, Outcome, Parked, Request, Short};
-use crate::withdraw::{GuestFrames, HostPages, Paused, SlotDying, Unloaded, Walk};
+use crate::withdraw::{GuestFrames, HostPages, Paused, Promise, SlotDying, Unloaded, Walk};
 use crate::{NoMemory, Vm};
 
 /// A participant with table pages; see the module.
@@ -58,10 +57,9 @@ impl core::error::Error for NotInvalidating {}
 
 /// Invalid roots that are being taken apart.
 #[must_use = "the tables below the invalid roots stay until they are drained"]
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Drain {
-    rest: [Option<Paused<Unloaded>>; PLACES],
-    finished: [Option<RootName>; PLACES],
+    rest: Option<Paused<Unloaded>>,
 }
 
 /// Whether a drain has come to its end.
@@ -300,63 +298,49 @@ impl<'vm, H: Host> Worker<'vm, H> {
     }
 
     fn invalidate(&mut self, guard: &mut SlotGuard<'_>) -> Drain {
-        let mut drain = Drain::default();
-        for place in 0..PLACES {
-            let Some(invalid) = guard.invalidate() else { break };
-            let unloaded = self.participant.publish(invalid).exclude().unload();
-            // Nothing is visited yet: a drain is made of steps.
-            match unloaded.walk_some(1, |_| Then::Pause) {
-                Walk::Whole(walked) => {
-                    let promise = walked.finish();
-                    let name = promise.open(self.core()).map(|unloaded| unloaded.name());
-                    drain.finished[place] = name;
-                }
-                Walk::More(paused) => drain.rest[place] = Some(paused),
+        let unloaded = self.participant.publish(guard.invalidate()).exclude().unload();
+        // Nothing is visited yet: a drain is made of steps.
+        match unloaded.walk_some(1, |_| Then::Pause) {
+            Walk::More(rest) => Drain { rest: Some(rest) },
+            Walk::Whole(walked) => {
+                let promise = walked.finish();
+                self.retire(promise);
+                Drain { rest: None }
             }
         }
-        drain
     }
 
-    /// Takes at most `budget` tables of invalid roots apart and gives them back to the host.
+    /// Takes at most `budget` tables of invalid roots apart and gives them back to the host. A
+    /// drain that another VM began is left alone.
     pub fn drain(&mut self, drain: &mut Drain, budget: u64) -> Drained {
-        let core = self.core();
-        for place in 0..PLACES {
-            if let Some(paused) = drain.rest[place].take() {
-                // A drain of another VM is not this one's to take apart.
-                let withdrawn = match self.participant.resume(paused) {
-                    Ok(withdrawn) => withdrawn,
-                    Err(foreign) => {
-                        drain.rest[place] = Some(foreign);
-                        continue;
-                    }
-                };
-                let walk = withdrawn.walk_some(budget, |page| page.each(|entry| entry.detach()));
-                match walk {
+        let Some(rest) = drain.rest.take() else { return Drained::All };
+        match self.participant.resume(rest) {
+            Ok(unloaded) => {
+                match unloaded.walk_some(budget, |page| page.each(|entry| entry.detach())) {
+                    Walk::More(rest) => drain.rest = Some(rest),
                     Walk::Whole(walked) => {
                         let promise = walked.finish();
-                        drain.finished[place] = promise.open(core).map(|unloaded| unloaded.name());
-                    }
-                    Walk::More(paused) => {
-                        drain.rest[place] = Some(paused);
-                        return Drained::More;
+                        self.retire(promise);
                     }
                 }
             }
-            if let Some(name) = drain.finished[place].take() {
-                self.retire(name);
-            }
+            Err(foreign) => drain.rest = Some(foreign),
         }
-        Drained::All
+        if drain.rest.is_some() { Drained::More } else { Drained::All }
     }
 
-    /// Gives the top table of a drained root back.
-    fn retire(&mut self, name: RootName) {
+    /// Gives the top tables of drained roots back.
+    fn retire(&mut self, drained: Promise<Unloaded>) {
         let core = self.core();
-        let Some(root) = core.roots.get(name) else { return };
-        if core.roots.retire(name) {
-            self.participant.exclude();
+        let names = drained.open(core).map(Unloaded::names).unwrap_or_default();
+        let mut tops = names.map(|name| name.and_then(|name| core.roots.get(name)));
+        for top in &mut tops {
+            *top = top.filter(|root| core.roots.retire(root.name));
+        }
+        self.participant.exclude();
+        for root in tops.into_iter().flatten() {
             self.participant.host().release(root.top);
-            core.roots.free(name);
+            core.roots.free(root.name);
         }
     }
 

@@ -6,7 +6,7 @@
 use super::set::Edit;
 use super::{SlotError, SlotId, SlotInfo, SlotSpec};
 use crate::host::Host;
-use crate::root::{Phase, Root};
+use crate::root::{PLACES, Phase};
 use crate::section::Turn;
 use crate::shared::Core;
 use crate::sync::{MutexGuard, lock};
@@ -88,13 +88,14 @@ impl SlotGuard<'_> {
         self.edit().generation()
     }
 
-    /// Makes the next valid root invalid: what to withdraw.
-    pub fn invalidate(&mut self) -> Option<RootInvalid> {
-        let valid = |root: &Root| root.phase == Phase::Valid;
-        let root = self.core.roots.iter().find(valid)?;
-        self.core
-            .roots
-            .invalidate(root.name)
-            .then_some(RootInvalid { name: root.name, space: root.role.space })
+    /// Makes every root invalid that is valid now: what to withdraw. vCPUs make new ones while
+    /// this goes on; those stay, or it would never end.
+    pub fn invalidate(&mut self) -> RootInvalid {
+        let mut names = [None; PLACES];
+        let roots = self.core.roots.iter().filter(|root| root.phase == Phase::Valid);
+        for (place, root) in names.iter_mut().zip(roots) {
+            *place = self.core.roots.invalidate(root.name).then_some(root.name);
+        }
+        RootInvalid { names }
     }
 }

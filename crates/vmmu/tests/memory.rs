@@ -1,0 +1,74 @@
+//! The library's own reads and writes of guest memory.
+
+mod support;
+
+use support::{Frames, TestHost, backed, linear, npt, range};
+use vmmu::addr::{Gpa, Level};
+use vmmu::host::{Found, VcpuId};
+use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec};
+use vmmu::{AccessFailure, Config, HostRange, Vm};
+
+const SPACE: AddressSpace = AddressSpace(0);
+
+#[test]
+fn what_is_written_across_pages_and_slots_is_read_back() {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::K4);
+    let mut worker = vm.worker().unwrap();
+    worker.create_slot(&backed(1, range(0, 3))).unwrap();
+    worker.create_slot(&linear(2, range(3, 2), 0x5000)).unwrap();
+    let bytes: Vec<u8> = (0..4 * 4096 + 77).map(|n: u32| (n * 31 >> 3) as u8).collect();
+    worker.write(&frames, SPACE, Gpa(0x123), &bytes).unwrap();
+    let mut read = vec![0; bytes.len()];
+    worker.read(&frames, SPACE, Gpa(0x123), &mut read).unwrap();
+    assert_eq!(read, bytes);
+    let mut one = [0; 3];
+    worker.read(&frames, SPACE, Gpa(0x2fff), &mut one).unwrap();
+    assert_eq!(one, bytes[0x2fff - 0x123..][..3]);
+    assert_eq!(vm.stats().leaves, [0; 3], "reading maps nothing");
+    drop(worker);
+    vm.teardown();
+}
+
+#[test]
+fn what_cannot_be_copied_says_where_and_how_far_it_came() {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::K4);
+    let mut worker = vm.worker().unwrap();
+    worker.create_slot(&backed(1, range(0, 2))).unwrap();
+    let rom = SlotSpec { mutability: Mutability::ReadOnly, ..backed(2, range(0x10, 1)) };
+    worker.create_slot(&rom).unwrap();
+    frames.answer(1, Found::Hole);
+    let mut buffer = [0; 8192];
+    let error = worker.read(&frames, SPACE, Gpa(0x800), &mut buffer).unwrap_err();
+    assert_eq!((error.gpa, error.done, error.why), (Gpa(0x1000), 0x800, AccessFailure::Hole));
+    let error = worker.write(&frames, SPACE, Gpa(0x1_0000), &[1]).unwrap_err();
+    assert_eq!(error.why, AccessFailure::ReadOnly);
+    worker.read(&frames, SPACE, Gpa(0x1_0000), &mut buffer[..1]).unwrap();
+    let error = worker.read(&frames, SPACE, Gpa(0x2_0000), &mut buffer).unwrap_err();
+    assert_eq!(error.why, AccessFailure::NoMemory);
+    let text = "guest memory at 0x20000: no slot is there (0 bytes done)";
+    assert_eq!(error.to_string(), text);
+    let error = worker.write(&frames, SPACE, Gpa(u64::MAX), &[1, 2]).unwrap_err();
+    assert_eq!(error.why, AccessFailure::NoMemory);
+    drop(worker);
+    vm.teardown();
+}
+
+#[test]
+fn a_page_under_invalidation_is_busy() {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::K4);
+    let mut worker = vm.worker().unwrap();
+    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+    worker.create_slot(&backed(1, range(0, 2))).unwrap();
+    let invalidation = vcpu.invalidate_range(HostRange { backing: 7, first: 0, pages: 1 });
+    let error = worker.write(&frames, SPACE, Gpa(0), &[1]).unwrap_err();
+    assert_eq!(error.why, AccessFailure::Busy);
+    drop(invalidation);
+    worker.write(&frames, SPACE, Gpa(0), &[1]).unwrap();
+    worker.delete_slot(SlotId(1)).unwrap();
+    assert!(worker.write(&frames, SPACE, Gpa(0), &[1]).is_err());
+    drop((worker, vcpu));
+    vm.teardown();
+}

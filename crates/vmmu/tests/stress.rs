@@ -1,0 +1,118 @@
+//! Threads that fault, and threads that take back, at the same time: afterwards the tables are
+//! what they must be, and no table page was used after its release.
+//!
+//! This is no judge of translations: only the software machine and the models are. It finds
+//! what breaks the structure.
+
+mod support;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use support::{Frames, TestHost, ask, backed, ept, npt, range};
+use vmmu::addr::{Gfn, Level, Pfn};
+use vmmu::check::Witness;
+use vmmu::entry::{Access, Format};
+use vmmu::host::VcpuId;
+use vmmu::slot::{AddressSpace, SlotId};
+use vmmu::tdp::Outcome;
+use vmmu::{Config, Drained, HostRange, Processor, Vm};
+
+/// Small and repeatable.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % n
+    }
+}
+
+const STEPS: u64 = 400;
+
+fn stress(format: Format) {
+    let mut vm =
+        Vm::new(TestHost::default(), &Config { workers: 4, ..Config::new(format, 3) }).unwrap();
+    let frames = Frames::new(Level::M2);
+    let stop = AtomicBool::new(false);
+    let fixed = AtomicU64::new(0);
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x2000))).unwrap();
+    std::thread::scope(|scope| {
+        for n in 0..3 {
+            let (vm, frames, stop, fixed) = (&vm, &frames, &stop, &fixed);
+            scope.spawn(move || {
+                let mut random = Random(0x9e37_79b9 + u64::from(n));
+                let mut vcpu = vm.vcpu(VcpuId(n)).unwrap();
+                while !stop.load(Ordering::Relaxed) {
+                    // In the guest for a while, so that flushes have somebody to wait for.
+                    let entry = vcpu.before_enter(Processor(n)).unwrap();
+                    std::hint::black_box(entry.root());
+                    entry.after_exit();
+                    let access =
+                        [Access::READ, Access::WRITE, Access::EXEC][random.below(3) as usize];
+                    match vcpu.fault_with(frames, ask(random.below(0x3000), access)) {
+                        Outcome::Fixed(_) => {
+                            fixed.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Outcome::Spurious | Outcome::Retry | Outcome::Emulate => {}
+                        other => panic!("{other:?}"),
+                    }
+                }
+            });
+        }
+        let taking = [
+            scope.spawn(|| {
+                let mut random = Random(77);
+                let mut worker = vm.worker().unwrap();
+                for _ in 0..STEPS {
+                    let first = random.below(0x3000);
+                    let range = HostRange { backing: 7, first, pages: 1 + random.below(600) };
+                    drop(worker.invalidate_range(range));
+                }
+            }),
+            scope.spawn(|| {
+                let mut random = Random(78);
+                let mut worker = vm.worker().unwrap();
+                for _ in 0..STEPS / 4 {
+                    worker.zap(AddressSpace(0), range(random.below(0x2000), 1));
+                    worker.create_slot(&backed(2, range(0x2000, 0x700))).unwrap();
+                    worker.limit_slot(SlotId(2), Level::K4).unwrap();
+                    worker.move_slot(SlotId(2), Gfn(0x2800)).unwrap();
+                    worker.delete_slot(SlotId(2)).unwrap();
+                }
+            }),
+            scope.spawn(|| {
+                let mut random = Random(79);
+                let mut worker = vm.worker().unwrap();
+                for _ in 0..STEPS / 20 {
+                    let mut drain = worker.invalidate_roots();
+                    while worker.drain(&mut drain, 1 + random.below(8)) == Drained::More {}
+                    let mut text = String::new();
+                    worker.dump(&mut text).unwrap();
+                }
+            }),
+        ];
+        for thread in taking {
+            thread.join().unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(fixed.load(Ordering::Relaxed) > 100);
+    let host = |_, page| Witness::Frame(Pfn(page + Frames::OFFSET), Access::all());
+    let checked = vm.check(host).unwrap();
+    assert!(checked.is_clean(), "{:#?}", checked.violations);
+    let stats = vm.stats();
+    assert_eq!((stats.debts_leaked, vm.broken()), (0, None));
+    assert_eq!(vm.teardown().in_use(), 0);
+}
+
+#[test]
+fn nothing_is_lost_or_used_after_its_release_with_npt() {
+    stress(npt());
+}
+
+#[test]
+fn nothing_is_lost_or_used_after_its_release_with_ept() {
+    stress(ept());
+}
