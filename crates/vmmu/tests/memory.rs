@@ -17,7 +17,7 @@ fn what_is_written_across_pages_and_slots_is_read_back() {
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 3))).unwrap();
     worker.create_slot(&linear(2, range(3, 2), 0x5000)).unwrap();
-    let bytes: Vec<u8> = (0..4 * 4096 + 77).map(|n: u32| (n * 31 >> 3) as u8).collect();
+    let bytes: Vec<u8> = (0..4 * 4096 + 77).map(|n: u32| ((n * 31) >> 3) as u8).collect();
     worker.write(&frames, SPACE, Gpa(0x123), &bytes).unwrap();
     let mut read = vec![0; bytes.len()];
     worker.read(&frames, SPACE, Gpa(0x123), &mut read).unwrap();

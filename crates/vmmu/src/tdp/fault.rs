@@ -94,6 +94,7 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
     }
 
     /// Second half, on whatever participant has the frame. The watch closes after the section.
+    #[expect(clippy::result_large_err, reason = "the frame comes back; a box would allocate")]
     pub(crate) fn complete<'f>(&mut self, frame: Frame<'f>) -> Result<Outcome, Short<'f>> {
         let line = self.turn.line();
         let core = self.turn.core();
