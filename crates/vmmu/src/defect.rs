@@ -15,6 +15,8 @@ pub enum Defect {
     A6,
     /// A drain starts without waiting for the sections open when the root became invalid.
     R2,
+    /// A section looks at the top table of a root that is retiring.
+    R3,
     /// A promise ignores the ledgers of others.
     W2,
     /// A withdrawal walks without having excluded.

@@ -106,10 +106,13 @@ mod defect;
 
 mod active;
 pub mod addr;
+mod change;
 pub mod check;
+mod drain;
 mod dump;
 pub mod entry;
 pub mod host;
+mod invalidate;
 mod line;
 mod memory;
 #[cfg(all(any(doc, doctest), feature = "protocol"))]
@@ -151,7 +154,10 @@ mod tlb;
 mod withdraw;
 
 pub use active::HostRange;
+pub use change::Deletion;
+pub use drain::Drain;
 pub use dump::DumpError;
+pub use invalidate::{Invalidation, NotInvalidating, Zap};
 pub use memory::{AccessError, AccessFailure, Translation};
 pub use root::{Phase, Role, RootName};
 pub use shared::Broken;
@@ -159,7 +165,8 @@ pub use stats::Stats;
 pub use table::NeedPages;
 pub use vcpu::{EnterError, Flush, InGuest, Processor, Vcpu};
 pub use vm::{Config, NewError, NewReason, Vm};
-pub use worker::{Drain, Drained, Invalidation, NotInvalidating, Worker};
+pub use withdraw::Progress;
+pub use worker::Worker;
 
 /// Memory ran out. Nothing has changed; give the host or the allocator more, and try again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -126,10 +126,12 @@ impl Roots {
         })
     }
 
-    /// The root of that name, if it has not been retired.
+    /// The root of that name, as long as its top table may be looked at: once it is retiring,
+    /// nothing waits for a section that opens now.
     #[inline]
     pub(crate) fn get(&self, name: RootName) -> Option<Root> {
-        self.at(usize::from(name.place)).filter(|root| root.name == name)
+        let is_there = |root: &Root| root.phase != Phase::Retiring || defect!(R3);
+        self.at(usize::from(name.place)).filter(|root| root.name == name && is_there(root))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = Root> {

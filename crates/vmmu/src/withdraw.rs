@@ -131,6 +131,24 @@ impl<H: Host> Turn<'_, H> {
         }
         Ok(Withdrawn { turn: self.lend(), what: rest.what, cursor: rest.cursor })
     }
+
+    /// Goes on with what is left of a walk, if it is this VM's, for at most `budget` pages. At its
+    /// end nothing is left, and the promise is made.
+    pub(crate) fn walk_on<P: Publication>(
+        &mut self,
+        left: &mut Option<Paused<P>>,
+        budget: u64,
+        visit: impl FnMut(&Page<'_, Owing<'_>>) -> Then,
+    ) -> Option<Promise<P>> {
+        match self.resume(left.take()?) {
+            Ok(withdrawn) => match withdrawn.walk_some(budget, visit) {
+                Walk::Whole(walked) => return Some(walked.finish()),
+                Walk::More(rest) => *left = Some(rest),
+            },
+            Err(foreign) => *left = Some(foreign),
+        }
+        None
+    }
 }
 
 impl<'p, H: Host, P: Publication> Published<'p, H, P> {
@@ -159,12 +177,14 @@ impl<'p, H: Host, P: Publication> Withdrawn<'p, H, P> {
         mut visit: impl FnMut(&Page<'_, Owing<'_>>) -> Then,
     ) -> Walk<'p, H, P> {
         match self.go(budget, &mut visit) {
-            Progress::Whole => Walk::Whole(Walked { turn: self.turn, what: self.what }),
-            Progress::More => {
-                let vm = self.turn.core().id;
-                Walk::More(Paused { vm, what: self.what, cursor: self.cursor })
-            }
+            Progress::Done => Walk::Whole(Walked { turn: self.turn, what: self.what }),
+            Progress::More => Walk::More(self.pause()),
         }
+    }
+
+    /// Stops before the first page.
+    pub fn pause(self) -> Paused<P> {
+        Paused { vm: self.turn.core().id, what: self.what, cursor: self.cursor }
     }
 
     fn go(&mut self, budget: u64, visit: &mut dyn FnMut(&Page<'_, Owing<'_>>) -> Then) -> Progress {
@@ -175,7 +195,7 @@ impl<'p, H: Host, P: Publication> Withdrawn<'p, H, P> {
         let progress = loop {
             let step = debt.section().step(&mut self.cursor, &self.what, visit);
             match step {
-                Step::Done => break Progress::Whole,
+                Step::Done => break Progress::Done,
                 Step::Pause => break Progress::More,
                 Step::Wait => host.relax(),
                 Step::Visited => {
@@ -191,10 +211,20 @@ impl<'p, H: Host, P: Publication> Withdrawn<'p, H, P> {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Progress {
-    Whole,
+/// Whether work that is done in steps has come to its end.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Progress {
+    /// It is done.
+    Done,
+    /// Call again.
     More,
+}
+
+impl Progress {
+    pub(crate) fn of<P>(rest: &Option<Paused<P>>) -> Progress {
+        if rest.is_some() { Progress::More } else { Progress::Done }
+    }
 }
 
 impl<H: Host, P: Publication> Walked<'_, H, P> {

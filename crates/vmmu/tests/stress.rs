@@ -15,7 +15,7 @@ use vmmu::entry::{Access, Format};
 use vmmu::host::VcpuId;
 use vmmu::slot::{AddressSpace, SlotId};
 use vmmu::tdp::Outcome;
-use vmmu::{Config, Drained, HostRange, Processor, Vm};
+use vmmu::{Config, Progress, HostRange, Processor, Vm};
 
 /// Small and repeatable.
 struct Random(u64);
@@ -87,7 +87,7 @@ fn stress(format: Format) {
                 let mut worker = vm.worker().unwrap();
                 for _ in 0..STEPS / 20 {
                     let mut drain = worker.invalidate_roots();
-                    while worker.drain(&mut drain, 1 + random.below(8)) == Drained::More {}
+                    while worker.drain(&mut drain, 1 + random.below(8)) == Progress::More {}
                     let mut text = String::new();
                     worker.dump(&mut text).unwrap();
                 }

@@ -11,7 +11,7 @@ use vmmu::entry::Access;
 use vmmu::host::{Backing, Found, VcpuId};
 use vmmu::slot::{AddressSpace, SlotError, SlotId, SlotSpec, SlotState, Source};
 use vmmu::tdp::{Outcome, Request, Step};
-use vmmu::{Config, Drained, Flush, HostRange, Processor, Role, Vcpu, Vm};
+use vmmu::{Config, Flush, HostRange, Processor, Progress, Role, Vcpu, Vm};
 
 fn finish(mut vm: Vm<TestHost>) {
     let checked = vm.check(|_, _| Witness::Unknown).unwrap();
@@ -353,13 +353,13 @@ fn invalid_roots_are_drained_in_steps_while_invalidations_still_see_them() {
         assert_eq!(entry.flush(), Flush::Needed);
         entry.after_exit();
     }
-    assert_eq!(worker.drain(&mut drain, 4), Drained::More);
+    assert_eq!(worker.drain(&mut drain, 4), Progress::More);
     assert_eq!(vm.stats().leaves, [12, 0, 0]);
     // The host takes a page back that only the draining root maps.
     drop(worker.invalidate_range(pages(15 * 0x200, 1)));
     assert_eq!(vm.stats().leaves, [11, 0, 0]);
     let mut steps = 1;
-    while worker.drain(&mut drain, 4) == Drained::More {
+    while worker.drain(&mut drain, 4) == Progress::More {
         steps += 1;
     }
     // 16 tables of leaves, one of each level above: 18 below the root, four a step.
@@ -477,4 +477,99 @@ fn when_the_low_bits_of_the_generation_come_round_old_mmio_entries_go() {
     assert_eq!(vm.stats().emulated_fast, fast);
     drop(vcpu);
     finish(vm);
+}
+
+#[test]
+fn a_zap_in_steps_visits_no_more_than_its_budget_and_ends() {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::K4);
+    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+    vcpu.create_slot(&backed(1, range(0, 0x10_0000))).unwrap();
+    for n in 0..10 {
+        let outcome = vcpu.fault_with(&frames, ask(n * 0x200, Access::READ));
+        assert_eq!(outcome, Outcome::Fixed(Level::K4));
+    }
+    let mut zap = vcpu.begin_zap(AddressSpace(0), range(0, 0x10_0000));
+    let mut left = Vec::new();
+    while vcpu.zap_some(&mut zap, 1) == Progress::More {
+        left.push(vm.stats().leaves[0]);
+    }
+    left.dedup();
+    assert_eq!(left, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0], "one table of leaves a step");
+    assert_eq!(vcpu.zap_some(&mut zap, 1), Progress::Done);
+    drop(vcpu);
+    finish(vm);
+}
+
+#[test]
+fn a_slot_deleted_in_steps_is_dying_until_it_is_done() {
+    let vm = Vm::new(TestHost::default(), &Config::new(ept(), 1)).unwrap();
+    let frames = Frames::new(Level::K4);
+    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+    let mut worker = vm.worker().unwrap();
+    worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
+    for n in 0..3 {
+        let outcome = vcpu.fault_with(&frames, ask(n * 0x200, Access::READ));
+        assert_eq!(outcome, Outcome::Fixed(Level::K4));
+    }
+    let mut deletion = worker.begin_delete(SlotId(1)).unwrap();
+    assert_eq!(worker.delete_some(&mut deletion, 1), Progress::More);
+    assert_eq!(vm.stats().leaves, [2, 0, 0]);
+    // Neither memory nor MMIO; what is mapped still, is.
+    assert_eq!(vcpu.fault_with(&frames, ask(0, Access::READ)), Outcome::Retry);
+    assert_eq!(vcpu.fault_with(&frames, ask(0x400, Access::READ)), Outcome::Spurious);
+    // The host's invalidations still find its leaves.
+    drop(worker.invalidate_range(pages(0x200, 1)));
+    assert_eq!(vm.stats().leaves, [1, 0, 0]);
+    assert_eq!(worker.delete_slot(SlotId(1)), Err(SlotError::Missing(SlotId(1))));
+    let taken = worker.create_slot(&backed(1, range(0x8000, 1)));
+    assert_eq!(taken, Err(SlotError::Taken(SlotId(1))));
+    while worker.delete_some(&mut deletion, 1) == Progress::More {}
+    assert_eq!(vcpu.fault_with(&frames, ask(0, Access::READ)), Outcome::Emulate);
+    worker.create_slot(&backed(1, range(0x8000, 1))).unwrap();
+    drop((vcpu, worker));
+    finish(vm);
+}
+
+#[test]
+fn work_in_steps_that_another_vm_began_is_left_alone() {
+    let one = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let two = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let mut mine = one.worker().unwrap();
+    let mut foreign = two.worker().unwrap();
+    let mut drain = mine.invalidate_roots();
+    assert_eq!(foreign.drain(&mut drain, 100), Progress::More);
+    assert_eq!(foreign.drain(&mut drain, 100), Progress::More);
+    assert_eq!(mine.drain(&mut drain, 100), Progress::Done);
+    drop((mine, foreign));
+    finish(one);
+    finish(two);
+}
+
+#[test]
+fn a_corrupt_entry_kills_the_vm_and_is_gone_all_the_same() {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::K4);
+    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+    vcpu.create_slot(&backed(1, range(0, 0x200))).unwrap();
+    for gfn in [3, 4] {
+        let outcome = vcpu.fault_with(&frames, ask(gfn, Access::READ));
+        assert_eq!(outcome, Outcome::Fixed(Level::K4));
+    }
+    let mut pfn = vcpu.before_enter(Processor(0)).unwrap().root().pfn();
+    for _ in 0..3 {
+        // SAFETY: nothing else runs, and the table is linked.
+        pfn = Pfn(unsafe { TestHost::word(pfn, 0).read() } >> 12 & 0xf_ffff_ffff);
+    }
+    // Writable for hardware, though neither host nor library allow it.
+    // SAFETY: nothing else runs.
+    unsafe { *TestHost::word(pfn, 3) = *TestHost::word(pfn, 3) & !(3 << 56) | 2 };
+    drop(vcpu.invalidate_range(pages(3, 1)));
+    // SAFETY: nothing else runs.
+    assert_eq!(unsafe { TestHost::word(pfn, 3).read() }, 0);
+    assert!(vm.broken().is_some());
+    assert_eq!(vm.stats().flushes, 1);
+    assert!(vcpu.before_enter(Processor(0)).is_err());
+    drop(vcpu);
+    assert_eq!(vm.teardown().in_use(), 0);
 }

@@ -237,6 +237,12 @@ impl Cell {
         }
     }
 
+    /// Takes what is there away, whatever it is: only for values the law does not know.
+    #[cold]
+    pub(crate) fn exchange(&self, new: Value) -> Value {
+        Value(self.0.swap(new.0, Ordering::AcqRel))
+    }
+
     /// Overwrites a dead entry of a table that the caller has detached: only hardware may still
     /// read it.
     #[inline]

@@ -148,20 +148,23 @@ impl<'s, K: Kind> Entry<'s, K> {
 }
 
 impl<'s> Entry<'s, Owing<'s>> {
-    /// Makes a leaf or an MMIO entry empty. Anything else is left as it is.
+    /// Makes a leaf or an MMIO entry empty. A table or a frozen value is left as it is. What the
+    /// library never wrote kills the VM, and goes too: hardware may take it for a mapping.
     pub fn zap(self) -> Result<(), Changed<'s, Owing<'s>>> {
-        let core = self.inside.core;
-        match self.state() {
-            State::Leaf(_) | State::Mmio { .. } => {}
-            State::Corrupt => {
-                core.kill(Broken::Corrupt);
-                return Ok(());
+        let (inside, format) = (self.inside, &self.inside.core.format);
+        if !self.is_leaf() {
+            match self.state() {
+                State::Leaf(_) | State::Mmio { .. } | State::Corrupt => {}
+                _ => return Ok(()),
             }
-            _ => return Ok(()),
         }
-        let line = self.inside.line;
-        self.apply(core.format.empty())?;
-        line.counters.zapped.add(1);
+        let cell = self.cell;
+        if self.apply(format.empty())?.is_none() {
+            // The law knows no such value; the VM is dead, and the promise must hold all the same.
+            let _ = cell.exchange(format.empty());
+            inside.kind.owe(law::Flush::BeforePromise);
+        }
+        inside.line.counters.zapped.add(1);
         Ok(())
     }
 

@@ -1,0 +1,50 @@
+//! Family r: roots invalidated and taken apart while vCPUs run on them and populate them.
+
+use loom::thread::spawn;
+use vmmu::Progress;
+use vmmu::addr::Level;
+use vmmu::protocol::Defect;
+
+use crate::explore::{Model, saw};
+use crate::guest::{Met, read};
+use crate::rig::{PAGE, Rig};
+
+/// A vCPU that runs the guest, faults, and runs it again, while a worker drops every mapping.
+fn fault_against_drain() {
+    let rig = Rig::new(1, 1);
+    let mut guest = rig.guest();
+    let mut worker = rig.worker();
+    let running = spawn(move || {
+        let _ = guest.fault(read(PAGE), Level::K4);
+        if guest.run(PAGE, 1) == Met::Page {
+            saw("reached");
+        }
+        guest
+    });
+    let draining = spawn(move || {
+        let mut drain = worker.invalidate_roots();
+        while worker.drain(&mut drain, 1) == Progress::More {}
+        worker
+    });
+    let guest = running.join().expect("a guest");
+    let worker = draining.join().expect("a drain");
+    drop((guest, worker));
+    rig.end();
+}
+
+const R1: Model = Model { name: "r1", preemptions: 2, run: fault_against_drain };
+
+#[test]
+fn an_invalid_root_is_not_populated_behind_its_drain() {
+    R1.holds(&["fixed", "retry", "reached"]);
+}
+
+#[test]
+fn a_drain_that_does_not_wait_for_sections_is() {
+    R1.fails("r2", Defect::R2, "a table page has been lost");
+}
+
+#[test]
+fn a_section_that_looks_at_a_retiring_root_meets_a_released_table() {
+    R1.fails("r3", Defect::R3, "Causality violation: Concurrent load and mut accesses");
+}
