@@ -8,21 +8,23 @@ use vm_memory::ByteValued;
 
 use super::{
     Plan, acpi,
-    ram::{HIGH_START, Image, LOW_END},
+    ram::{HIGH_START, Image},
 };
 use crate::size::{GIB, MIB, PAGE};
 
 /// Where the small pieces stand below 640 KiB; kernels keep their hands off until they have read
-/// them. The tables of ACPI stand where a BIOS keeps its extended data area, so that kernels that
-/// do not know `acpi_rsdp_addr` find them by searching.
-const EBDA_POINTER: u64 = 0x40e;
+/// them.
 const GDT: u64 = 0x1000;
 const BOOT_PARAMS: u64 = 0x2000;
 const STACK_TOP: u64 = 0x8000;
 const PAGE_TABLES: u64 = 0x9000;
 const COMMAND_LINE: u64 = 0x2_0000;
-const ACPI: u64 = LOW_END - acpi::TABLES_BYTES - acpi::FACS_BYTES;
-const FACS: u64 = LOW_END - acpi::FACS_BYTES;
+/// Where PCs have their read-only memory. Kernels search it for tables, ten thousands of reads, each of
+/// which would be emulated if nothing were there; the ACPI tables stand there too, so that
+/// kernels that do not know `acpi_rsdp_addr` find them by searching.
+const FIRMWARE: Range = Range { gpa: 0xc_0000, bytes: 0x4_0000 };
+const ACPI: u64 = 0xe_0000;
+const FACS: u64 = ACPI + acpi::TABLES_BYTES;
 
 /// Offsets in a bzImage.
 const HEADER_AT: usize = 0x1f1;
@@ -39,6 +41,7 @@ const LOADER: u8 = 0xff;
 
 /// Types of memory in the e820 map.
 const E820_RAM: u32 = 1;
+const E820_RESERVED: u32 = 2;
 const E820_ACPI: u32 = 3;
 const E820_NVS: u32 = 4;
 
@@ -61,8 +64,10 @@ pub struct Linux {
 
 impl Linux {
     /// Lays the kernel out in `ram` for `cpus` processors.
-    pub fn plan(self, ram: Vec<Range>, cpus: u32) -> Result<Plan> {
+    pub fn plan(self, mut ram: Vec<Range>, cpus: u32) -> Result<Plan> {
         let (header, body) = split(&self.kernel)?;
+        ram.push(FIRMWARE);
+        ram.sort_by_key(|range| range.gpa);
         let mut image = Image::new(ram);
 
         let alignment = u64::from(header.kernel_alignment).max(PAGE);
@@ -107,7 +112,6 @@ impl Linux {
 
         image.put("ACPI tables", ACPI, acpi::tables(ACPI, FACS, cpus))?;
         image.put("FACS", FACS, acpi::facs())?;
-        image.put("EBDA pointer", EBDA_POINTER, ((ACPI >> 4) as u16).to_le_bytes().to_vec())?;
         let gdt = gdt();
         let gdt_limit = gdt.len() as u16 - 1;
         image.put("GDT", GDT, gdt)?;
@@ -154,10 +158,12 @@ fn memory_map(ram: &[Range]) -> Vec<boot_e820_entry> {
     let entry = |addr, size, r#type| boot_e820_entry { addr, size, r#type };
     let mut map = Vec::new();
     for range in ram {
-        if range.gpa == 0 {
-            map.push(entry(0, ACPI, E820_RAM));
+        if *range == FIRMWARE {
+            let rest = FACS + acpi::FACS_BYTES;
+            map.push(entry(FIRMWARE.gpa, ACPI - FIRMWARE.gpa, E820_RESERVED));
             map.push(entry(ACPI, acpi::TABLES_BYTES, E820_ACPI));
             map.push(entry(FACS, acpi::FACS_BYTES, E820_NVS));
+            map.push(entry(rest, FIRMWARE.gpa + FIRMWARE.bytes - rest, E820_RESERVED));
         } else {
             map.push(entry(range.gpa, range.bytes, E820_RAM));
         }
@@ -234,14 +240,15 @@ mod tests {
         assert_eq!(piece(params.hdr.ramdisk_image.into()).len(), 100);
         assert_eq!(piece(params.hdr.cmd_line_ptr.into()), b"quiet\0");
         assert_eq!(&piece(params.acpi_rsdp_addr)[..4], b"RSD ");
-        let first = params.e820_table[0];
-        assert_eq!({ first.size }, ACPI);
-        assert_eq!(params.e820_entries, 4);
+        let map = &params.e820_table[..params.e820_entries.into()];
+        let types: Vec<u32> = map.iter().map(|entry| entry.r#type).collect();
+        assert_eq!(types, [E820_RAM, E820_RESERVED, E820_ACPI, E820_NVS, E820_RESERVED, E820_RAM]);
     }
 
     #[test]
     fn the_map_covers_all_ram_and_nothing_else() {
-        let ram = ram::layout(Size(5 * GIB), &[], 40).unwrap();
+        let mut ram = ram::layout(Size(5 * GIB), &[], 40).unwrap();
+        ram.insert(1, FIRMWARE);
         let map = memory_map(&ram);
         let total: u64 = map.iter().map(|e| e.size).sum();
         assert_eq!(total, ram.iter().map(|r| r.bytes).sum::<u64>());

@@ -145,7 +145,8 @@ pub fn linux(context: &Context) -> Result<Tally> {
         for pages in ["4k", "2m"] {
             for workload in ["boot", "memory"] {
                 let name = format!("linux, {cpus} CPUs, pages {pages}, workload {workload}");
-                let line = format!("--cpus {cpus} --pages {pages} --workload {workload}");
+                let line =
+                    format!("--cpus {cpus} --pages {pages} --workload {workload} --memory 256M");
                 tally += boot(name, &line).test(context, |booted| {
                     booted.says("user space reached")?;
                     match pages {
@@ -257,7 +258,7 @@ pub fn alarms(context: &Context) -> Result<Tally> {
 pub fn exact(context: &Context) -> Result<Tally> {
     let runs = ["exact run, first", "exact run, second"].map(|name| {
         let log = context.file(name, "console").display().to_string();
-        boot(name, "--exact --workload memory --memory 256M").with(&["--log", &log])
+        boot(name, "--exact --workload memory --memory 192M").with(&["--log", &log])
     });
     // Both at once: each uses one thread, and they must not depend on each other.
     let booted: Vec<_> = thread::scope(|scope| {

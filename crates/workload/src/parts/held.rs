@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use nix::sys::mman::MmapAdvise;
 use workload::pattern;
 
 use super::{Outcome, call};
@@ -25,6 +26,8 @@ impl Held {
         let free = free_pages()?;
         let pages = (free / 100 * PERCENT).min(free.saturating_sub(RESERVE)).clamp(1024, MOST);
         let mut memory = Mapping::new(pages, Sharing::Private).map_err(call("mmap"))?;
+        // Children have no use for it, and copying its page tables would be most of a fork.
+        memory.advise(0, pages, MmapAdvise::MADV_DONTFORK).map_err(call("madvise"))?;
         pattern::fill(memory.words_mut(), SEED, 0);
         Ok(Held(memory))
     }
