@@ -1,0 +1,115 @@
+//! A processor that runs the guest: a page walker, a TLB of one entry, and a vCPU's loop.
+
+use vmmu::addr::{Gfn, Gpa, Hpa, Level, Pfn};
+use vmmu::entry::{Access, State, Value};
+use vmmu::tdp::{Ask, Cause, Outcome, Step};
+use vmmu::{Flush, Processor, Vcpu};
+
+use crate::explore::saw;
+use crate::machine::{Machine, format};
+
+/// A vCPU and the translations its processor holds.
+pub struct Guest<'vm> {
+    pub vcpu: Vcpu<'vm, Machine>,
+    machine: &'vm Machine,
+    tlb: Option<(Gfn, Pfn)>,
+}
+
+/// What an access of the guest met.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Met {
+    /// Memory.
+    Page,
+    /// No translation: a fault is due.
+    Nothing,
+}
+
+/// What a guest's read asks.
+pub fn read(gfn: Gfn) -> Ask {
+    Ask { gpa: gfn.gpa(), access: Access::READ, cause: Cause::Guest }
+}
+
+/// What a guest's write asks.
+pub fn write(gfn: Gfn) -> Ask {
+    Ask { gpa: Gpa(gfn.gpa().0), access: Access::WRITE, cause: Cause::Guest }
+}
+
+impl<'vm> Guest<'vm> {
+    pub fn new(vcpu: Vcpu<'vm, Machine>, machine: &'vm Machine) -> Self {
+        Guest { vcpu, machine, tlb: None }
+    }
+
+    /// Runs the guest: enters, reads `gfn` so many times or until there is no translation, and
+    /// leaves. Kicks are not looked at: a kick may come as late as it likes.
+    pub fn run(&mut self, gfn: Gfn, times: usize) -> Met {
+        let Guest { vcpu, machine, tlb } = self;
+        let inside = match vcpu.before_enter(Processor(0)) {
+            Ok(inside) => inside,
+            Err(why) => {
+                machine.complain(&format!("no entry: {why}"));
+                return Met::Nothing;
+            }
+        };
+        if inside.flush() == Flush::Needed {
+            *tlb = None;
+        }
+        let root = inside.root();
+        let mut met = Met::Page;
+        for _ in 0..times {
+            *tlb = tlb.filter(|(held, _)| *held == gfn).or_else(|| {
+                let frame = walk(machine, root, gfn)?;
+                Some((gfn, frame))
+            });
+            let Some((_, frame)) = *tlb else {
+                met = Met::Nothing;
+                break;
+            };
+            machine.guest_reads(frame);
+        }
+        inside.after_exit();
+        met
+    }
+
+    /// One try to resolve a fault: both halves, with the host in between.
+    pub fn fault(&mut self, ask: Ask, level: Level) -> Outcome {
+        let outcome = self.both_halves(ask, level);
+        saw(outcome.name());
+        outcome
+    }
+
+    fn both_halves(&mut self, ask: Ask, level: Level) -> Outcome {
+        let request = match self.vcpu.fault(ask) {
+            Step::Done(outcome) => return outcome,
+            Step::Resolve(request) => request,
+            Step::NeedPages(_) => {
+                self.machine.complain("the rig gave too few table pages");
+                return Outcome::OutOfMemory;
+            }
+        };
+        let found = self.machine.find(&request.frame_ask(), level);
+        match self.vcpu.complete(request.provide(found)) {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                self.machine.complain("the rig gave too few table pages");
+                Outcome::OutOfMemory
+            }
+        }
+    }
+}
+
+/// The frame the tables translate `gfn` to, as a processor walks them.
+pub fn walk(machine: &Machine, root: Hpa, gfn: Gfn) -> Option<Pfn> {
+    let format = format();
+    let (mut table, mut level) = (root, format.top());
+    loop {
+        let value = machine.walker_loads(table, gfn.index(level));
+        match format.read(Value(value), level) {
+            State::Table(next) => {
+                table = next.hpa();
+                level = level.below()?;
+            }
+            State::Leaf(leaf) => return Some(Pfn(leaf.pfn.0 + (gfn.0 & (level.pages() - 1)))),
+            _ => return None,
+        }
+    }
+}

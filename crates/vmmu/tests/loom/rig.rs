@@ -1,0 +1,79 @@
+//! A VM ready for a model: one slot, one root, whatever is mapped already.
+
+use vmmu::addr::{Gfn, GfnRange, Level};
+use vmmu::host::VcpuId;
+use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
+use vmmu::{Config, HostRange, Processor, Vm, Worker};
+
+use crate::guest::Guest;
+use crate::machine::{Machine, format};
+
+/// The first page of the guest's memory.
+pub const PAGE: Gfn = Gfn(0);
+
+/// The guest frames of the slot: one huge leaf.
+pub const MEMORY: u64 = 4;
+
+/// A VM that threads of a model borrow for ever, until [`end`](Self::end) takes it back.
+pub struct Rig {
+    pub vm: &'static Vm<Machine>,
+    raw: *mut Vm<Machine>,
+}
+
+/// The slot every model has: pages 0 to 3 of backing 0 at guest frames 0 to 3.
+pub fn memory() -> SlotSpec {
+    SlotSpec {
+        id: SlotId(0),
+        space: AddressSpace(0),
+        range: GfnRange::sized(Gfn(0), MEMORY).expect("short"),
+        source: Source::Backed { backing: 0, first: 0 },
+        mutability: Mutability::ReadWrite,
+        largest: Level::M2,
+    }
+}
+
+/// `pages` of backing 0, from `first`.
+pub fn pages(first: u64, pages: u64) -> HostRange {
+    HostRange { backing: 0, first, pages }
+}
+
+impl Rig {
+    /// A VM with the slot.
+    pub fn new(vcpus: u32, workers: u32) -> Rig {
+        let mut config = Config::new(format(), vcpus);
+        config.workers = workers;
+        config.slots = 1;
+        let vm = Vm::new(Machine::new(), &config).expect("a small VM");
+        let raw = Box::into_raw(Box::new(vm));
+        // SAFETY: it lives until `end`, which is given everything that borrows it.
+        let rig = Rig { vm: unsafe { &*raw }, raw };
+        rig.worker().create_slot(&memory()).expect("the first slot");
+        rig
+    }
+
+    pub fn worker(&self) -> Worker<'static, Machine> {
+        self.vm.worker().expect("a place")
+    }
+
+    /// A vCPU with pages for two leaves in areas without tables, on a root of its own.
+    pub fn guest(&self) -> Guest<'static> {
+        let mut vcpu = self.vm.vcpu(VcpuId(0)).expect("a place");
+        vcpu.reserve(8).expect("pages");
+        let _entered = vcpu.before_enter(Processor(0)).expect("a root");
+        drop(_entered);
+        Guest::new(vcpu, self.vm.host())
+    }
+
+    /// Everything that borrowed the VM is gone: takes it down and looks at what is left.
+    pub fn end(self) {
+        if let Some(broken) = self.vm.broken() {
+            self.vm.host().complain(&format!("the VM is dead: {broken}"));
+        }
+        if self.vm.stats().debts_leaked > 0 {
+            self.vm.host().complain("a debt was leaked");
+        }
+        // SAFETY: from `Box::into_raw` in `new`; the caller has given back what borrowed it.
+        let vm = unsafe { Box::from_raw(self.raw) };
+        vm.teardown().verdict();
+    }
+}

@@ -1,0 +1,70 @@
+//! Family w: a vCPU with a TLB, somebody who zaps, and the host taking the page back.
+
+use loom::thread::spawn;
+use vmmu::addr::{GfnRange, Level};
+use vmmu::protocol::Defect;
+use vmmu::slot::AddressSpace;
+
+use crate::explore::{Model, saw};
+use crate::guest::{Met, read};
+use crate::machine::{NEW, OLD};
+use crate::rig::{PAGE, Rig, pages};
+
+const COMPLAINT: &str = "the guest reaches a page the host has taken back";
+
+fn whole() {
+    let rig = Rig::new(1, 2);
+    let machine = rig.vm.host();
+    let mut guest = rig.guest();
+    let _ = guest.fault(read(PAGE), Level::K4);
+    let (mut zapper, mut host) = (rig.worker(), rig.worker());
+    let running = spawn(move || {
+        // Twice: by the walk, and by the TLB.
+        if guest.run(PAGE, 2) == Met::Nothing {
+            let _ = guest.fault(read(PAGE), Level::K4);
+            if guest.run(PAGE, 1) == Met::Page {
+                saw("reached after a fault");
+            }
+        } else {
+            saw("reached");
+        }
+        guest
+    });
+    let zapping = spawn(move || {
+        zapper.zap(AddressSpace(0), GfnRange::sized(PAGE, 1).expect("short"));
+        zapper
+    });
+    let invalidating = spawn(move || {
+        let invalidation = host.invalidate_range(pages(0, 1));
+        machine.migrate(OLD, NEW);
+        drop(invalidation);
+        host
+    });
+    let guest = running.join().expect("a guest");
+    let zapper = zapping.join().expect("a zap");
+    let host = invalidating.join().expect("an invalidation");
+    drop((guest, zapper, host));
+    rig.end();
+}
+
+const W1: Model = Model { name: "w1", preemptions: 2, run: whole };
+
+#[test]
+fn no_guest_reaches_a_page_the_host_has_taken_back() {
+    W1.holds(&["reached", "reached after a fault"]);
+}
+
+#[test]
+fn a_promise_that_ignores_the_ledgers_of_others_lets_it() {
+    W1.fails("w2", Defect::W2, COMPLAINT);
+}
+
+#[test]
+fn a_walk_without_exclusion_lets_it() {
+    W1.fails("w3", Defect::W3, COMPLAINT);
+}
+
+#[test]
+fn an_invalidation_that_hits_no_watch_lets_it() {
+    W1.fails("w4", Defect::W4, COMPLAINT);
+}
