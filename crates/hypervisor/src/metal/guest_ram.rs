@@ -80,39 +80,6 @@ impl<'a> GuestRam<'a> {
         Ok((place.frame * FRAME + gpa % FRAME) as *mut u8)
     }
 
-    /// Copies guest memory out.
-    pub fn read(&self, gpa: u64, bytes: &mut [u8]) -> Result<(), Missing> {
-        let mut gpa = gpa;
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let here = rest.len().min((FRAME - gpa % FRAME) as usize);
-            let from = self.byte(gpa)?;
-            let (part, after) = rest.split_at_mut(here);
-            // SAFETY: the bytes lie in one frame of this guest, which stays until the guest is
-            // gone. The guest may change them meanwhile; whatever is read is data to this program.
-            unsafe { core::ptr::copy_nonoverlapping(from, part.as_mut_ptr(), here) };
-            gpa += here as u64;
-            rest = after;
-        }
-        Ok(())
-    }
-
-    /// Copies bytes into guest memory.
-    pub fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), Missing> {
-        let mut gpa = gpa;
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let here = rest.len().min((FRAME - gpa % FRAME) as usize);
-            let to = self.byte(gpa)?;
-            let (part, after) = rest.split_at(here);
-            // SAFETY: as in `read`; guest memory holds nothing this program relies on.
-            unsafe { core::ptr::copy_nonoverlapping(part.as_ptr(), to, here) };
-            gpa += here as u64;
-            rest = after;
-        }
-        Ok(())
-    }
-
     /// Sets bits of the word at `gpa`, atomically. Nothing where there is no RAM.
     pub fn set(&self, gpa: u64, bits: u32) {
         if let Ok(word) = self.byte(gpa & !3) {

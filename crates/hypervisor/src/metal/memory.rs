@@ -2,7 +2,7 @@
 
 use super::boot;
 use alloc::vec::Vec;
-use core::ptr;
+use core::{fmt, ptr};
 use hypervisor::map::{self, Span};
 use hypervisor::pool::{FRAME, Pool, Size};
 use spin::Mutex;
@@ -62,6 +62,16 @@ pub enum Unusable {
         /// Bytes wanted.
         wanted: u64,
     },
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotPvh => f.write_str("not started by the PVH protocol, version 1 or later"),
+            Self::NoModule => f.write_str("no boot module (QEMU: -initrd)"),
+            Self::NoHeap { wanted } => write!(f, "no {wanted} bytes of memory in one piece"),
+        }
+    }
 }
 
 /// Reads the loader's information, claims the heap and fills the pool. Gives the boot module.

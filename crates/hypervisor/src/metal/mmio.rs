@@ -1,6 +1,7 @@
 //! Instructions the hypervisor carries out: fetching them, and what they see of the world.
 
 use super::machine::Machine;
+use super::nested::Handle;
 use super::svm::{Fpu, General};
 use super::vcpu::Vcpu;
 use super::{apic, io};
@@ -11,8 +12,9 @@ use hypervisor::emulate::{self, Bus, Cpu, Stop};
 use hypervisor::guest_walk::{self, Access, Fault, Paging, Tables};
 use hypervisor::policy;
 use hypervisor::pool::FRAME;
-use hypervisor::registers::{cr0, cr4};
+use hypervisor::registers::cr4;
 use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind};
+use vmmu::AccessError;
 
 /// An instruction and the bytes it was decoded from.
 pub struct Fetched {
@@ -22,18 +24,40 @@ pub struct Fetched {
     length: usize,
 }
 
-struct GuestTables<'m>(&'m Machine<'m>);
+/// Guest memory, by way of the library.
+struct Memory<'v, 'm> {
+    machine: &'m Machine<'m>,
+    handle: &'v mut Handle<'m>,
+}
 
-impl Tables for GuestTables<'_> {
+impl Memory<'_, '_> {
+    fn read(&mut self, gpa: u64, bytes: &mut [u8]) -> Result<(), AccessError> {
+        self.machine.nested.read(self.handle, gpa, bytes)
+    }
+
+    fn write(&mut self, gpa: u64, bytes: &[u8]) -> Result<(), AccessError> {
+        self.machine.nested.write(self.handle, gpa, bytes)
+    }
+}
+
+impl Tables for Memory<'_, '_> {
     fn entry(&mut self, gpa: u64, bytes: u8) -> Option<u64> {
+        if is_local_apic(gpa) {
+            return None;
+        }
         let mut entry = [0; 8];
-        self.0.ram.read(gpa, entry.get_mut(..usize::from(bytes))?).ok()?;
+        self.read(gpa, entry.get_mut(..usize::from(bytes))?).ok()?;
         Some(u64::from_le_bytes(entry))
     }
 
     fn set(&mut self, gpa: u64, bits: u32) {
-        self.0.ram.set(gpa, bits);
+        self.machine.ram.set(gpa, bits);
     }
+}
+
+/// The library would read and write this page like memory.
+fn is_local_apic(gpa: u64) -> bool {
+    gpa & !(FRAME - 1) == policy::LOCAL_APIC
 }
 
 /// An instruction pointer within the limits of the code's size.
@@ -48,15 +72,15 @@ pub fn fetch(vcpu: &mut Vcpu<'_>) -> Option<Fetched> {
     let start = base.wrapping_add(vcpu.vmcb.rip);
     let mut code = [0; 15];
     let mut length = 0;
-    let mut tables = GuestTables(vcpu.machine);
     let paging = vcpu.paging();
+    let mut memory = Memory { machine: vcpu.machine, handle: &mut vcpu.nested };
     while length < code.len() {
         let linear = start.wrapping_add(length as u64);
         let here = (code.len() - length).min((FRAME - linear % FRAME) as usize);
-        let Ok(gpa) = guest_walk::translate(&paging, linear, Access::Fetch, &mut tables) else {
+        let Ok(gpa) = guest_walk::translate(&paging, linear, Access::Fetch, &mut memory) else {
             break;
         };
-        if vcpu.machine.ram.read(gpa, &mut code[length..length + here]).is_err() {
+        if is_local_apic(gpa) || memory.read(gpa, &mut code[length..length + here]).is_err() {
             break;
         }
         length += here;
@@ -120,7 +144,9 @@ pub fn carry_out(vcpu: &mut Vcpu<'_>) {
         ],
         sse: &mut fpu.0,
     };
-    let mut world = World { machine: vcpu.machine, number: vcpu.number, paging: vcpu.paging() };
+    let paging = vcpu.paging();
+    let memory = Memory { machine: vcpu.machine, handle: &mut vcpu.nested };
+    let mut world = World { machine: vcpu.machine, number: vcpu.number, paging, memory };
     let result = emulate::step(&mut cpu, &code[..length], &mut world);
     let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] =
         cpu.general;
@@ -151,29 +177,25 @@ pub fn carry_out(vcpu: &mut Vcpu<'_>) {
 }
 
 /// Memory and ports as an instruction of the guest sees them.
-struct World<'m> {
+struct World<'v, 'm> {
     machine: &'m Machine<'m>,
     number: usize,
     paging: Paging,
+    memory: Memory<'v, 'm>,
 }
 
-impl World<'_> {
-    fn translate(&self, linear: u64, access: Access) -> Result<u64, Stop> {
-        let mut tables = GuestTables(self.machine);
-        guest_walk::translate(&self.paging, linear, access, &mut tables).map_err(
-            |fault| match fault {
-                Fault::Page(error) => {
-                    let error = if self.paging.cr0 & cr0::PE == 0 { None } else { Some(error) };
-                    Stop::Fault { vector: 14, error, cr2: Some(linear) }
-                }
-                Fault::Table { .. } => Stop::Unsupported,
-            },
-        )
+impl World<'_, '_> {
+    fn translate(&mut self, linear: u64, access: Access) -> Result<u64, Stop> {
+        let walked = guest_walk::translate(&self.paging, linear, access, &mut self.memory);
+        walked.map_err(|fault| match fault {
+            Fault::Page(error) => Stop::Fault { vector: 14, error: Some(error), cr2: Some(linear) },
+            Fault::Table { .. } => Stop::Unsupported,
+        })
     }
 
     /// The physical pieces of a linear range, at most two pages.
     fn pieces(
-        &self,
+        &mut self,
         linear: u64,
         length: usize,
         access: Access,
@@ -188,13 +210,13 @@ impl World<'_> {
     }
 }
 
-impl Bus for World<'_> {
+impl Bus for World<'_, '_> {
     fn read(&mut self, linear: u64, bytes: &mut [u8]) -> Result<(), Stop> {
         let mut rest = bytes;
         for (gpa, length) in self.pieces(linear, rest.len(), Access::Read)? {
             let (part, after) = rest.split_at_mut(length);
             rest = after;
-            if self.machine.ram.read(gpa, part).is_ok() {
+            if length == 0 || !is_local_apic(gpa) && self.memory.read(gpa, part).is_ok() {
                 continue;
             }
             part.fill(0xff);
@@ -213,7 +235,7 @@ impl Bus for World<'_> {
         for (gpa, length) in self.pieces(linear, bytes.len(), Access::Write)? {
             let (part, after) = rest.split_at(length);
             rest = after;
-            if length == 0 || self.machine.ram.write(gpa, part).is_ok() {
+            if length == 0 || !is_local_apic(gpa) && self.memory.write(gpa, part).is_ok() {
                 continue;
             }
             let offset = gpa.wrapping_sub(policy::LOCAL_APIC);

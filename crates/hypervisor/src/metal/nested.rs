@@ -19,7 +19,7 @@ use vmmu::host::{
 };
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
 use vmmu::tdp::{Ask, Cause, MemoryFault, Outcome};
-use vmmu::{Config, Processor, Vm};
+use vmmu::{AccessError, AccessFailure, Config, Processor, Vm, Worker};
 
 /// The one backing there is: the guest's RAM, by guest frame number.
 const GUEST_RAM: u64 = 0;
@@ -215,10 +215,40 @@ impl<'m> Nested<'m> {
         Verdict { entries: checked.entries, tables: checked.tables, verified, violations }
     }
 
-    /// Copies bytes into guest memory.
-    pub fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), String> {
-        let mut worker = self.vm.worker().ok_or_else(|| String::from("no memory for a worker"))?;
-        worker.write(self.ram, AddressSpace(0), Gpa(gpa), bytes).map_err(|error| format!("{error}"))
+    /// A worker of the library's, for what happens outside of vCPUs.
+    pub fn worker(&self) -> Result<Worker<'_, Host>, String> {
+        self.vm.worker().ok_or_else(|| String::from("no memory for a worker"))
+    }
+
+    /// Copies guest memory out. Errors: there is no memory, from some byte on.
+    pub fn read(
+        &self,
+        worker: &mut Worker<'_, Host>,
+        gpa: u64,
+        bytes: &mut [u8],
+    ) -> Result<(), AccessError> {
+        loop {
+            match worker.read(self.ram, AddressSpace(0), Gpa(gpa), bytes) {
+                Err(AccessError { why: AccessFailure::Busy, .. }) => core::hint::spin_loop(),
+                result => return result,
+            }
+        }
+    }
+
+    /// Copies bytes into guest memory. Errors: there is no memory, from some byte on, or none
+    /// that can be written.
+    pub fn write(
+        &self,
+        worker: &mut Worker<'_, Host>,
+        gpa: u64,
+        bytes: &[u8],
+    ) -> Result<(), AccessError> {
+        loop {
+            match worker.write(self.ram, AddressSpace(0), Gpa(gpa), bytes) {
+                Err(AccessError { why: AccessFailure::Busy, .. }) => core::hint::spin_loop(),
+                result => return result,
+            }
+        }
     }
 
     /// Takes the tables down and gives their pages back.

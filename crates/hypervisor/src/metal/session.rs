@@ -55,15 +55,7 @@ fn attempt(job: &Job<'_>, index: u32, guest: &Guest<'_>) -> Result<Report, Strin
     }
     let ram = GuestRam::new(&guest.ram, machine::largest(job.pages));
     let mut nested = Nested::new(job, guest, &ram)?;
-    for Segment { gpa, data } in &guest.segments {
-        // Frames first, as large as they may be: a copy asks for single pages.
-        for address in (*gpa..gpa.saturating_add(data.len() as u64)).step_by(FRAME as usize) {
-            ram.provide(address / FRAME, Size::G1);
-        }
-        nested
-            .write(*gpa, data)
-            .map_err(|error| format!("segment of {} bytes at {gpa:#x}: {error}", data.len()))?;
-    }
+    load(guest, &ram, &nested)?;
     let (end, stats, vcpus, ticks) = {
         let machine = Machine::new(job, guest, &ram, &nested);
         control::send(&Event::Started { guest: index });
@@ -93,4 +85,19 @@ fn attempt(job: &Job<'_>, index: u32, guest: &Guest<'_>) -> Result<Report, Strin
     let verdict = nested.check();
     nested.teardown();
     Ok(Report { end, stats, vcpus, verdict, ticks })
+}
+
+/// Puts the guest's segments into its memory.
+fn load(guest: &Guest<'_>, ram: &GuestRam<'_>, nested: &Nested<'_>) -> Result<(), String> {
+    let mut worker = nested.worker()?;
+    for Segment { gpa, data } in &guest.segments {
+        // Frames first, as large as they may be: a copy asks for single pages.
+        for address in (*gpa..gpa.saturating_add(data.len() as u64)).step_by(FRAME as usize) {
+            ram.provide(address / FRAME, Size::G1);
+        }
+        nested
+            .write(&mut worker, *gpa, data)
+            .map_err(|error| format!("segment of {} bytes at {gpa:#x}: {error}", data.len()))?;
+    }
+    Ok(())
 }

@@ -12,7 +12,7 @@ pub extern "C" fn start(info: u32) -> ! {
     // SAFETY: `info` comes from the entry point as the loader gave it.
     let module = match unsafe { memory::open(info) } {
         Ok(module) => module,
-        Err(reason) => control::fail(&format!("this machine cannot be used: {reason:?}")),
+        Err(reason) => control::fail(&format!("this machine cannot be used: {reason}")),
     };
     let job: Job<'_> = match postcard::from_bytes(module) {
         Ok(job) => job,

@@ -6,6 +6,7 @@ use super::nested::{self, Handle};
 use super::svm::{self, Fpu, General, Segment, Vmcb};
 use super::{apic, exits, live, timer, traps};
 use alloc::{boxed::Box, format};
+use core::arch::asm;
 use core::sync::atomic::Ordering;
 use hypervisor::cpuid::{self, Answer};
 use hypervisor::events::{self, Completion};
@@ -38,6 +39,9 @@ const IRET: u32 = 1 << 20;
 const MISC2: u32 = 0x7f | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14;
 /// Writes of CR0, CR3 and CR4.
 const CR: u32 = 1 << 16 | 1 << 19 | 1 << 20;
+
+/// The register RDTSCP reads beside the counter.
+const TSC_AUX: u32 = 0xc000_0103;
 
 /// Same nested fault again and again without anything else: the tables do not take.
 const STUCK: u32 = 100_000;
@@ -129,6 +133,7 @@ impl<'m> Vcpu<'m> {
             host,
         };
         vcpu.features = Features::of(|leaf, subleaf| vcpu.cpuid(leaf, subleaf));
+        vcpu.forget_last_guest();
         vcpu.reset();
         Some(vcpu)
     }
@@ -145,6 +150,36 @@ impl<'m> Vcpu<'m> {
             let real = core::arch::x86_64::__cpuid_count(leaf, subleaf);
             Answer { eax: real.eax, ebx: real.ebx, ecx: real.ecx, edx: real.edx }
         })
+    }
+
+    /// Clears what a former guest may have left in registers that the world switch does not keep.
+    fn forget_last_guest(&self) {
+        #[repr(align(64))]
+        struct Area([u8; 1024]);
+        let tsc_number = self.cpuid(0x8000_0001, 0).edx >> 27 & 1 == 1;
+        let mut area = Area([0; 1024]);
+        // MXCSR is loaded in any case: all exceptions masked.
+        area.0[24..26].copy_from_slice(&[0x80, 0x1f]);
+        // SAFETY: debug registers and the TSC's number are not used by the hypervisor. Loading
+        // extended state from an area whose header is zero puts every component into its first
+        // state and reads nothing else; SSE's is not live across the asm (clobbers).
+        unsafe {
+            asm!(
+                "mov dr0, {0}", "mov dr1, {0}", "mov dr2, {0}", "mov dr3, {0}",
+                in(reg) 0_u64, options(nomem, nostack),
+            );
+            if tsc_number {
+                svm::wrmsr(TSC_AUX, 0);
+            }
+            if self.features.xcr0 != 0 {
+                self.set_xcr0(self.features.xcr0);
+                asm!(
+                    "xrstor64 [{}]",
+                    in(reg) &raw const area, in("eax") -1, in("edx") -1,
+                    clobber_abi("sysv64"),
+                );
+            }
+        }
     }
 
     /// State after INIT (AMD64 APM vol. 2, table 14-1), with real-mode segments.
@@ -190,7 +225,7 @@ impl<'m> Vcpu<'m> {
     pub fn set_xcr0(&self, value: u64) {
         // SAFETY: the value was judged against what the processor offers, and OSXSAVE is set.
         unsafe {
-            core::arch::asm!("xsetbv", in("ecx") 0, in("eax") value as u32,
+            asm!("xsetbv", in("ecx") 0, in("eax") value as u32,
                 in("edx") (value >> 32) as u32, options(nomem, nostack));
         }
     }
