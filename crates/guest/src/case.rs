@@ -88,6 +88,9 @@ const NO_TABLE: &[Outcome] = &[Outcome::Refused, Outcome::TripleFault];
 const NO_TABLE_OR_CAUGHT: &[Outcome] =
     &[Outcome::Refused, Outcome::TripleFault, Outcome::Exit(exit::OK)];
 
+const RESTARTS: &[Outcome] =
+    &[Outcome::Refused, Outcome::TripleFault, Outcome::Reset, Outcome::Exit(exit::OK)];
+
 const OK: Bare = Bare::Exit(exit::OK);
 /// QEMU is laxer than the manual, and the guest says so.
 const LAX: Bare = Bare::Exit(exit::FAILED);
@@ -175,6 +178,8 @@ const OTHERS: &[Case] = cases! {
     "hostile-holes-execute", OR_REFUSED, OK,
         "jumps into holes; all ones are no instruction, so an undefined-instruction exception is \
          as right as a refusal";
+    "hostile-edges", OR_REFUSED, OK,
+        "reads and writes at and across the borders of RAM";
     "hostile-ports-in", SURVIVES, Bare::Aborts,
         "reads every port, 1, 2 and 4 bytes; QEMU does not survive an access that begins in COM1 \
          and ends behind it";
@@ -259,6 +264,12 @@ const OTHERS: &[Case] = cases! {
     "hostile-mmio-unaligned", OR_REFUSED, OK, "unaligned reads and writes inside a hole";
     "hostile-apic", SURVIVES, OK,
         "garbage in the local APIC's registers, no interrupt commands";
+    "hostile-apic-absent", SURVIVES, OK,
+        "interrupt commands of every kind to processors that do not exist";
+    "hostile-apic-nmi", OR_REFUSED, OK,
+        "a non-maskable interrupt to itself";
+    "hostile-apic-init", RESTARTS, Bare::Ends,
+        "INIT to itself: there is no firmware at the reset vector, unless INIT is dropped";
     "hostile-apic-access", OR_REFUSED, OK,
         "odd sizes and odd addresses in the local APIC's page";
     "hostile-apic-execute", NO_TABLE_OR_CAUGHT, OK,
@@ -273,6 +284,8 @@ const OTHERS: &[Case] = cases! {
         "a stack at address 0, pushed to, and no stack for the double fault";
     "hostile-recursion", SHUTS_DOWN, Bare::Ends,
         "breakpoints inside the breakpoint's handler until a large untouched stack is used up";
+    "hostile-single-step", SURVIVES, OK,
+        "single steps over instructions that a hypervisor carries out: none may be left out";
     "hostile-self-modifying", SURVIVES, OK,
         "code that changes itself, also through a second mapping";
     "hostile-storm", SURVIVES, OK,

@@ -16,6 +16,7 @@ pub fn run(machine: &Machine) {
     processor::apic_timer(machine);
     processor::shoulders(machine);
     processor::floating_point();
+    memory::race(machine);
     memory::ram(machine);
     memory::atomics(machine);
     memory::page_tables(machine);

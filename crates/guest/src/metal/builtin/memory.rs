@@ -101,6 +101,39 @@ pub fn ram(machine: &Machine) {
     say!("ram ok ({} pages)", plan.pages);
 }
 
+/// Every how many pages of the plan all processors touch.
+const CONTESTED: u64 = 8;
+
+/// All processors write to the same untouched pages at the same time, each its own word: two
+/// faults of one page must end in one page.
+pub fn race(machine: &Machine) {
+    Plan::make(machine);
+    // Twice, so that no processor is late because its code was never run.
+    cpu::on_all(machine, |_| {});
+    cpu::on_all(machine, |index| {
+        let (plan, window) = (Plan::get(), Window::of(index));
+        for page in (0..plan.pages / CONTESTED).map(|page| plan.address(page * CONTESTED)) {
+            let word = (window.reach(page) as *mut u64).wrapping_add(index);
+            // SAFETY: free RAM; the word is this processor's.
+            unsafe { word.write_volatile(pattern::word(page, index as u64)) };
+        }
+    });
+    let (plan, window) = (Plan::get(), Window::of(0));
+    for page in (0..plan.pages / CONTESTED).map(|page| plan.address(page * CONTESTED)) {
+        for index in 0..machine.cpus {
+            let word = (window.reach(page) as *const u64).wrapping_add(index);
+            // SAFETY: free RAM; the other processors wait for work.
+            let found = unsafe { word.read_volatile() };
+            check!(
+                found == pattern::word(page, index as u64),
+                exit::RAM,
+                "at {page:#x}: the word of processor {index} is lost ({found:#018x})"
+            );
+        }
+    }
+    say!("race ok ({} pages)", plan.pages / CONTESTED);
+}
+
 const ROUNDS: u64 = 20_000;
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);

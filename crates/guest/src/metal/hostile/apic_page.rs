@@ -2,8 +2,8 @@
 
 use crate::metal::console::say;
 use crate::metal::paging::{PRESENT, Window};
-use crate::metal::trap::{Fault, attempt};
-use crate::metal::{Machine, apic, interrupt};
+use crate::metal::trap::{self, Fault, attempt};
+use crate::metal::{Machine, apic, cpu, interrupt};
 
 /// Random values in all registers but the interrupt command, which could start or stop
 /// processors. Interrupts are off meanwhile.
@@ -35,6 +35,40 @@ pub fn garbage(machine: &Machine) {
     }
     apic::enable();
     say!("garbage written");
+}
+
+/// Interrupt commands of every kind to processors that do not exist.
+pub fn absent() {
+    // Fixed, lowest priority, system management, NMI, INIT, start-up.
+    for kind in [0u32, 1, 2, 4, 5, 6] {
+        // Physical and logical destinations.
+        for mode in [0u32, 1 << 11] {
+            apic::write(apic::COMMAND_HIGH, 0xee00_0000);
+            apic::write(apic::COMMAND, 0x4000 | mode | kind << 8 | 0x55);
+        }
+    }
+    // Reserved kinds, and a vector that must not be.
+    apic::write(apic::COMMAND_HIGH, 0xee00_0000);
+    apic::write(apic::COMMAND, 0x4300 | 0x55);
+    apic::write(apic::COMMAND, 0x4700 | 0x55);
+    apic::write(apic::COMMAND, 0x4005);
+    say!("commands sent");
+}
+
+/// A non-maskable interrupt to itself.
+pub fn nmi() {
+    let before = trap::count(2);
+    apic::write(apic::COMMAND, 0x4_4400);
+    cpu::wait(50_000_000, || trap::count(2) > before);
+    say!("{} came", trap::count(2) - before);
+}
+
+/// INIT to itself: the processor starts over at the reset vector, where there is no firmware.
+pub fn init() {
+    say!("INIT to itself");
+    apic::write(apic::COMMAND_HIGH, apic::read(0x20));
+    apic::write(apic::COMMAND, 0x4500);
+    cpu::wait(cpu::PATIENCE / 3, || false);
 }
 
 /// Sizes other than four bytes, addresses that are not a register's.

@@ -101,6 +101,30 @@ pub fn execute(machine: &Machine) {
     window.set(MOVING, 0);
 }
 
+/// Accesses at and across the borders of all RAM below 4 GiB, at their own addresses.
+pub fn edges(machine: &Machine) {
+    let spans = machine.ram.spans().iter().filter(|span| span.end < 4 << 30);
+    for border in spans.flat_map(|span| [span.start, span.end]) {
+        for before in [16u64, 8, 7, 4, 2, 1] {
+            let Some(address) = border.checked_sub(before) else { continue };
+            let mut value = 0u64;
+            // SAFETY: reads.
+            let read: Result<(), Fault> = unsafe {
+                attempt!("mov {value}, [{address}]", "movzx {scratch:e}, word ptr [{address}]";
+                    value = inout(reg) value, scratch = out(reg) _, address = in(reg) address)
+            };
+            // Writing back what was read changes nothing, except across into a hole, where it
+            // goes nowhere.
+            // SAFETY: the same bytes; what is a border of RAM is not in use as anything else.
+            let write: Result<(), Fault> = unsafe {
+                attempt!("mov [{address}], {value}"; value = in(reg) value,
+                    address = in(reg) address)
+            };
+            say!("{address:#x}: {value:#018x} {read:x?} {write:x?}");
+        }
+    }
+}
+
 /// Instructions with an operand in a hole that are more than a move.
 pub fn instruction(machine: &Machine, form: &str) {
     let window = Window::of(0);

@@ -5,7 +5,7 @@ use crate::metal::Machine;
 use crate::metal::console::say;
 use crate::metal::cpu;
 use crate::metal::paging::{PRESENT, WRITABLE, Window};
-use crate::metal::trap::{Fault, attempt};
+use crate::metal::trap::{self, Fault, attempt};
 use core::arch::asm;
 use core::arch::x86_64::__cpuid_count;
 use guest::memory_map::Span;
@@ -170,6 +170,41 @@ pub fn cpuid(machine: &Machine) {
     let basic = __cpuid_count(1, 0);
     rules.rule(basic.ecx >> 5 & 1 == 0, format_args!("VMX shows in leaf 1"));
     say!("{answers} leaves answer");
+    rules.verdict();
+}
+
+/// Single steps over instructions that a hypervisor carries out: none may be left out.
+pub fn single_step(machine: &Machine) {
+    let mut rules = Rules::default();
+    macro_rules! steps {
+        ($count:literal, $($code:literal),+) => {{
+            let before = trap::count(1);
+            // SAFETY: the handler of the debug exception counts; rbx is put back.
+            unsafe {
+                asm!(
+                    "mov r8, rbx", "pushfq", "pushfq", "or qword ptr [rsp], 0x100", "popfq",
+                    $($code,)+
+                    "popfq", "mov rbx, r8",
+                    inout("rax") 0u64 => _, inout("rcx") 0u64 => _,
+                    inout("rdx") 0x5a5cu64 => _, in("rsi") machine.hole() + 0x100, out("r8") _
+                );
+            }
+            let came = trap::count(1) - before;
+            // One for each instruction, and one for the end of stepping itself.
+            rules.rule(
+                came == $count + 1,
+                format_args!("{}: {came} steps", concat!($($code, "; "),+)),
+            );
+        }};
+    }
+    steps!(3, "nop", "nop", "nop");
+    steps!(1, "cpuid");
+    steps!(2, "in al, dx", "nop");
+    steps!(2, "out dx, al", "nop");
+    steps!(2, "mov eax, [rsi]", "nop");
+    steps!(2, "mov [rsi], eax", "nop");
+    steps!(3, "mov ecx, 0x10", "rdmsr", "nop");
+    steps!(3, "mov rax, cr0", "mov cr0, rax", "nop");
     rules.verdict();
 }
 
