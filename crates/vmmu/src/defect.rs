@@ -17,6 +17,8 @@ pub enum Defect {
     R2,
     /// A section looks at the top table of a root that is retiring.
     R3,
+    /// A turn that becomes odd does not carry what the section before it did.
+    R4,
     /// A promise ignores the ledgers of others.
     W2,
     /// A withdrawal walks without having excluded.

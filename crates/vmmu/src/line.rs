@@ -229,11 +229,13 @@ impl Line {
         }
     }
 
-    /// The turn alone, which orders nothing yet.
+    /// The turn alone, which orders nothing before what the section reads. It releases what the
+    /// section before it did: an exclusion that waits for that one may see only this store.
     #[inline]
     pub(crate) fn enter_unfenced(&self) {
         let turn = self.turn.load(Ordering::Relaxed);
-        self.turn.store(turn.wrapping_add(1) | 1, Ordering::Relaxed);
+        let order = if defect!(R4) { Ordering::Relaxed } else { Ordering::Release };
+        self.turn.store(turn.wrapping_add(1) | 1, order);
     }
 
     /// Leaves it.

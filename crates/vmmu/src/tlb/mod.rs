@@ -51,10 +51,11 @@ impl VcpuWords {
         self.taken.store(0, Ordering::Release);
     }
 
-    /// Says "in the guest" and fences: what is read after this decides about the entry.
+    /// Says "in the guest" and fences: what is read after this decides about the entry. The store
+    /// releases what the guest did before: who waits for that may see only this one.
     pub(crate) fn enter(&self) {
         let mode = self.mode.load(Ordering::Relaxed);
-        self.mode.store(mode.wrapping_add(1) | 1, Ordering::Relaxed);
+        self.mode.store(mode.wrapping_add(1) | 1, Ordering::Release);
         fence(Ordering::SeqCst);
     }
 

@@ -48,3 +48,8 @@ fn a_drain_that_does_not_wait_for_sections_is() {
 fn a_section_that_looks_at_a_retiring_root_meets_a_released_table() {
     R1.fails("r3", Defect::R3, "Causality violation: Concurrent load and mut accesses");
 }
+
+#[test]
+fn a_table_is_released_while_a_section_that_is_over_counts_as_open() {
+    R1.fails("r4", Defect::R4, "Causality violation: Concurrent");
+}
