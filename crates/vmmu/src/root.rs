@@ -41,7 +41,7 @@ impl Role {
     }
 }
 
-/// The name of a root: a place and which of its tenants.
+/// The name of a root: a place and which of its tenants. No two roots of any VMs have the same.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct RootName {
     pub(crate) place: u8,
@@ -172,7 +172,8 @@ impl Roots {
         let words = &self.places[place];
         words.top.store(top.0, Ordering::Relaxed);
         words.role.store(role.pack(), Ordering::Relaxed);
-        let generation = (words.state.load(Ordering::Relaxed) >> PHASE_BITS) + 1;
+        // No root of any VM has had this one, so the name of another VM's root names nothing here.
+        let generation = crate::sync::unique();
         words.state.store(generation << PHASE_BITS | VALID, Ordering::Release);
         Ok(self.at(place))
     }

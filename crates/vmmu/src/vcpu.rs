@@ -7,7 +7,7 @@ use crate::Vm;
 use crate::addr::{Hpa, Pfn};
 use crate::host::{Backing, Event, Host, VcpuId};
 use crate::root::{Role, RootName};
-use crate::shared::Broken;
+use crate::shared::{Broken, Core};
 use crate::tdp::{Ask, Outcome, Step};
 use crate::tlb::VcpuWords;
 use crate::worker::Worker;
@@ -21,6 +21,9 @@ pub struct Processor(pub u32);
 #[derive(Debug)]
 pub struct Vcpu<'vm, H: Host> {
     worker: Worker<'vm, H>,
+    /// The VM it is a vCPU of. A `&mut Vcpu` is a `&mut Worker` too, and two workers can be
+    /// swapped; the words that say "in the guest" must be those of the VM whose tables are walked.
+    home: &'vm Core,
     id: VcpuId,
     role: Role,
     root: Option<(RootName, Pfn)>,
@@ -36,6 +39,8 @@ pub enum EnterError {
     OutOfMemory,
     /// Every place for a root is taken by a drain: [`Worker::drain`] them, then ask again.
     RootsBusy,
+    /// The worker in this vCPU is another VM's: the two were swapped.
+    Foreign,
     /// The VM is dead.
     Dead(Broken),
 }
@@ -45,6 +50,7 @@ impl fmt::Display for EnterError {
         match self {
             EnterError::OutOfMemory => f.write_str("no page for a top table"),
             EnterError::RootsBusy => f.write_str("all places for roots are being drained"),
+            EnterError::Foreign => f.write_str("its worker is another VM's"),
             EnterError::Dead(broken) => write!(f, "the VM is dead: {broken}"),
         }
     }
@@ -84,11 +90,12 @@ impl<'vm, H: Host> Vcpu<'vm, H> {
             return None;
         };
         let role = Role::PLAIN;
-        Some(Vcpu { worker, id, role, root: None, stale: true, processor: None })
+        let home = &vm.core;
+        Some(Vcpu { worker, home, id, role, root: None, stale: true, processor: None })
     }
 
     fn words(&self) -> Option<&'vm VcpuWords> {
-        self.worker.core().vcpus.get(self.id.0 as usize)
+        self.home.vcpus.get(self.id.0 as usize)
     }
 
     /// Its number.
@@ -126,6 +133,9 @@ impl<'vm, H: Host> Vcpu<'vm, H> {
     /// invalidated, and sees every flush that was asked for. From here on a flush kicks this vCPU.
     pub fn before_enter(&mut self, on: Processor) -> Result<InGuest<'_, 'vm, H>, EnterError> {
         let core = self.worker.core();
+        if !core::ptr::eq(core, self.home) {
+            return Err(EnterError::Foreign);
+        }
         loop {
             if let Some(broken) = core.broken() {
                 return Err(EnterError::Dead(broken));

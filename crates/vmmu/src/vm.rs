@@ -125,6 +125,13 @@ impl<H: Host> Vm<H> {
         crate::section::Participant::register(self)
     }
 
+    /// The name of the valid root of a role, for models.
+    #[cfg(feature = "protocol")]
+    #[doc(hidden)]
+    pub fn root(&self, role: crate::Role) -> Option<crate::RootName> {
+        self.core.roots.find(role).map(|root| root.name)
+    }
+
     /// The vCPU of that number. `None`: it exists already, or the number is too large, or all
     /// places are taken.
     pub fn vcpu(&self, id: VcpuId) -> Option<Vcpu<'_, H>> {

@@ -373,6 +373,8 @@ impl Target for GuestFrames {
 /// A slot that is dying, made by the slot guard.
 #[derive(Debug)]
 pub struct SlotDying {
+    /// The VM whose slot it is.
+    pub(crate) vm: u64,
     pub(crate) id: SlotId,
     pub(crate) space: AddressSpace,
     pub(crate) range: GfnRange,

@@ -67,13 +67,17 @@ impl SlotGuard<'_> {
     pub fn dying(&mut self, id: SlotId) -> Result<SlotDying, SlotError> {
         let SlotInfo { spec, .. } = self.edit().info(id)?;
         self.edit().die(&spec);
-        Ok(SlotDying { id, space: spec.space, range: spec.range })
+        Ok(SlotDying { vm: self.core.id, id, space: spec.space, range: spec.range })
     }
 
     /// Takes a dying slot out of the set, now that nothing of it is mapped. Exclude, then
-    /// [`bury`](Self::bury) it. Gives its number, or `None` for another VM's promise.
+    /// [`bury`](Self::bury) it. Gives its number, or `None` for another VM's promise, or one of
+    /// another VM's slot.
     pub fn remove(&mut self, gone: Promise<SlotDying>) -> Option<SlotId> {
-        let SlotDying { id, .. } = gone.open(self.core)?;
+        let SlotDying { vm, id, .. } = gone.open(self.core)?;
+        if vm != self.core.id {
+            return None;
+        }
         self.edit().remove(id);
         Some(id)
     }
