@@ -224,6 +224,8 @@ impl<H: Host> DerefMut for Vcpu<'_, H> {
 impl<H: Host> Drop for Vcpu<'_, H> {
     fn drop(&mut self) {
         if let Some(words) = self.words() {
+            // An entry that was forgotten is over too; nobody is to wait for it.
+            words.leave();
             words.give_back();
         }
     }
