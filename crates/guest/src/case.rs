@@ -289,7 +289,8 @@ const OTHERS: &[Case] = cases! {
     "hostile-self-modifying", SURVIVES, OK,
         "code that changes itself, also through a second mapping";
     "hostile-storm", SURVIVES, OK,
-        "interrupts as fast as they come while untouched RAM is touched, on untouched stacks";
+        "interrupts of both timers and of other processors, on untouched stacks, while untouched \
+         RAM is touched, on all processors";
 };
 
 /// All cases.
