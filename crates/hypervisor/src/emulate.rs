@@ -279,11 +279,8 @@ fn single(cpu: &mut Cpu<'_>, ins: &Instruction, bus: &mut impl Bus) -> Result<()
         }
         Mnemonic::Xchg => {
             let (a, b) = (read(cpu, ins, 0, bus)?, read(cpu, ins, 1, bus)?);
-            // Memory last: a register is not changed by an access that faults.
-            let memory = u32::from(is_memory(ins.op_kind(1)));
-            let (to_memory, to_register) = if memory == 0 { (b, a) } else { (a, b) };
-            write(cpu, ins, memory, to_memory, bus)?;
-            write(cpu, ins, 1 - memory, to_register, bus)
+            write(cpu, ins, 0, b, bus)?;
+            write(cpu, ins, 1, a, bus)
         }
         Mnemonic::Xadd => {
             let (a, b) = (read(cpu, ins, 0, bus)?, read(cpu, ins, 1, bus)?);

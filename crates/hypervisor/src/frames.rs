@@ -150,6 +150,21 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_with_something_behind_the_value_is_damaged() {
+        let mut frame = encode(&Order::Stop).unwrap();
+        let length = cobs::decode_in_place(&mut frame).unwrap();
+        frame.truncate(length);
+        frame.push(7);
+        let mut line = vec![0; 32];
+        let length = cobs::encode(&frame, &mut line);
+        line.truncate(length);
+        line.push(0);
+        let mut reader = Reader::new();
+        let read: Vec<_> = line.iter().filter_map(|&byte| reader.push::<Order>(byte)).collect();
+        assert_eq!(read, [Err(Damage::Content)]);
+    }
+
+    #[test]
     fn garbage_gives_errors_and_no_values() {
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
         let mut garbage = Vec::new();

@@ -79,8 +79,6 @@ pub fn fill_port_map(map: &mut [u8]) {
 pub enum Msr {
     /// Read and written without an exit: part of the state that the world switch keeps.
     Through,
-    /// Read without an exit; writes are handled by the hypervisor.
-    ReadThrough,
     /// The hypervisor answers; see [`MsrRule`].
     Trapped(MsrRule),
     /// Does not exist: #GP.
@@ -146,16 +144,14 @@ pub fn msr(msr: u32) -> Msr {
 pub fn fill_msr_map(map: &mut [u8]) {
     map.fill(0xff);
     for (first, last, what, _) in MSRS {
-        let open = match what {
-            Msr::Through => 3,
-            Msr::ReadThrough => 1,
-            Msr::Trapped(_) | Msr::Absent => continue,
-        };
+        if *what != Msr::Through {
+            continue;
+        }
         for register in *first..=*last {
             if let Some((byte, shift)) = msr_bits(register)
                 && let Some(byte) = map.get_mut(byte)
             {
-                *byte &= !(open << shift);
+                *byte &= !(3 << shift);
             }
         }
     }
@@ -216,7 +212,6 @@ mod tests {
             let exits = map[byte] >> shift & 3;
             let expected = match msr(number) {
                 Msr::Through => 0,
-                Msr::ReadThrough => 2,
                 Msr::Trapped(_) | Msr::Absent => 3,
             };
             assert_eq!(exits, expected, "register {number:#x}");

@@ -199,13 +199,21 @@ mod tests {
     use super::*;
     use alloc::collections::BTreeMap;
 
+    fn assert_consistent(pool: &Pool) {
+        for level in &pool.levels {
+            let bits: u64 = level.bits.iter().map(|word| u64::from(word.count_ones())).sum();
+            assert_eq!(level.free, bits);
+            assert!(level.bits[..level.hint].iter().all(|word| *word == 0));
+        }
+    }
+
     #[test]
     fn blocks_are_naturally_aligned_and_never_overlap() {
         let mut pool = Pool::new(4 << 18);
         pool.add(0x123, 0x9_f123);
         let mut taken: BTreeMap<u64, Size> = BTreeMap::new();
         let mut state = 1_u64;
-        for round in 0..20_000 {
+        for round in 0..4_000 {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let choice = state >> 33;
             let size = Size::ALL[[0, 0, 0, 0, 1, 1, 2][(choice % 7) as usize]];
@@ -223,6 +231,9 @@ mod tests {
                 let (&frame, &size) = taken.iter().nth(nth).unwrap();
                 taken.remove(&frame);
                 pool.put(frame, size);
+            }
+            if round % 100 == 0 {
+                assert_consistent(&pool);
             }
             let out: u64 = taken.values().map(|size| size.frames()).sum();
             assert_eq!(pool.free() + out, pool.total());
@@ -242,6 +253,7 @@ mod tests {
                 pool.put(*frame, Size::K4);
             }
         }
+        assert_consistent(&pool);
         assert_eq!(pool.take(Size::G1), Some(0));
         assert_eq!(pool.take(Size::G1), Some(1 << 18));
         assert_eq!(pool.free(), 0);
@@ -257,6 +269,10 @@ mod tests {
         pool.put(3, Size::K4);
         assert_eq!(pool.take(Size::K4), Some(3));
         assert_eq!(pool.take(Size::G1), None);
+        let last = (0..200).filter_map(|_| pool.take(Size::K4)).last();
+        assert_eq!(last, Some(204));
+        pool.put(7, Size::K4);
+        assert_eq!(pool.take(Size::K4), Some(7));
     }
 
     #[test]

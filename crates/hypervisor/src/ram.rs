@@ -166,6 +166,7 @@ mod tests {
         ram.insert(0x1000, Size::K4, 5).unwrap();
         assert_eq!(ram.insert(0x1000, Size::K4, 6), Err(Taken));
         assert_eq!(ram.insert(0x1000, Size::M2, 512), Err(Taken));
+        assert_eq!(ram.insert(0x1001, Size::M2, 512), Err(Taken), "a neighbour is there");
         assert_eq!(ram.insert(0x1000, Size::G1, 1 << 18), Err(Taken));
         assert_eq!(ram.find(0x1000).unwrap().frame, 5);
         assert_eq!(ram.find(0x1001), None);

@@ -276,6 +276,20 @@ mod tests {
     }
 
     #[test]
+    fn process_tags_need_long_mode_and_a_clean_cr3() {
+        let features = Features { cr4: FEATURES.cr4 | cr4::PCIDE, ..FEATURES };
+        let tagged = cr4::PAE | cr4::PCIDE;
+        let mut control = long();
+        control.cr3 |= 5;
+        assert_eq!(control.set_cr4(tagged, &features), Err(Refused));
+        control.cr3 = 0x1000;
+        control.set_cr4(tagged, &features).unwrap();
+        assert_eq!(control.set_cr0(0x11, CodeSegment::Short), Err(Refused), "paging off");
+        let mut legacy = Control { efer: 0, ..long() };
+        assert_eq!(legacy.set_cr4(tagged, &features), Err(Refused));
+    }
+
+    #[test]
     fn svme_is_never_offered() {
         let features = Features::of(|_, _| Answer { eax: !0, ebx: !0, ecx: !0, edx: !0 });
         assert_eq!(features.efer & efer::SVME, 0);

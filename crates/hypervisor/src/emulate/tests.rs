@@ -147,7 +147,7 @@ fn repeated_moves_cross_from_memory_into_the_hole() {
     ); // rep movsb, source runs out of memory
     assert_eq!(ran.result, Ok(()));
     assert_eq!((ran.general[1], ran.general[6], ran.general[7]), (0, 0x1010, 0x120));
-    assert_eq!(bus.memory[0x10f], 0xff & 0xff);
+    assert_eq!(bus.memory[0x10f], 0xff);
     assert_eq!(bus.memory[0x100], 0xf0);
     assert!(bus.memory[0x110..0x120].iter().all(|byte| *byte == 0xff));
 }
@@ -280,5 +280,24 @@ fn any_bytes_end_in_one_of_the_ways() {
         if ran.result.is_err() && !matches!(code[0], 0xf2 | 0xf3) {
             assert_eq!(ran.advance, 0);
         }
+    }
+}
+
+#[test]
+fn registers_are_written_as_wide_as_processors_do() {
+    for (code, expected) in [
+        (&[0x8b, 0x07][..], 0x1312_1110), // mov eax, [rdi]: clears the rest
+        (&[0x66, 0x8b, 0x07], 0x5555_5555_5555_1110), // mov ax, [rdi]: keeps it
+        (&[0x8a, 0x07], 0x5555_5555_5555_5510), // mov al, [rdi]
+        (&[0x8a, 0x27], 0x5555_5555_5555_1055), // mov ah, [rdi]
+        (&[0x0f, 0x45, 0x07], 0x1312_1110), // cmovnz eax, [rdi], taken
+        (&[0x0f, 0x44, 0x07], 0x5555_5555), // cmovz eax, [rdi], not taken
+    ] {
+        let change = |cpu: &mut Cpu<'_>| {
+            cpu.general[0] = 0x5555_5555_5555_5555;
+            cpu.general[7] = 0x10;
+        };
+        let ran = run(64, code, change, &mut flat());
+        assert_eq!(ran.general[0], expected, "{code:x?}");
     }
 }
