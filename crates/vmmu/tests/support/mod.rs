@@ -18,7 +18,7 @@ use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
 use vmmu::tdp::{Ask, Cause};
 
 /// Virtual addresses are this much above the "physical" ones the library sees.
-const WINDOW: u64 = 0x1000_0000;
+const WINDOW: u64 = 0x1_0000;
 const PAGE: Layout = match Layout::from_size_align(4096, 4096) {
     Ok(layout) => layout,
     Err(_) => panic!("a page has a layout"),
