@@ -12,7 +12,7 @@ use core::cell::Cell;
 use super::page::Passes;
 use super::{Entry, Page, Table, Then};
 use crate::addr::{ENTRIES, Gfn, GfnRange, Level};
-use crate::root::{PLACES, Phase, Root, RootName};
+use crate::root::{PLACES, Phase, Role, Root, RootName};
 use crate::section::{Inside, Kind, Section};
 use crate::slot::{AddressSpace, SlotSet};
 
@@ -66,6 +66,11 @@ pub(crate) enum Step {
 }
 
 impl<'s, K: Kind> Section<'s, K> {
+    /// The valid root of a role.
+    pub fn root(&self, role: Role) -> Option<RootName> {
+        self.inside.core.roots.find(role).map(|root| root.name)
+    }
+
     /// The entry at which a walk for `gfn` ends: of level `stop`, or above where there is no
     /// table. `None`: there is no such root.
     #[inline]

@@ -22,7 +22,7 @@ pub const NEW: Pfn = Pfn(ENTRIES as u64);
 const TRAP: Pfn = Pfn(2 * ENTRIES as u64);
 
 /// Looks in vain, by all waits of one execution together, that are explored in full.
-const WAITS: u64 = 4;
+const WAITS: u64 = 2;
 
 const OWNED: u64 = 0;
 const TAKEN: u64 = 1;

@@ -2,6 +2,7 @@
 
 use vmmu::addr::{Gfn, GfnRange, Level};
 use vmmu::host::VcpuId;
+use vmmu::protocol::Participant;
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
 use vmmu::{Config, HostRange, Processor, Vm, Worker};
 
@@ -53,6 +54,11 @@ impl Rig {
 
     pub fn worker(&self) -> Worker<'static, Machine> {
         self.vm.worker().expect("a place")
+    }
+
+    /// A participant without anything.
+    pub fn participant(&self) -> Participant<'static, Machine> {
+        self.vm.participant().expect("a place")
     }
 
     /// A vCPU with pages for two leaves in areas without tables, on a root of its own.

@@ -1,23 +1,37 @@
 //! Family w: a vCPU with a TLB, somebody who zaps, and the host taking the page back.
 
 use loom::thread::spawn;
-use vmmu::addr::{GfnRange, Level};
-use vmmu::protocol::Defect;
-use vmmu::slot::AddressSpace;
+use vmmu::Role;
+use vmmu::addr::{Gfn, Level};
+use vmmu::protocol::{Defect, Turn};
 
 use crate::explore::{Model, saw};
 use crate::guest::{Met, read};
-use crate::machine::{NEW, OLD};
+use crate::machine::{Machine, NEW, OLD};
 use crate::rig::{PAGE, Rig, pages};
 
 const COMPLAINT: &str = "the guest reaches a page the host has taken back";
+
+/// Zaps one leaf, for no promise: opens a debt, clears, flushes.
+fn zap(turn: &mut Turn<'static, Machine>, gfn: Gfn) {
+    let mut debt = turn.debt(gfn.leaf(Level::K4));
+    {
+        let section = debt.section();
+        let root = section.root(Role::PLAIN);
+        let mut entry = root.and_then(|root| section.entry(root, gfn, Level::K4));
+        while let Some(leaf) = entry {
+            entry = leaf.zap().err();
+        }
+    }
+    debt.settle();
+}
 
 fn whole() {
     let rig = Rig::new(1, 2);
     let machine = rig.vm.host();
     let mut guest = rig.guest();
     let _ = guest.fault(read(PAGE), Level::K4);
-    let (mut zapper, mut host) = (rig.worker(), rig.worker());
+    let (mut zapper, mut host) = (rig.participant(), rig.worker());
     let running = spawn(move || {
         // Twice: by the walk, and by the TLB.
         if guest.run(PAGE, 2) == Met::Nothing {
@@ -31,7 +45,7 @@ fn whole() {
         guest
     });
     let zapping = spawn(move || {
-        zapper.zap(AddressSpace(0), GfnRange::sized(PAGE, 1).expect("short"));
+        zap(&mut zapper, PAGE);
         zapper
     });
     let invalidating = spawn(move || {
