@@ -30,7 +30,7 @@ pub fn text(run: &Run) -> String {
         if guest.started.is_some() || guest.end.is_some() {
             writeln!(text, "{}\n", of_guest(guest).trim_fmt()).ok();
             if run.cut != Cut::No && guest.end.as_ref().is_none_or(|end| *end == End::Stopped) {
-                writeln!(text, "{}\n", whereabouts(guest, &run.rates).trim_fmt()).ok();
+                writeln!(text, "{}", whereabouts(guest, &run.rates)).ok();
             }
         }
     }
@@ -119,21 +119,24 @@ fn verdict(verdict: &Verdict) -> String {
 }
 
 /// Where each vCPU was, for people who look for a hang.
-fn whereabouts(guest: &GuestRun, rates: &[f64]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["vCPU", "rip", "state", "exits", "a second", "last exits, newest last"]);
+fn whereabouts(guest: &GuestRun, rates: &[f64]) -> String {
+    let mut text = String::new();
     for (i, vcpu) in guest.vcpus.iter().enumerate() {
-        table.add_row([
-            i.to_string(),
-            format!("0x{:x}", vcpu.rip),
-            vcpu.mode.clone(),
-            grouped(vcpu.exits),
-            rates.get(i).map_or("?".into(), |rate| grouped(*rate as u64)),
-            vcpu.last.join(" "),
-        ]);
+        let rate = rates.get(i).map_or("?".into(), |rate| grouped(*rate as u64));
+        let (rip, mode, exits) = (vcpu.rip, &vcpu.mode, grouped(vcpu.exits));
+        writeln!(text, " vCPU {i} at 0x{rip:x}, {mode}, {exits} exits, {rate} a second").ok();
+        writeln!(text, "   last exits, newest last: {}", repeats(&vcpu.last)).ok();
     }
-    table
+    text
+}
+
+/// `a a b` as `2 x a, b`.
+fn repeats(names: &[String]) -> String {
+    let runs = names.chunk_by(|a, b| a == b).map(|run| match run.len() {
+        1 => run[0].clone(),
+        count => format!("{count} x {}", run[0]),
+    });
+    runs.collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -169,7 +172,7 @@ mod tests {
                 rip: 0xffff_ffff_8100_0000,
                 mode: "running".into(),
                 exits: 31_000,
-                last: vec!["npf".into(), "hlt".into()],
+                last: vec!["npf".into(), "npf".into(), "hlt".into()],
             }],
             verdict: Some(Verdict::default()),
             ticks: (3_000, 1),
@@ -212,7 +215,7 @@ mod tests {
         run.cut = Cut::TimeOut;
         run.guests[0].end = Some(End::Stopped);
         let text = text(&run);
-        for part in ["0xffffffff81000000", "npf hlt", "running", "31,000"] {
+        for part in ["0xffffffff81000000", "2 x npf, hlt", "running", "31,000 exits, 5 a second"] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
     }
