@@ -146,6 +146,18 @@ impl Level {
         1 << self.shift()
     }
 
+    /// The level that is so many above the leaves' own; the top one for what is beyond it.
+    #[inline]
+    pub(crate) const fn from_number(number: u32) -> Level {
+        match number {
+            0 | 1 => Level::K4,
+            2 => Level::M2,
+            3 => Level::G1,
+            4 => Level::L4,
+            _ => Level::L5,
+        }
+    }
+
     /// The next smaller level.
     pub const fn below(self) -> Option<Level> {
         match self {

@@ -36,6 +36,7 @@ impl Role {
         u64::from(self.space.0) | u64::from(self.flavour) << 8
     }
 
+    #[inline]
     fn unpack(word: u64) -> Role {
         Role { space: AddressSpace(word as u8), flavour: (word >> 8) as u16 }
     }
@@ -95,6 +96,7 @@ pub(crate) struct Roots {
     create: Mutex<()>,
 }
 
+#[inline]
 fn phase(state: u64) -> Option<Phase> {
     match state & ((1 << PHASE_BITS) - 1) {
         VALID => Some(Phase::Valid),
@@ -115,6 +117,7 @@ impl Roots {
     }
 
     /// The tenant of a place. Only in a section, or while nothing else runs.
+    #[inline]
     pub(crate) fn at(&self, place: usize) -> Option<Root> {
         let words = self.places.get(place)?;
         let state = words.state.load(Ordering::Acquire);

@@ -54,6 +54,7 @@ impl Broken {
         }
     }
 
+    #[cold]
     fn unpack(word: u64) -> Option<Broken> {
         match word {
             0 => None,
@@ -148,7 +149,10 @@ impl Core {
 
     #[inline]
     pub(crate) fn broken(&self) -> Option<Broken> {
-        Broken::unpack(self.dead.load(Ordering::Relaxed))
+        match self.dead.load(Ordering::Relaxed) {
+            0 => None,
+            word => Broken::unpack(word),
+        }
     }
 
     pub(crate) fn line(&self, place: u32) -> Option<&Line> {

@@ -432,6 +432,12 @@ impl Format {
         level > Level::K4 && value.0 & (soft::PRESENT | self.huge) == soft::PRESENT
     }
 
+    /// Whether a present value of a level above 4K points at a table.
+    #[inline]
+    pub(crate) fn is_upper_table(&self, value: Value) -> bool {
+        value.0 & (soft::PRESENT | self.huge) == soft::PRESENT
+    }
+
     /// Whether a value of `level` is a mapping.
     #[inline]
     pub(crate) fn is_leaf(&self, value: Value, level: Level) -> bool {

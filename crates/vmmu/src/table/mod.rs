@@ -15,7 +15,7 @@ use crate::entry::{Cell, Format, Value};
 pub use cache::{Cache, Full, NeedPages};
 pub use entry::{Changed, Entry};
 pub use page::{Page, Then};
-pub(crate) use walk::{Cursor, Order, Step, Target};
+pub(crate) use walk::{Cursor, Order, Step, Target, descend};
 
 /// One table page.
 #[derive(Debug)]
@@ -55,6 +55,12 @@ impl Table {
     #[inline]
     pub(crate) fn cell_for(&self, gfn: crate::addr::Gfn, level: crate::addr::Level) -> &Cell {
         &self.0[gfn.index(level) & (ENTRIES - 1)]
+    }
+
+    /// The word at an index; bits beyond a table's are ignored.
+    #[inline]
+    pub(crate) fn cell_at(&self, index: usize) -> &Cell {
+        &self.0[index & (ENTRIES - 1)]
     }
 
     pub(crate) fn cells(&self) -> &[Cell; ENTRIES] {

@@ -11,7 +11,7 @@ use core::cell::Cell;
 
 use super::page::Passes;
 use super::{Entry, Page, Table, Then};
-use crate::addr::{ENTRIES, Gfn, GfnRange, Level};
+use crate::addr::{ENTRIES, Gfn, GfnRange, INDEX_BITS, Level};
 use crate::root::{PLACES, Phase, Role, Root, RootName};
 use crate::section::{Inside, Kind, Section};
 use crate::slot::{AddressSpace, SlotSet};
@@ -76,7 +76,7 @@ impl<'s, K: Kind> Section<'s, K> {
     #[inline]
     pub fn entry(&self, root: RootName, gfn: Gfn, stop: Level) -> Option<Entry<'_, K>> {
         let root = self.inside.core.roots.get(root)?;
-        Some(descend(top(self.inside, &root, gfn), gfn, stop))
+        Some(descend(self.inside, &root, gfn, stop))
     }
 
     /// One section's worth of a walk: at most one page goes to the visitor.
@@ -174,23 +174,34 @@ fn go_on<K: Kind>(
     }
 }
 
-/// The entry for `gfn` in the top table.
+/// The entry at which a walk for `gfn` from a root ends: of level `stop`, or above where there is
+/// no table.
 #[inline]
-fn top<'s, K: Kind>(inside: Inside<'s, K>, root: &Root, gfn: Gfn) -> Entry<'s, K> {
-    // SAFETY: a root's top table is released only after an exclusion that follows its retiring,
-    // and this section has found the root not yet retired.
-    let table = unsafe { Table::at(inside.core.window, root.top) };
-    Entry::of(inside, table, root.level(&inside.core.format), gfn)
-}
-
-/// Goes down from an entry while there are tables, at most to `stop`.
-#[inline]
-pub(crate) fn descend<'s, K: Kind>(mut entry: Entry<'s, K>, gfn: Gfn, stop: Level) -> Entry<'s, K> {
-    while entry.level > stop {
-        let Some((table, level)) = entry.child() else { break };
-        entry = Entry::of(entry.inside, table, level, gfn);
+pub(crate) fn descend<'s, K: Kind>(
+    inside: Inside<'s, K>,
+    root: &Root,
+    gfn: Gfn,
+    stop: Level,
+) -> Entry<'s, K> {
+    let format = &inside.core.format;
+    let mut number = root.level(format) as u32;
+    let mut shift = (number - 1) * INDEX_BITS;
+    let mut pfn = root.top;
+    loop {
+        // SAFETY: a root's top table is released only after an exclusion that follows its
+        // retiring, and this section has found the root not yet retiring; every other table is
+        // read from a linked entry in this section, so it too is released only afterwards.
+        let table = unsafe { Table::at(inside.core.window, pfn) };
+        let cell = table.cell_at((gfn.0 >> shift) as usize);
+        let seen = cell.get();
+        if number <= stop as u32 || !format.is_upper_table(seen) {
+            let level = Level::from_number(number);
+            return Entry { inside, cell, seen, level, gfn: gfn.align_down(level) };
+        }
+        pfn = format.pfn(seen);
+        number -= 1;
+        shift -= INDEX_BITS;
     }
-    entry
 }
 
 /// The part from `gfn` to `end` of the deepest table that covers `gfn`.
@@ -204,7 +215,7 @@ fn leaves<'s, K: Kind>(
     if gfn >= end {
         return None;
     }
-    // SAFETY: as in `top`.
+    // SAFETY: as in `descend`.
     let mut table = unsafe { Table::at(inside.core.window, root.top) };
     let mut level = root.level(&inside.core.format);
     while let Some((child, below)) = Entry::of(inside, table, level, gfn).child() {
@@ -220,7 +231,7 @@ fn leaves<'s, K: Kind>(
 
 /// The entry above a table that has no tables below it.
 fn uproot<'s, K: Kind>(inside: Inside<'s, K>, root: &Root) -> Option<Page<'s, K>> {
-    // SAFETY: as in `top`.
+    // SAFETY: as in `descend`.
     let mut table = unsafe { Table::at(inside.core.window, root.top) };
     let mut level = root.level(&inside.core.format);
     let mut base = Gfn(0);

@@ -4,10 +4,10 @@ use crate::addr::{Gfn, GfnRange, Level};
 use crate::entry::{Access, State};
 use crate::host::{Backing, Found, Host};
 use crate::line::Line;
-use crate::root::RootName;
+use crate::root::{Root, RootName};
 use crate::section::{Section, Turn};
-use crate::slot::{Hint, Source};
-use crate::table::{Cache, NeedPages};
+use crate::slot::{AddressSpace, Hint, Source};
+use crate::table::{Cache, NeedPages, descend};
 
 use super::request::About;
 use super::{Ask, Frame, Mapped, MemoryFault, Outcome, Refused, Request, is_usable};
@@ -44,7 +44,7 @@ pub(crate) struct Faulter<'a, 'p, H: Host> {
 
 impl<'p, H: Host> Faulter<'_, 'p, H> {
     /// First half: watch, then one section.
-    pub(crate) fn fault(&mut self, root: RootName, ask: Ask) -> Step<'p> {
+    pub(crate) fn fault(&mut self, name: RootName, space: AddressSpace, ask: Ask) -> Step<'p> {
         let core = self.turn.core();
         let line = self.turn.line();
         if let Some(broken) = core.broken() {
@@ -54,18 +54,18 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
         if gfn.0 >= core.format.frames() {
             return done(line, Outcome::Fault(MemoryFault::TooHigh));
         }
-        let Some(role) = core.roots.get(root).map(|root| root.role) else {
-            return done(line, Outcome::Retry);
-        };
-        let Some(watch) = self.turn.watch(role.space, gfn, core.largest) else {
+        let Some(watch) = self.turn.watch(space, gfn, core.largest) else {
             return done(line, Outcome::Retry);
         };
         let section = self.turn.section_after_watch();
-        if let Some(outcome) = present(&section, line, root, ask) {
+        let Some(root) = core.roots.get(name).filter(|root| root.role.space == space) else {
+            return done(line, Outcome::Retry);
+        };
+        if let Some(outcome) = present(&section, line, &root, ask) {
             return done(line, outcome);
         }
-        let Some(region) = section.slots().find(role.space, gfn, self.hint) else {
-            return emulate(&section, self.cache, line, root, ask);
+        let Some(region) = section.slots().find(space, gfn, self.hint) else {
+            return emulate(&section, self.cache, line, name, ask);
         };
         let word = core.slots.word(region.id);
         if word.is_read_only() && ask.access.contains(Access::WRITE) && word.is_live() {
@@ -77,14 +77,14 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
                     Ok(full) => full,
                     Err(need) => return Step::NeedPages(need),
                 };
-                let outcome = match section.permit_linear(root, region, word, ask) {
+                let outcome = match section.permit_linear(&root, region, word, ask) {
                     Ok(permit) => outcome(permit.map(full)),
                     Err(_) => Outcome::Retry,
                 };
                 done(line, outcome)
             }
             Source::Backed { .. } => {
-                let about = About { ask, root, region: *region, word, largest: Level::K4 };
+                let about = About { ask, root: name, region: *region, word, largest: Level::K4 };
                 match section.admit_in(watch, about) {
                     Ok(request) => Step::Resolve(request),
                     Err(_) => done(line, Outcome::Retry),
@@ -146,10 +146,11 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
         &mut self,
         backing: &dyn Backing,
         root: RootName,
+        space: AddressSpace,
         ask: Ask,
     ) -> Outcome {
         loop {
-            let request = match self.fault(root, ask) {
+            let request = match self.fault(root, space, ask) {
                 Step::Done(outcome) => return outcome,
                 Step::NeedPages(_) if self.fill() => continue,
                 Step::NeedPages(_) => return counted(self.turn.line(), Outcome::OutOfMemory),
@@ -189,9 +190,9 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
 
 /// What the entry that is there already says, if it settles the matter.
 #[inline]
-fn present(section: &Section<'_>, line: &Line, root: RootName, ask: Ask) -> Option<Outcome> {
+fn present(section: &Section<'_>, line: &Line, root: &Root, ask: Ask) -> Option<Outcome> {
     let core = section.inside.core;
-    let entry = section.entry(root, ask.gpa.gfn(), Level::K4)?;
+    let entry = descend(section.inside, root, ask.gpa.gfn(), Level::K4);
     if entry.value() == core.format.empty() {
         return None;
     }

@@ -5,11 +5,11 @@
 
 use crate::addr::{Gfn, GfnRange, Level, Pfn};
 use crate::entry::{Access, Leaf, MemoryType, Record, State, Tracked, Value, Writable, law};
-use crate::root::RootName;
+use crate::root::{Phase, Root, RootName};
 use crate::section::{Inside, Kind, Section};
 use crate::shared::Broken;
 use crate::slot::{Region, Source, Word};
-use crate::table::{Entry, Full, Table};
+use crate::table::{Entry, Full, Table, descend};
 
 use super::request::{allowed, congruent, is_used};
 use super::{Ask, Cause, Frame, Refused};
@@ -19,7 +19,7 @@ use super::{Ask, Cause, Frame, Refused};
 #[derive(Debug)]
 pub struct Insert<'s, K: Kind> {
     inside: Inside<'s, K>,
-    root: RootName,
+    root: Root,
     gfn: Gfn,
     level: Level,
     what: What,
@@ -63,14 +63,16 @@ impl<K: Kind> Section<'_, K> {
         if level > frame.level() {
             return Err(Refused::Level);
         }
-        if core::ptr::eq(core, frame.watch.core) && !core.roots.is_valid(about.root) {
-            return Err(Refused::Root);
+        let root = self.valid_root(about.root);
+        if !core::ptr::eq(core, frame.watch.core) {
+            return Err(Refused::Foreign);
         }
+        let root = root?;
         self.holds(frame, about.gfn().leaf(level))?;
         let found = &frame.found;
         let access = allowed(about.word, found.access);
         let leaf = leaf_for(core.format.record(), found.pfn, access, found.memory, about.ask);
-        Ok(self.insert(about.root, about.ask, level, leaf))
+        Ok(self.insert(root, about.ask, level, leaf))
     }
 
     /// Whether `frame` is still what backs its page, and all of `leaf` may be used.
@@ -94,14 +96,14 @@ impl<K: Kind> Section<'_, K> {
     /// The permit for a page of a linear slot found in this section: its frame needs no watch.
     pub(crate) fn permit_linear(
         &self,
-        root: RootName,
+        root: &Root,
         region: &Region,
         word: Word,
         ask: Ask,
     ) -> Result<Insert<'_, K>, Refused> {
         let core = self.inside.core;
         let Source::Linear { pfn, memory } = region.source else { return Err(Refused::Slot) };
-        if !core.roots.is_valid(root) {
+        if root.phase != Phase::Valid {
             return Err(Refused::Root);
         }
         if !word.is_live() {
@@ -117,19 +119,16 @@ impl<K: Kind> Section<'_, K> {
             level = level.below().unwrap_or(Level::K4);
         }
         let leaf = leaf_for(core.format.record(), pfn, word.access(), memory, ask);
-        Ok(self.insert(root, ask, level, leaf))
+        Ok(self.insert(*root, ask, level, leaf))
     }
 
     /// The permit for an MMIO entry: no slot is there, as of the generation it will carry.
     pub fn permit_mmio(&self, root: RootName, ask: Ask) -> Result<Insert<'_, K>, Refused> {
         let core = self.inside.core;
         let slots = self.slots();
-        if !core.roots.is_valid(root) {
-            return Err(Refused::Root);
-        }
-        let role = core.roots.get(root).ok_or(Refused::Root)?.role;
+        let root = self.valid_root(root)?;
         let gfn = ask.gpa.gfn();
-        if slots.find(role.space, gfn, &mut crate::slot::Hint::default()).is_some() {
+        if slots.find(root.role.space, gfn, &mut crate::slot::Hint::default()).is_some() {
             return Err(Refused::Slot);
         }
         let mmio = State::Mmio { generation: slots.generation };
@@ -138,7 +137,14 @@ impl<K: Kind> Section<'_, K> {
         Ok(Insert { inside, root, gfn, level: Level::K4, what: What::Mmio(value), access })
     }
 
-    fn insert(&self, root: RootName, ask: Ask, level: Level, leaf: Leaf) -> Insert<'_, K> {
+    /// The root, if it may be populated.
+    #[inline]
+    fn valid_root(&self, name: RootName) -> Result<Root, Refused> {
+        let root = self.inside.core.roots.get(name);
+        root.filter(|root| root.phase == Phase::Valid).ok_or(Refused::Root)
+    }
+
+    fn insert(&self, root: Root, ask: Ask, level: Level, leaf: Leaf) -> Insert<'_, K> {
         let (inside, gfn, access) = (self.inside, ask.gpa.gfn(), ask.access);
         let start = Pfn(leaf.pfn.0 & !(level.pages() - 1));
         let leaf = Leaf { pfn: start, ..leaf };
@@ -181,10 +187,7 @@ impl<'s, K: Kind> Insert<'s, K> {
     /// table already, the leaf becomes a smaller one in it.
     pub fn map(mut self, mut pages: Full<'_>) -> Mapped {
         let core = self.inside.core;
-        let Some(top) = core.roots.get(self.root) else { return Mapped::Busy };
-        // SAFETY: the root was valid in this section.
-        let table = unsafe { Table::at(core.window, top.top) };
-        let mut entry = Entry::of(self.inside, table, core.format.top(), self.gfn);
+        let mut entry = descend(self.inside, &self.root, self.gfn, self.level);
         loop {
             if let Some((table, level)) = entry.child() {
                 if entry.level == self.level && !self.shrink(level) {
