@@ -13,6 +13,22 @@ pub enum Defect {
     A5,
     /// A watch is resolved though its range is under invalidation.
     A6,
+    /// A debt is opened in the ledger after what it is about was cleared.
+    B3,
+    /// A debt leaves the ledger before its flush.
+    B4,
+    /// A vCPU loads a root that it saw valid before it said that it enters.
+    G1,
+    /// A drain starts while vCPUs may still run on the root.
+    G3,
+    /// A vCPU's entry and a flush look at each other's words without a fence in between.
+    G6,
+    /// An entry is overwritten, whatever it holds by then.
+    H1,
+    /// A slot leaves the set while its leaves are mapped.
+    K1,
+    /// A new slot is live at once, and watches on frames of no known slot are not hit.
+    K5,
     /// A drain starts without waiting for the sections open when the root became invalid.
     R2,
     /// A section looks at the top table of a root that is retiring.

@@ -148,7 +148,7 @@ impl<'vm, H: Host> Vcpu<'vm, H> {
                 words.flush_done(count);
             }
             // After the look at the flushes: who has seen that look has seen this one too.
-            if core.roots.is_valid(name) {
+            if core.roots.is_valid(name) || defect!(G1) {
                 return Ok(InGuest { vcpu: self, top, on });
             }
             words.leave();
@@ -162,7 +162,7 @@ impl<'vm, H: Host> Vcpu<'vm, H> {
     /// The first half of a fault; see [`tdp`](crate::tdp). Never calls the host.
     pub fn fault(&mut self, ask: Ask) -> Step<'vm> {
         match self.root {
-            Some((root, _)) => self.worker.faulter().fault(root, ask),
+            Some((root, _)) => self.worker.faulter().fault(root, self.role.space, ask),
             None => Step::Done(Outcome::Retry),
         }
     }
@@ -171,7 +171,8 @@ impl<'vm, H: Host> Vcpu<'vm, H> {
     /// prefaulting, before the first entry.
     pub fn fault_with(&mut self, backing: &dyn Backing, ask: Ask) -> Outcome {
         let Some(root) = self.root_for_fault() else { return Outcome::OutOfMemory };
-        let outcome = self.worker.faulter().fault_with(backing, root, ask);
+        let space = self.role.space;
+        let outcome = self.worker.faulter().fault_with(backing, root, space, ask);
         let (vcpu, gfn, access) = (self.id, ask.gpa.gfn(), ask.access);
         let host = self.worker.participant.host();
         host.event(Event::Fault { vcpu, gfn, access, outcome });
