@@ -75,6 +75,8 @@ pub fn judge(run: &Run, expected: Expected) -> Outcome {
         worse(Status::Fault, format!("the hypervisor failed: {what}"));
     } else if !run.spoke && run.cut != Cut::Interrupt {
         worse(Status::Fault, "the hypervisor never spoke".into());
+    } else if run.cut == Cut::No && run.guests.iter().any(|g| g.end == Some(End::Stopped)) {
+        worse(Status::Fault, "the hypervisor stopped the guest though nobody asked".into());
     } else if run.cut == Cut::No && run.guests.iter().any(|guest| guest.end.is_none()) {
         worse(Status::Fault, "the hypervisor ended without a report".into());
     }
@@ -217,6 +219,7 @@ mod tests {
         assert_eq!(status(&both, MEMORY).0, Status::Fault);
         assert!(status(&both, MEMORY).1.contains("I1"));
         let mut late = run(Some(End::Stopped), "");
+        assert_eq!(status(&late, MEMORY).0, Status::Fault);
         late.cut = Cut::TimeOut;
         assert_eq!(status(&late, MEMORY).0, Status::TimeOut);
         late.cut = Cut::Interrupt;

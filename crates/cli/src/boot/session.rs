@@ -23,11 +23,14 @@ use super::screen::Screen;
 use crate::{
     control::{self, Orders},
     guests::initramfs::REACHED,
-    machine::Machine,
+    machine::{Clock, Machine},
 };
 
 /// How long the hypervisor may take to answer an order to stop, and QEMU to end by itself.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// Console bytes that are kept for the verdict; older ones are forgotten first.
+const KEPT: usize = 16 << 20;
 
 /// Everything that can happen while the machine runs.
 #[derive(Debug)]
@@ -127,7 +130,7 @@ pub fn run(
         String::from_utf8_lossy(&text).into_owned()
     });
 
-    let mut session = Session::new(names);
+    let mut session = Session::new(names, machine.clock);
     session.deadline = Some(began + timeout);
     let mut result = Ok(());
     while let Some(signal) = session.next(&signals, &mut qemu) {
@@ -185,6 +188,7 @@ fn read_console(mut output: impl Read + Send + 'static, sender: Sender<Signal>) 
 struct Session {
     run: Run,
     orders: Option<Orders>,
+    clock: Clock,
     current: usize,
     last_live: Option<(Instant, Vec<u64>)>,
     deadline: Option<Instant>,
@@ -195,7 +199,7 @@ struct Session {
 }
 
 impl Session {
-    fn new(names: Vec<String>) -> Self {
+    fn new(names: Vec<String>, clock: Clock) -> Self {
         let guests =
             names.into_iter().map(|name| GuestRun { name, ..GuestRun::default() }).collect();
         let run = Run {
@@ -212,6 +216,7 @@ impl Session {
         Session {
             run,
             orders: None,
+            clock,
             current: 0,
             last_live: None,
             deadline: None,
@@ -246,8 +251,10 @@ impl Session {
             self.run.cut = why;
         }
         self.close();
-        if let Some(orders) = &mut self.orders {
-            orders.send(Order::Stop);
+        match (&mut self.orders, self.clock) {
+            (Some(orders), Clock::Host) => orders.send(Order::Stop),
+            // Nobody listens: an exact run takes no input.
+            (_, Clock::Instructions) | (None, _) => self.deadline = Some(Instant::now()),
         }
     }
 
@@ -288,6 +295,9 @@ impl Session {
         let from = self.searched.saturating_sub(REACHED.len());
         let fresh = &self.run.console[from..];
         let seen = fresh.windows(REACHED.len()).any(|window| window == REACHED.as_bytes());
+        if self.run.console.len() > 2 * KEPT {
+            self.run.console.drain(..KEPT);
+        }
         self.searched = self.run.console.len();
         if let Some(guest) = self.run.guests.get_mut(self.current)
             && seen
@@ -343,7 +353,8 @@ impl Session {
                 }
             }
             Event::Failed { what } => {
-                self.fail(what);
+                // Its own words explain a frame that was cut short before them.
+                self.run.failure = Some(what);
                 self.close();
             }
             Event::Note { text } => self.run.notes.push(text),
@@ -372,7 +383,6 @@ mod tests {
             outcome::{self, Expected, Status},
             screen::Show,
         },
-        machine::Clock,
         size::{MIB, Size},
     };
     use hypervisor::frames::{Reader, encode};
