@@ -24,7 +24,9 @@ impl<H: Host> Worker<'_, H> {
         self.check(spec)?;
         let mut guard = self.participant.slots();
         guard.add(spec)?;
-        self.participant.exclude();
+        if !defect!(K5) {
+            self.participant.exclude();
+        }
         guard.come(spec);
         self.renew_if_wrapped(guard);
         Ok(())

@@ -284,7 +284,7 @@ impl Sealed for HostPages {
                 }
                 at = region.range.end();
             }
-            !known
+            !known && !defect!(K5)
         });
         let mut hull: Option<GfnRange> = None;
         let mut n = 0;
@@ -472,7 +472,9 @@ impl<'p, H: Host> Withdrawn<'p, H, RootInvalid> {
     /// Waits until every vCPU has been outside the guest once. At its next entry it loads another
     /// root, and flushes with that; so nothing below these can be cached any more.
     pub fn unload(self) -> Withdrawn<'p, H, Unloaded> {
-        self.turn.vm.outside_once();
+        if !defect!(G3) {
+            self.turn.vm.outside_once();
+        }
         Withdrawn { turn: self.turn, what: Unloaded(self.what), cursor: self.cursor }
     }
 }

@@ -231,6 +231,10 @@ impl Cell {
     /// Replaces `seen` by `new`, or says what is there instead.
     #[inline]
     pub(crate) fn change(&self, seen: Value, new: Value) -> Result<(), Value> {
+        if defect!(H1) {
+            self.0.store(new.0, Ordering::Release);
+            return Ok(());
+        }
         match self.0.compare_exchange(seen.0, new.0, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => Ok(()),
             Err(now) => Err(Value(now)),

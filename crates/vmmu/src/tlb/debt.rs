@@ -59,6 +59,9 @@ pub struct Debt<'p, H: Host> {
     turn: Turn<'p, H>,
     owed: Owed,
     due: Due,
+    /// What B3 opens too late.
+    #[cfg(feature = "defects")]
+    late: GfnRange,
 }
 
 impl<'p, H: Host> Turn<'p, H> {
@@ -68,8 +71,16 @@ impl<'p, H: Host> Turn<'p, H> {
     }
 
     pub(crate) fn into_debt(self, range: GfnRange, due: Due) -> Debt<'p, H> {
-        self.line().ledger.open(range);
-        Debt { turn: self, owed: Owed::new(), due }
+        if !defect!(B3) {
+            self.line().ledger.open(range);
+        }
+        Debt {
+            turn: self,
+            owed: Owed::new(),
+            due,
+            #[cfg(feature = "defects")]
+            late: range,
+        }
     }
 }
 
@@ -85,6 +96,13 @@ impl<H: Host> Debt<'_, H> {
         let mut this = ManuallyDrop::new(self);
         let vm = this.turn.vm;
         let line = this.turn.line();
+        #[cfg(feature = "defects")]
+        if defect!(B3) {
+            line.ledger.open(this.late);
+        }
+        if defect!(B4) {
+            line.ledger.close();
+        }
         if this.owed.flush.get() != Flush::None && this.due == Due::Yes {
             vm.flush(line);
         }

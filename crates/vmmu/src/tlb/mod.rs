@@ -56,7 +56,9 @@ impl VcpuWords {
     pub(crate) fn enter(&self) {
         let mode = self.mode.load(Ordering::Relaxed);
         self.mode.store(mode.wrapping_add(1) | 1, Ordering::Release);
-        fence(Ordering::SeqCst);
+        if !defect!(G6) {
+            fence(Ordering::SeqCst);
+        }
     }
 
     /// Says "outside". What the guest did happened before.
@@ -106,7 +108,9 @@ impl<H: Host> Vm<H> {
     /// Waits until every vCPU that was in the guest has left it, or drops its translations on the
     /// way in. Returns how many were kicked, and how many needed no kick.
     fn wait_for_vcpus(&self) -> (u32, u32) {
-        fence(Ordering::SeqCst);
+        if !defect!(G6) {
+            fence(Ordering::SeqCst);
+        }
         let (mut sent, mut elided) = (0, 0);
         // All are kicked before the first is waited for.
         for (n, words) in self.core.vcpus.iter().enumerate() {

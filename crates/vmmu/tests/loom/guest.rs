@@ -12,7 +12,18 @@ use crate::machine::{Machine, format};
 pub struct Guest<'vm> {
     pub vcpu: Vcpu<'vm, Machine>,
     machine: &'vm Machine,
+    keeps: Keeps,
     tlb: Option<(Gfn, Pfn)>,
+    upper: Option<(Gfn, Hpa)>,
+}
+
+/// What a processor keeps of a walk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Keeps {
+    /// The translation.
+    Leaf,
+    /// The table it is in: a paging-structure cache.
+    Table,
 }
 
 /// What an access of the guest met.
@@ -36,13 +47,18 @@ pub fn write(gfn: Gfn) -> Ask {
 
 impl<'vm> Guest<'vm> {
     pub fn new(vcpu: Vcpu<'vm, Machine>, machine: &'vm Machine) -> Self {
-        Guest { vcpu, machine, tlb: None }
+        Guest { vcpu, machine, keeps: Keeps::Leaf, tlb: None, upper: None }
+    }
+
+    /// The same on a processor that keeps something else.
+    pub fn keeping(self, keeps: Keeps) -> Self {
+        Guest { keeps, ..self }
     }
 
     /// Runs the guest: enters, reads `gfn` so many times or until there is no translation, and
     /// leaves. Kicks are not looked at: a kick may come as late as it likes.
     pub fn run(&mut self, gfn: Gfn, times: usize) -> Met {
-        let Guest { vcpu, machine, tlb } = self;
+        let Guest { vcpu, machine, keeps, tlb, upper } = self;
         let inside = match vcpu.before_enter(Processor(0)) {
             Ok(inside) => inside,
             Err(why) => {
@@ -51,13 +67,17 @@ impl<'vm> Guest<'vm> {
             }
         };
         if inside.flush() == Flush::Needed {
-            *tlb = None;
+            (*tlb, *upper) = (None, None);
         }
         let root = inside.root();
         let mut met = Met::Page;
         for _ in 0..times {
             *tlb = tlb.filter(|(held, _)| *held == gfn).or_else(|| {
-                let frame = walk(machine, root, gfn)?;
+                let top = (root, format().top());
+                let cached = upper.filter(|(held, _)| *held == gfn);
+                let from = cached.map_or(top, |(_, table)| (table, Level::K4));
+                let (frame, table) = walk(machine, from, gfn)?;
+                *upper = Some((gfn, table));
                 Some((gfn, frame))
             });
             let Some((_, frame)) = *tlb else {
@@ -65,6 +85,10 @@ impl<'vm> Guest<'vm> {
                 break;
             };
             machine.guest_reads(frame);
+            match keeps {
+                Keeps::Leaf => *upper = None,
+                Keeps::Table => *tlb = None,
+            }
         }
         inside.after_exit();
         met
@@ -97,10 +121,11 @@ impl<'vm> Guest<'vm> {
     }
 }
 
-/// The frame the tables translate `gfn` to, as a processor walks them.
-pub fn walk(machine: &Machine, root: Hpa, gfn: Gfn) -> Option<Pfn> {
+/// The frame the tables translate `gfn` to, and the table that says so, as a processor walks them
+/// from a table of some level on.
+pub fn walk(machine: &Machine, from: (Hpa, Level), gfn: Gfn) -> Option<(Pfn, Hpa)> {
     let format = format();
-    let (mut table, mut level) = (root, format.top());
+    let (mut table, mut level) = from;
     loop {
         let value = machine.walker_loads(table, gfn.index(level));
         match format.read(Value(value), level) {
@@ -108,8 +133,18 @@ pub fn walk(machine: &Machine, root: Hpa, gfn: Gfn) -> Option<Pfn> {
                 table = next.hpa();
                 level = level.below()?;
             }
-            State::Leaf(leaf) => return Some(Pfn(leaf.pfn.0 + (gfn.0 & (level.pages() - 1)))),
+            State::Leaf(leaf) => {
+                let frame = Pfn(leaf.pfn.0 + (gfn.0 & (level.pages() - 1)));
+                return Some((frame, table));
+            }
             _ => return None,
         }
     }
+}
+
+/// The frame the tables translate `gfn` to when the guest is not running.
+pub fn look(guest: &mut Guest<'_>, gfn: Gfn) -> Option<Pfn> {
+    let inside = guest.vcpu.before_enter(Processor(0)).expect("a root");
+    let top = (inside.root(), format().top());
+    walk(guest.machine, top, gfn).map(|(frame, _)| frame)
 }

@@ -24,6 +24,9 @@ const TRAP: Pfn = Pfn(2 * ENTRIES as u64);
 /// Looks in vain, by all waits of one execution together, that are explored in full.
 const WAITS: u64 = 2;
 
+/// The complaint about a guest that still reads a page the host has given to somebody else.
+pub const REACHED: &str = "the guest reaches a page the host has taken back";
+
 const OWNED: u64 = 0;
 const TAKEN: u64 = 1;
 
@@ -88,13 +91,14 @@ impl Machine {
         complaint.get_or_insert_with(|| what.to_string());
     }
 
-    /// What `page` of the guest's memory is backed by now, as a leaf of at most `level`.
+    /// What `page` of the guest's memory is backed by now, as a leaf of at most `level`. Writable
+    /// only for a write.
     pub fn find(&self, ask: &FrameAsk, level: Level) -> HostFrame {
         let block = self.block.load(Ordering::Acquire);
         HostFrame {
             pfn: Pfn(block + ask.page),
             level: level.min(ask.largest),
-            access: Access::all(),
+            access: Access::READ | Access::EXEC | ask.access,
             memory: MemoryType::WriteBack,
         }
     }
@@ -122,7 +126,7 @@ impl Machine {
         match contents.map(|contents| contents.load(Ordering::Relaxed)) {
             Some(OWNED) => {}
             Some(_) if frame.0 < TRAP.0 => {
-                self.complain("the guest reaches a page the host has taken back");
+                self.complain(REACHED);
             }
             Some(_) => self.complain("the guest's walk reaches a released table"),
             None => self.complain("the guest reaches memory that is not its own"),

@@ -18,6 +18,10 @@ mod guest;
 mod machine;
 mod rig;
 
+mod debts;
+mod entering;
+mod exchange;
 mod roots;
+mod slots;
 mod watches;
 mod whole;

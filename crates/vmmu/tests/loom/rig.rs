@@ -38,12 +38,20 @@ pub fn pages(first: u64, pages: u64) -> HostRange {
     HostRange { backing: 0, first, pages }
 }
 
+/// A vCPU with pages for two leaves in areas without tables, on a root.
+pub fn guest_of(vm: &'static Vm<Machine>) -> Guest<'static> {
+    let mut vcpu = vm.vcpu(VcpuId(0)).expect("a place");
+    vcpu.reserve(8).expect("pages");
+    drop(vcpu.before_enter(Processor(0)).expect("a root"));
+    Guest::new(vcpu, vm.host())
+}
+
 impl Rig {
     /// A VM with the slot.
     pub fn new(vcpus: u32, workers: u32) -> Rig {
         let mut config = Config::new(format(), vcpus);
         config.workers = workers;
-        config.slots = 1;
+        config.slots = 2;
         let vm = Vm::new(Machine::new(), &config).expect("a small VM");
         let raw = Box::into_raw(Box::new(vm));
         // SAFETY: it lives until `end`, which is given everything that borrows it.
@@ -61,13 +69,9 @@ impl Rig {
         self.vm.participant().expect("a place")
     }
 
-    /// A vCPU with pages for two leaves in areas without tables, on a root of its own.
+    /// The vCPU.
     pub fn guest(&self) -> Guest<'static> {
-        let mut vcpu = self.vm.vcpu(VcpuId(0)).expect("a place");
-        vcpu.reserve(8).expect("pages");
-        let _entered = vcpu.before_enter(Processor(0)).expect("a root");
-        drop(_entered);
-        Guest::new(vcpu, self.vm.host())
+        guest_of(self.vm)
     }
 
     /// Everything that borrowed the VM is gone: takes it down and looks at what is left.

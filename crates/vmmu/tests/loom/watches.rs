@@ -1,28 +1,27 @@
 //! Family a: a fault in two halves against the host taking the page back in between.
 
 use loom::thread::spawn;
-use vmmu::addr::Level;
+use vmmu::addr::{Gfn, Level};
 use vmmu::protocol::Defect;
 
 use crate::explore::Model;
-use crate::guest::{Guest, read, walk};
+use crate::guest::{Guest, look, read};
 use crate::machine::{Machine, NEW, OLD};
-use crate::rig::{PAGE, Rig, pages};
-use vmmu::{Processor, Worker};
+use crate::rig::{self, PAGE, Rig, pages};
+use vmmu::Worker;
 
-const COMPLAINT: &str = "an old page is mapped after the end of its invalidation";
+pub const COMPLAINT: &str = "an old page is mapped after the end of its invalidation";
 
 /// Nothing is mapped from a range under invalidation, and afterwards only the new frame.
-fn check(guest: &mut Guest<'static>, machine: &Machine) {
-    let inside = guest.vcpu.before_enter(Processor(0)).expect("a root");
-    let frame = walk(machine, inside.root(), PAGE);
+pub fn check(guest: &mut Guest<'static>, machine: &Machine, gfn: Gfn) {
+    let frame = look(guest, gfn);
     if frame.is_some_and(|frame| frame != machine.block()) {
         machine.complain(COMPLAINT);
     }
 }
 
 /// The host takes page 0 back, moves it, and ends the invalidation.
-fn migrate(mut worker: Worker<'static, Machine>, machine: &'static Machine) {
+pub fn migrate(mut worker: Worker<'static, Machine>, machine: &'static Machine) {
     let invalidation = worker.invalidate_range(pages(0, 1));
     machine.migrate(OLD, NEW);
     drop(invalidation);
@@ -43,7 +42,7 @@ fn fault_against_two() {
     let mut guest = faulting.join().expect("a fault");
     migrating.join().expect("an invalidation");
     invalidating.join().expect("an invalidation");
-    check(&mut guest, machine);
+    check(&mut guest, machine, PAGE);
     drop(guest);
     rig.end();
 }
@@ -60,9 +59,40 @@ fn fault_against_one() {
     let migrating = spawn(move || migrate(worker, machine));
     let mut guest = faulting.join().expect("a fault");
     migrating.join().expect("an invalidation");
-    check(&mut guest, machine);
+    check(&mut guest, machine, PAGE);
     drop(guest);
     rig.end();
+}
+
+/// A vCPU that is made while an invalidation is under way: its place was empty when that began.
+fn newcomer() {
+    let rig = Rig::new(1, 1);
+    let (vm, machine) = (rig.vm, rig.vm.host());
+    drop(rig.guest());
+    let worker = rig.worker();
+    let faulting = spawn(move || {
+        let mut guest = rig::guest_of(vm);
+        let _ = guest.fault(read(PAGE), Level::K4);
+        guest
+    });
+    let migrating = spawn(move || migrate(worker, machine));
+    let mut guest = faulting.join().expect("a fault");
+    migrating.join().expect("an invalidation");
+    check(&mut guest, machine, PAGE);
+    drop(guest);
+    rig.end();
+}
+
+const Q1: Model = Model { name: "q1", preemptions: 2, run: newcomer };
+
+#[test]
+fn a_newcomer_is_no_exception() {
+    Q1.holds(&["fixed", "retry"]);
+}
+
+#[test]
+fn a_newcomer_without_fence_slips_through() {
+    Q1.fails("q2", Defect::A3, COMPLAINT);
 }
 
 const A4: Model = Model { name: "a4", preemptions: 3, run: fault_against_one };

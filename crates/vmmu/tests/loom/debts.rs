@@ -1,0 +1,105 @@
+//! Families b and n: somebody clears an entry, and before his flush the host is promised that the
+//! page is gone.
+
+use loom::thread::spawn;
+use vmmu::Role;
+use vmmu::addr::{Gfn, Level};
+use vmmu::protocol::{Defect, Turn};
+
+use crate::explore::{Model, saw};
+use crate::guest::{Keeps, Met, read};
+use crate::machine::{Machine, OLD, REACHED};
+use crate::rig::{PAGE, Rig, pages};
+
+/// Zaps one leaf, for no promise: opens a debt, clears, flushes.
+pub fn zap(turn: &mut Turn<'static, Machine>, gfn: Gfn) {
+    let mut debt = turn.debt(gfn.leaf(Level::K4));
+    {
+        let section = debt.section();
+        let root = section.root(Role::PLAIN);
+        let mut entry = root.and_then(|root| section.entry(root, gfn, Level::K4));
+        while let Some(leaf) = entry {
+            entry = leaf.zap().err();
+        }
+    }
+    debt.settle();
+}
+
+/// Takes the table of leaves around `gfn` away, for no promise.
+fn detach(turn: &mut Turn<'static, Machine>, gfn: Gfn) {
+    let mut debt = turn.debt(gfn.leaf(Level::M2));
+    {
+        let section = debt.section();
+        let root = section.root(Role::PLAIN);
+        let mut entry = root.and_then(|root| section.entry(root, gfn, Level::M2));
+        while let Some(table) = entry {
+            entry = table.detach().err();
+        }
+    }
+    debt.settle();
+}
+
+/// A guest that reads its page twice, somebody who clears what leads there, and the host that
+/// takes the page back.
+fn two_debtors(keeps: Keeps, clear: fn(&mut Turn<'static, Machine>, Gfn)) {
+    let rig = Rig::new(1, 2);
+    let machine = rig.vm.host();
+    let mut guest = rig.guest().keeping(keeps);
+    let _ = guest.fault(read(PAGE), Level::K4);
+    let (mut debtor, mut host) = (rig.participant(), rig.worker());
+    let running = spawn(move || {
+        saw(match guest.run(PAGE, 2) {
+            Met::Page => "reached",
+            Met::Nothing => "gone",
+        });
+        guest
+    });
+    let clearing = spawn(move || {
+        clear(&mut debtor, PAGE);
+        debtor
+    });
+    let invalidating = spawn(move || {
+        let invalidation = host.invalidate_range(pages(0, 1));
+        machine.take_back(OLD);
+        drop(invalidation);
+        host
+    });
+    let guest = running.join().expect("a guest");
+    let debtor = clearing.join().expect("a zap");
+    let host = invalidating.join().expect("an invalidation");
+    drop((guest, debtor, host));
+    rig.end();
+}
+
+const B2: Model = Model { name: "b2", preemptions: 2, run: || two_debtors(Keeps::Leaf, zap) };
+const N2: Model = Model { name: "n2", preemptions: 2, run: || two_debtors(Keeps::Table, detach) };
+
+#[test]
+fn who_finds_an_entry_clear_flushes_for_its_debtor() {
+    B2.holds(&["reached", "gone"]);
+}
+
+#[test]
+fn without_a_ledger_nobody_would() {
+    B2.fails("b1", Defect::W2, REACHED);
+}
+
+#[test]
+fn a_ledger_opened_after_the_clear_is_too_late() {
+    B2.fails("b3", Defect::B3, REACHED);
+}
+
+#[test]
+fn a_ledger_closed_before_the_flush_is_too_early() {
+    B2.fails("b4", Defect::B4, REACHED);
+}
+
+#[test]
+fn a_detached_table_is_not_walked_from_a_cached_upper_level() {
+    N2.holds(&["reached", "gone"]);
+}
+
+#[test]
+fn without_a_ledger_it_is() {
+    N2.fails("n1", Defect::W2, REACHED);
+}

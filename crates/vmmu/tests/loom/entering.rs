@@ -1,0 +1,94 @@
+//! Family g: a vCPU enters the guest while its root or its translations are taken away.
+
+use loom::thread::spawn;
+use vmmu::Progress;
+use vmmu::addr::Level;
+use vmmu::protocol::Defect;
+
+use crate::explore::{Model, saw};
+use crate::guest::{Met, read};
+use crate::machine::{OLD, REACHED};
+use crate::rig::{PAGE, Rig, pages};
+
+/// A vCPU runs on its root, twice, while that is invalidated, taken apart and released.
+fn entry_against_drain() {
+    let rig = Rig::new(1, 1);
+    let mut guest = rig.guest();
+    let _ = guest.fault(read(PAGE), Level::K4);
+    let mut worker = rig.worker();
+    let running = spawn(move || {
+        for _ in 0..2 {
+            saw(match guest.run(PAGE, 1) {
+                Met::Page => "on the old root",
+                Met::Nothing => "on a new root",
+            });
+        }
+        guest
+    });
+    let draining = spawn(move || {
+        let mut drain = worker.invalidate_roots();
+        while worker.drain(&mut drain, 4) == Progress::More {}
+        worker
+    });
+    let guest = running.join().expect("a guest");
+    let worker = draining.join().expect("a drain");
+    drop((guest, worker));
+    rig.end();
+}
+
+/// A vCPU enters again and again, and a flush tries to spare it the interrupt.
+fn entry_against_flush() {
+    let rig = Rig::new(1, 1);
+    let machine = rig.vm.host();
+    let mut guest = rig.guest();
+    let _ = guest.fault(read(PAGE), Level::K4);
+    let _ = guest.run(PAGE, 1);
+    let mut host = rig.worker();
+    let running = spawn(move || {
+        for _ in 0..2 {
+            saw(match guest.run(PAGE, 2) {
+                Met::Page => "reached",
+                Met::Nothing => "gone",
+            });
+        }
+        guest
+    });
+    let invalidating = spawn(move || {
+        let invalidation = host.invalidate_range(pages(0, 1));
+        machine.take_back(OLD);
+        drop(invalidation);
+        host
+    });
+    let guest = running.join().expect("a guest");
+    let host = invalidating.join().expect("an invalidation");
+    drop((guest, host));
+    rig.end();
+}
+
+const G2: Model = Model { name: "g2", preemptions: 3, run: entry_against_drain };
+const G5: Model = Model { name: "g5", preemptions: 3, run: entry_against_flush };
+
+#[test]
+fn no_vcpu_runs_on_a_released_root() {
+    G2.holds(&["on the old root", "on a new root"]);
+}
+
+#[test]
+fn a_root_that_is_not_looked_at_again_may_be_released() {
+    G2.fails("g1", Defect::G1, "");
+}
+
+#[test]
+fn a_drain_that_waits_for_no_vcpu_releases_its_root() {
+    G2.fails("g3", Defect::G3, "");
+}
+
+#[test]
+fn a_vcpu_outside_needs_no_interrupt() {
+    G5.holds(&["reached", "gone"]);
+}
+
+#[test]
+fn without_fences_it_would() {
+    G5.fails("g6", Defect::G6, REACHED);
+}

@@ -1,0 +1,92 @@
+//! Family k: slots that come and go while the host takes their pages back.
+
+use loom::thread::spawn;
+use vmmu::addr::{Gfn, GfnRange, Level};
+use vmmu::protocol::Defect;
+use vmmu::slot::{SlotId, SlotSpec};
+
+use crate::explore::{Model, saw};
+use crate::guest::{Met, read};
+use crate::machine::{OLD, REACHED};
+use crate::rig::{MEMORY, PAGE, Rig, memory, pages};
+use crate::watches::{COMPLAINT, check, migrate};
+
+/// A guest reads its page, the slot is deleted, the page is taken back.
+fn deletion() {
+    let rig = Rig::new(1, 2);
+    let machine = rig.vm.host();
+    let mut guest = rig.guest();
+    let _ = guest.fault(read(PAGE), Level::K4);
+    let (mut deleter, mut host) = (rig.worker(), rig.worker());
+    let running = spawn(move || {
+        saw(match guest.run(PAGE, 2) {
+            Met::Page => "reached",
+            Met::Nothing => "gone",
+        });
+        guest
+    });
+    let deleting = spawn(move || {
+        deleter.delete_slot(SlotId(0)).expect("it is there");
+        deleter
+    });
+    let invalidating = spawn(move || {
+        let invalidation = host.invalidate_range(pages(0, 1));
+        machine.take_back(OLD);
+        drop(invalidation);
+        host
+    });
+    let guest = running.join().expect("a guest");
+    let deleter = deleting.join().expect("a deletion");
+    let host = invalidating.join().expect("an invalidation");
+    drop((guest, deleter, host));
+    rig.end();
+}
+
+/// A slot is made over pages that are being taken back, and a vCPU faults in it at once.
+fn creation() {
+    let rig = Rig::new(1, 2);
+    let machine = rig.vm.host();
+    let mut guest = rig.guest();
+    let (mut creator, host) = (rig.worker(), rig.worker());
+    let start = Gfn(MEMORY);
+    let range = GfnRange::sized(start, MEMORY).expect("short");
+    let faulting = spawn(move || {
+        let _ = guest.fault(read(start), Level::K4);
+        guest
+    });
+    let creating = spawn(move || {
+        let spec = SlotSpec { id: SlotId(1), range, ..memory() };
+        creator.create_slot(&spec).expect("there is room");
+        creator
+    });
+    let migrating = spawn(move || migrate(host, machine));
+    let mut guest = faulting.join().expect("a fault");
+    let creator = creating.join().expect("a slot");
+    migrating.join().expect("an invalidation");
+    check(&mut guest, machine, start);
+    drop((guest, creator));
+    rig.end();
+}
+
+const K2: Model = Model { name: "k2", preemptions: 1, run: deletion };
+const K6: Model = Model { name: "k6", preemptions: 2, run: creation };
+
+#[test]
+fn a_dying_slot_is_found_by_invalidations() {
+    K2.holds(&["reached", "gone"]);
+}
+
+#[test]
+fn a_slot_that_is_gone_before_its_leaves_is_not() {
+    K2.fails("k1", Defect::K1, REACHED);
+}
+
+#[test]
+fn a_slot_is_live_when_every_invalidation_knows_it() {
+    K6.holds(&["fixed", "emulate"]);
+}
+
+#[test]
+fn a_slot_that_is_live_at_once_is_unknown_to_one_under_way() {
+    K6.fails("k5", Defect::K5, COMPLAINT);
+}
