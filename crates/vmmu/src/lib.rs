@@ -158,7 +158,7 @@ pub use change::Deletion;
 pub use drain::Drain;
 pub use dump::DumpError;
 pub use invalidate::{Invalidation, NotInvalidating, Zap};
-pub use memory::{AccessError, AccessFailure, Translation};
+pub use memory::{AccessError, AccessFailure, GuestWord, Translation};
 pub use root::{Phase, Role, RootName};
 pub use shared::Broken;
 pub use stats::Stats;

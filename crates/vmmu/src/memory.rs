@@ -13,6 +13,7 @@ use crate::host::{Backing, Found, Host};
 use crate::root::{Role, RootName};
 use crate::section::Section;
 use crate::slot::{AddressSpace, Source};
+use crate::sync::{GuestU32, GuestU64, Ordering};
 use crate::tdp::{About, Ask, Cause, Frame, Refused};
 use crate::worker::Worker;
 
@@ -54,7 +55,44 @@ pub enum AccessFailure {
     Busy,
     /// The range runs over the end of the address space.
     TooHigh,
+    /// An atomic word has to be aligned to its size.
+    Unaligned,
 }
+
+/// A word of guest memory that can be exchanged atomically: `u32` or `u64`.
+pub trait GuestWord: Copy + sealed::Sealed {
+    #[doc(hidden)]
+    /// # Safety
+    ///
+    /// `word` is aligned, and readable and writable memory.
+    unsafe fn exchange_at(word: NonNull<Self>, seen: Self, new: Self) -> Result<Self, Self>;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for u32 {}
+    impl Sealed for u64 {}
+}
+
+macro_rules! guest_word {
+    ($word:ident, $atomic:ident) => {
+        impl GuestWord for $word {
+            unsafe fn exchange_at(
+                word: NonNull<Self>,
+                seen: Self,
+                new: Self,
+            ) -> Result<Self, Self> {
+                // SAFETY: aligned memory by the caller's promise; a guest accesses it atomically
+                // or bears the consequences.
+                let word = unsafe { $atomic::from_ptr(word.as_ptr()) };
+                word.compare_exchange(seen, new, Ordering::AcqRel, Ordering::Acquire)
+            }
+        }
+    };
+}
+
+guest_word!(u32, GuestU32);
+guest_word!(u64, GuestU64);
 
 impl fmt::Display for AccessError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -65,6 +103,7 @@ impl fmt::Display for AccessError {
             AccessFailure::Unreachable => "the host has no address for the frame",
             AccessFailure::Busy => "the page is changing; try again",
             AccessFailure::TooHigh => "beyond the end of the address space",
+            AccessFailure::Unaligned => "an atomic word must be aligned to its size",
         };
         write!(f, "guest memory at {}: {why} ({} bytes done)", self.gpa, self.done)
     }
@@ -119,6 +158,33 @@ impl<'vm, H: Host> Worker<'vm, H> {
         bytes: &[u8],
     ) -> Result<(), AccessError> {
         self.copy(backing, space, gpa, Bytes::In(bytes))
+    }
+
+    /// Replaces an aligned word of guest memory if it is what was `seen`, atomically against the
+    /// guest and everybody else: how a walker of the guest's page tables sets A and D.
+    ///
+    /// `Ok(Err(now))`: it is something else. A word that is not aligned to its size is
+    /// [`AccessFailure::Unaligned`].
+    pub fn compare_exchange<W: GuestWord>(
+        &mut self,
+        backing: &dyn Backing,
+        space: AddressSpace,
+        gpa: Gpa,
+        seen: W,
+        new: W,
+    ) -> Result<Result<W, W>, AccessError> {
+        let error = |why| AccessError { gpa, done: 0, why };
+        if gpa.0 % size_of::<W>() as u64 != 0 {
+            return Err(error(AccessFailure::Unaligned));
+        }
+        let reach = self.reach(backing, space, gpa, Access::WRITE).map_err(error)?;
+        let section = self.participant.section();
+        section.still_reaches(&reach).map_err(|_| error(AccessFailure::Busy))?;
+        // SAFETY: as in `copy`; the word is aligned, so it lies within the page.
+        Ok(unsafe {
+            let word = reach.bytes.add(gpa.offset() as usize).cast();
+            W::exchange_at(word, seen, new)
+        })
     }
 
     fn copy(

@@ -50,6 +50,9 @@ mod imp {
     }
 }
 
+/// Words of guest memory. The guest is no participant, so models leave them out.
+pub use core::sync::atomic::{AtomicU32 as GuestU32, AtomicU64 as GuestU64};
+
 pub use core::sync::atomic::Ordering;
 pub use imp::*;
 

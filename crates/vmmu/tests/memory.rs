@@ -72,3 +72,23 @@ fn a_page_under_invalidation_is_busy() {
     drop((worker, vcpu));
     vm.teardown();
 }
+
+#[test]
+fn a_word_is_exchanged_only_if_it_is_what_was_seen() {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::K4);
+    let mut worker = vm.worker().unwrap();
+    worker.create_slot(&backed(1, range(0, 2))).unwrap();
+    worker.write(&frames, SPACE, Gpa(0xff8), &7u64.to_le_bytes()).unwrap();
+    let mut exchange =
+        |gpa, seen: u64, new| worker.compare_exchange(&frames, SPACE, Gpa(gpa), seen, new);
+    assert_eq!(exchange(0xff8, 6, 9), Ok(Err(7)));
+    assert_eq!(exchange(0xff8, 7, 9), Ok(Ok(7)));
+    assert_eq!(exchange(0xff8, 7, 9), Ok(Err(9)));
+    assert_eq!(exchange(0xffc, 7, 9).unwrap_err().why, AccessFailure::Unaligned);
+    assert_eq!(exchange(0x2000, 7, 9).unwrap_err().why, AccessFailure::NoMemory);
+    let half = worker.compare_exchange(&frames, SPACE, Gpa(0xffc), 0u32, 1);
+    assert_eq!(half, Ok(Ok(0)));
+    drop(worker);
+    vm.teardown();
+}
