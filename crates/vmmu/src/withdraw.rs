@@ -154,8 +154,11 @@ impl<H: Host> Turn<'_, H> {
 impl<'p, H: Host, P: Publication> Published<'p, H, P> {
     /// Waits for the sections that are open now.
     pub fn exclude(mut self) -> Withdrawn<'p, H, P> {
-        let is_drain = self.what.order() == Order::Uproot;
-        if !defect!(W3) && !(defect!(R2) && is_drain) {
+        let left_out = match self.what.order() {
+            Order::Leaves => defect!(W3),
+            Order::Uproot => defect!(R2),
+        };
+        if !left_out {
             self.turn.exclude();
         }
         Withdrawn { turn: self.turn, what: self.what, cursor: Cursor::default() }
