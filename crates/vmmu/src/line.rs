@@ -301,11 +301,6 @@ impl Lines {
         self.lines.get(place as usize)
     }
 
-    /// The first line; there is always one.
-    pub(crate) fn first(&self) -> &Line {
-        &self.lines[0]
-    }
-
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Line> {
         self.lines.iter()
     }

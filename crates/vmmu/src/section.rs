@@ -33,7 +33,8 @@ pub struct Participant<'vm, H: Host>(Turn<'vm, H>);
 impl<'vm, H: Host> Participant<'vm, H> {
     pub(crate) fn register(vm: &'vm Vm<H>) -> Option<Self> {
         let place = vm.core.lines.register()?;
-        Some(Participant(Turn { vm, place }))
+        let line = vm.core.line(place)?;
+        Some(Participant(Turn { vm, place, line }))
     }
 }
 
@@ -61,6 +62,7 @@ impl<H: Host> Drop for Participant<'_, H> {
 pub struct Turn<'p, H: Host> {
     pub(crate) vm: &'p Vm<H>,
     pub(crate) place: u32,
+    line: &'p Line,
 }
 
 impl<H: Host> core::fmt::Debug for Turn<'_, H> {
@@ -72,7 +74,7 @@ impl<H: Host> core::fmt::Debug for Turn<'_, H> {
 impl<'p, H: Host> Turn<'p, H> {
     /// The same right for as long as this one is borrowed.
     pub(crate) fn lend(&mut self) -> Turn<'_, H> {
-        Turn { vm: self.vm, place: self.place }
+        Turn { vm: self.vm, place: self.place, line: self.line }
     }
 
     pub(crate) fn core(&self) -> &'p Core {
@@ -80,9 +82,7 @@ impl<'p, H: Host> Turn<'p, H> {
     }
 
     pub(crate) fn line(&self) -> &'p Line {
-        // A place is only made by registering it, so it is there; the first line stands in for
-        // the impossible case, because this must not panic.
-        self.vm.core.line(self.place).unwrap_or_else(|| self.vm.core.lines.first())
+        self.line
     }
 
     /// The only door to the hooks: while it is open no section can be.
