@@ -159,7 +159,9 @@ impl Checked {
     }
 
     fn verify(&mut self, invariant: Invariant, holds: bool, violation: impl FnOnce() -> Violation) {
-        self.verified[invariant as usize] += 1;
+        if let Some(count) = self.verified.get_mut(invariant as usize) {
+            *count += 1;
+        }
         if !holds {
             self.found += 1;
             if self.violations.len() < Self::KEPT {

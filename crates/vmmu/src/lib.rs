@@ -97,6 +97,21 @@
 //! `protocol` and `defects` are for this crate's own models and tests.
 
 #![cfg_attr(not(any(test, loom, shuttle)), no_std)]
+// No panic that a guest, a hook of the host or a failed allocation could reach.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::expect_used,
+        clippy::get_unwrap,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::todo,
+        clippy::unimplemented,
+        clippy::unreachable,
+        clippy::unwrap_used,
+    )
+)]
 
 extern crate alloc;
 

@@ -168,11 +168,11 @@ impl Roots {
             return Ok(Some(root));
         }
         let is_free = |place: &Place| phase(place.state.load(Ordering::Acquire)).is_none();
-        let Some(place) = self.places.iter().position(is_free) else {
+        let mut places = self.places.iter().enumerate();
+        let Some((place, words)) = places.find(|(_, place)| is_free(place)) else {
             return Ok(None);
         };
         let top = fresh().ok_or(crate::NoMemory)?;
-        let words = &self.places[place];
         words.top.store(top.0, Ordering::Relaxed);
         words.role.store(role.pack(), Ordering::Relaxed);
         // No root of any VM has had this one, so the name of another VM's root names nothing here.

@@ -65,10 +65,14 @@ impl Stats {
             of(|line| &line.counters.unmapped[1]),
             of(|line| &line.counters.unmapped[2]),
         ];
+        let mut leaves = mapped;
+        for (mapped, unmapped) in leaves.iter_mut().zip(unmapped) {
+            *mapped = mapped.wrapping_sub(unmapped);
+        }
         let linked = of(|line| &line.counters.tables_linked);
         let unlinked = of(|line| &line.counters.tables_unlinked);
         Stats {
-            leaves: core::array::from_fn(|n| mapped[n].wrapping_sub(unmapped[n])),
+            leaves,
             mapped,
             tables: linked.wrapping_sub(unlinked),
             roots: core.roots.iter().count() as u64,

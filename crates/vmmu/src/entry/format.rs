@@ -148,6 +148,7 @@ impl Format {
     pub const OWNER_BITS: u32 = 20;
 
     /// The whole format, or what is wrong with it.
+    #[allow(clippy::indexing_slicing, reason = "the loop ends at the length; run when compiling")]
     pub(crate) const fn complete(mut self) -> Result<Self, FormatError> {
         if self.phys_bits < 32 || self.phys_bits > 52 {
             return Err(FormatError::PhysBits(self.phys_bits));
@@ -249,6 +250,7 @@ impl Format {
     }
 
     /// Whether the format has a code for this memory type.
+    #[allow(clippy::indexing_slicing, reason = "one place for each of the enum's five values")]
     pub const fn has_memory(&self, memory: MemoryType) -> bool {
         self.memory[memory as usize] != ILLEGAL
     }
@@ -312,6 +314,10 @@ impl Format {
 
     /// A mapping.
     #[inline]
+    #[allow(
+        clippy::indexing_slicing,
+        reason = "indices are made of enums and have five bits, the tables 32 places"
+    )]
     pub(crate) fn leaf(&self, leaf: &Leaf, level: Level) -> Option<Value> {
         let bits = self.leaves.permission[permission_index(leaf)]
             | self.leaves.usage[usage_index(leaf)]
@@ -374,10 +380,8 @@ impl Format {
             (true, true, true) => Writable::Yes,
             _ => return State::Corrupt,
         };
-        let Some(memory) = MemoryType::ALL
-            .into_iter()
-            .find(|memory| self.memory[*memory as usize] == v & self.memory_mask)
-        else {
+        let mut codes = MemoryType::ALL.into_iter().zip(self.memory);
+        let Some((memory, _)) = codes.find(|(_, code)| *code == v & self.memory_mask) else {
             return State::Corrupt;
         };
         State::Leaf(Leaf {

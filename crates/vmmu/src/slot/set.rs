@@ -124,10 +124,12 @@ impl SlotSet {
             }));
         }
         self.backed.sort_unstable_by_key(|b| (b.backing, b.first));
-        for n in 1..self.backed.len() {
-            if self.backed[n - 1].backing == self.backed[n].backing {
-                self.backed[n].reach = self.backed[n].reach.max(self.backed[n - 1].reach);
+        let mut before: Option<(u64, u64)> = None;
+        for backed in &mut self.backed {
+            if let Some((_, reach)) = before.filter(|(backing, _)| *backing == backed.backing) {
+                backed.reach = backed.reach.max(reach);
             }
+            before = Some((backed.backing, backed.reach));
         }
     }
 }
@@ -272,10 +274,11 @@ impl Slots {
     /// (`&mut Vm`).
     #[inline]
     pub(crate) unsafe fn current(&self) -> &SlotSet {
-        let n = self.current.load(Ordering::Acquire) as usize & 1;
+        let [a, b] = &self.sets;
+        let set = if self.current.load(Ordering::Acquire) & 1 == 0 { a } else { b };
         // SAFETY: only the set that is not current is ever written (`Edit::swap`), and only after
         // an exclusion that ends every section in which it may have been current.
-        unsafe { &*self.sets[n].get() }
+        unsafe { &*set.get() }
     }
 
     /// State, flags and revision of a slot now.

@@ -53,6 +53,7 @@ impl Table {
 
     /// The word for a frame; the index has as many bits as the table has entries.
     #[inline]
+    #[allow(clippy::indexing_slicing, reason = "the mask keeps the index below the length")]
     pub(crate) fn cell_for(&self, gfn: crate::addr::Gfn, level: crate::addr::Level) -> &Cell {
         &self.0[gfn.index(level) & (ENTRIES - 1)]
     }
