@@ -22,7 +22,7 @@ pub const NEW: Pfn = Pfn(ENTRIES as u64);
 const TRAP: Pfn = Pfn(2 * ENTRIES as u64);
 
 /// Looks in vain, by all waits of one execution together, that are explored in full.
-const WAITS: u64 = 2;
+const WAITS: u64 = 1;
 
 /// The complaint about a guest that still reads a page the host has given to somebody else.
 pub const REACHED: &str = "the guest reaches a page the host has taken back";
