@@ -134,7 +134,8 @@ pub struct CpuidBit {
     pub bit: u8,
 }
 
-/// A fault put in on purpose, to see an alarm ring. `after` counts nested faults of the VM.
+/// A fault put in on purpose, to see an alarm ring. `after` counts nested faults of the VM that
+/// mapped something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Inject {
     /// Flip one byte of a mapped guest page.

@@ -1,6 +1,6 @@
 //! The local APIC of the processor that runs this (xAPIC, AMD64 APM vol. 2, chapter 16).
 
-use super::ports;
+use super::{ports, traps};
 use core::ptr;
 
 /// Physical address of the register page.
@@ -97,9 +97,7 @@ pub fn reset() {
             }
             write(EOI, 0);
         }
-        for _ in 0..256 {
-            core::arch::asm!("sti", "nop", "nop", "cli", options(nomem, nostack));
-        }
+        traps::drain();
         write(0xe0, !0);
         write(0xd0, 0);
         write(ICR_HIGH, 0);

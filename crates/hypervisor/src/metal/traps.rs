@@ -111,12 +111,42 @@ pub fn install() {
     }
 }
 
+/// Lets the interrupts come that wait at this processor's APIC, and forgets them.
+///
+/// A guest may have asked for vectors below 32, where the hypervisor's own exceptions are; so for
+/// that moment every vector means an interrupt.
+pub fn drain() {
+    let gates: [Gate; 256] = core::array::from_fn(|vector| match vector {
+        2 => nmi_gate(),
+        _ => make_gate(&raw const trap_forget as u64, FAULT_STACK),
+    });
+    let forgetful = Pointer { limit: 256 * 16 - 1, base: gates.as_ptr() as u64 };
+    let mut own = Pointer { limit: 0, base: 0 };
+    // SAFETY: the table lives until the processor has its own again, and nothing in between can
+    // raise an exception.
+    unsafe {
+        asm!("sidt [{}]", in(reg) &raw mut own, options(nostack, preserves_flags));
+        asm!("lidt [{}]", in(reg) &raw const forgetful, options(nostack, preserves_flags));
+        for _ in 0..256 {
+            asm!("sti", "nop", "nop", "cli", options(nostack));
+        }
+        asm!("lidt [{}]", in(reg) &raw const own, options(nostack, preserves_flags));
+    }
+}
+
+fn nmi_gate() -> Gate {
+    make_gate(&raw const trap_nmi as u64, NMI_STACK)
+}
+
 fn gate(vector: usize) -> Gate {
-    let (address, stack) = match vector {
-        2 => (&raw const trap_nmi as u64, NMI_STACK),
-        0..32 => (&raw const trap_stubs as u64 + vector as u64 * 16, FAULT_STACK),
-        _ => (&raw const trap_forget as u64, FAULT_STACK),
-    };
+    match vector {
+        2 => nmi_gate(),
+        0..32 => make_gate(&raw const trap_stubs as u64 + vector as u64 * 16, FAULT_STACK),
+        _ => make_gate(&raw const trap_forget as u64, FAULT_STACK),
+    }
+}
+
+fn make_gate(address: u64, stack: u64) -> Gate {
     let low =
         (address & 0xffff) | 0x18 << 16 | stack << 32 | 0x8e << 40 | (address >> 16 & 0xffff) << 48;
     Gate([low, address >> 32])

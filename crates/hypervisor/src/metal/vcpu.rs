@@ -92,19 +92,20 @@ pub struct Vcpu<'m> {
     pub halted_at: Option<u64>,
     /// The library's side of it.
     pub nested: Handle<'m>,
-    nmi: NmiState,
+    nmi_mask: NmiMask,
+    nmi_waits: bool,
     flush: bool,
     host: u64,
 }
 
-/// Whether a guest NMI is on its way.
+/// Whether the guest can take an NMI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum NmiState {
+enum NmiMask {
     Open,
     /// Its handler runs: no other until IRET.
     Masked,
-    /// As `Masked`, and one more has come.
-    MaskedAndPending,
+    /// IRET is being executed; over at the next exit.
+    Ending,
 }
 
 impl<'m> Vcpu<'m> {
@@ -128,7 +129,8 @@ impl<'m> Vcpu<'m> {
             repetition: Repetition::default(),
             halted_at: None,
             nested,
-            nmi: NmiState::Open,
+            nmi_mask: NmiMask::Open,
+            nmi_waits: false,
             flush: true,
             host,
         };
@@ -185,7 +187,10 @@ impl<'m> Vcpu<'m> {
     /// State after INIT (AMD64 APM vol. 2, table 14-1), with real-mode segments.
     pub fn reset(&mut self) {
         let vmcb = &mut *self.vmcb;
+        // The time-stamp counter goes on through an INIT.
+        let tsc_offset = vmcb.tsc_offset;
         *vmcb = Vmcb::zeroed();
+        vmcb.tsc_offset = tsc_offset;
         vmcb.intercept_cr = CR;
         vmcb.intercept_exceptions = 1 << 17;
         vmcb.intercept_misc1 = MISC1;
@@ -214,7 +219,8 @@ impl<'m> Vcpu<'m> {
         *self.fpu = Fpu::reset();
         self.mtrr = Mtrr::new();
         self.halted_at = None;
-        self.nmi = NmiState::Open;
+        self.nmi_mask = NmiMask::Open;
+        self.nmi_waits = false;
         self.flush = true;
         if self.features.xcr0 != 0 {
             self.set_xcr0(1);
@@ -337,6 +343,7 @@ impl<'m> Vcpu<'m> {
             if mail != 0 {
                 self.open(mail);
             }
+            self.deliver_nmi();
             if self.is(Mode::Waiting) || self.is(Mode::Dead) {
                 self.machine.end_if_dead();
                 if self.number == 0 {
@@ -348,6 +355,9 @@ impl<'m> Vcpu<'m> {
             let Some(exit) = self.enter() else { continue };
             post.rip.store(self.vmcb.rip, Ordering::Relaxed);
             post.record.add(exit);
+            if self.nmi_mask == NmiMask::Ending {
+                self.nmi_mask = NmiMask::Open;
+            }
             self.finish_delivery();
             exits::handle(self, exit);
             if self.number == 0 && exit == code::NMI {
@@ -428,34 +438,36 @@ impl<'m> Vcpu<'m> {
             self.set_mode(Mode::Running);
         }
         if mail & NMI != 0 && !self.is(Mode::Waiting) {
-            match self.nmi {
-                NmiState::Open => self.inject_nmi(),
-                NmiState::Masked | NmiState::MaskedAndPending => {
-                    self.nmi = NmiState::MaskedAndPending;
-                }
-            }
+            self.nmi_waits = true;
         }
     }
 
-    fn inject_nmi(&mut self) {
-        if self.vmcb.event_inj & events::VALID != 0 {
-            // Another event goes first; look again after it.
-            self.machine.tell(self.number, NMI);
+    /// Delivers an NMI that waits, if the guest can take it.
+    fn deliver_nmi(&mut self) {
+        if !self.nmi_waits || self.nmi_mask != NmiMask::Open {
             return;
         }
-        self.set_mode(Mode::Running);
+        if self.vmcb.event_inj & events::VALID != 0 {
+            // Another event goes first; the signal ends the guest's run right behind it.
+            apic::send_nmi(self.number as u32);
+            return;
+        }
+        self.nmi_waits = false;
+        self.nmi_mask = NmiMask::Masked;
         self.vmcb.event_inj = events::VALID | events::NMI | 2;
         self.vmcb.intercept_misc1 |= IRET;
-        self.nmi = NmiState::Masked;
+        if let Some(rip) = self.halted_at {
+            // It ends the halt.
+            self.woken(code::NMI);
+            self.vmcb.rip = rip + 1;
+        }
+        self.set_mode(Mode::Running);
     }
 
-    /// The guest executes IRET while an NMI is masked: the mask ends with it.
+    /// The guest executes IRET while NMIs are masked: the mask ends with it.
     pub fn end_nmi(&mut self) {
         self.vmcb.intercept_misc1 &= !IRET;
-        if self.nmi == NmiState::MaskedAndPending {
-            self.machine.tell(self.number, NMI);
-        }
-        self.nmi = NmiState::Open;
+        self.nmi_mask = NmiMask::Ending;
     }
 
     /// HLT: waits for an interrupt by executing it, or, with interrupts off, for ever.
