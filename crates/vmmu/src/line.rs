@@ -118,6 +118,10 @@ pub(crate) struct Ledger {
     end: AtomicU64,
     leaked_start: AtomicU64,
     leaked_end: AtomicU64,
+    /// Debts ever opened, ended and leaked: what the participant itself knows of its ledger.
+    opened: Counter,
+    ended: Counter,
+    leaked: Counter,
 }
 
 impl Ledger {
@@ -127,6 +131,9 @@ impl Ledger {
             end: AtomicU64::new(0),
             leaked_start: AtomicU64::new(u64::MAX),
             leaked_end: AtomicU64::new(0),
+            opened: Counter::default(),
+            ended: Counter::default(),
+            leaked: Counter::default(),
         }
     }
 
@@ -134,20 +141,23 @@ impl Ledger {
     ///
     /// A debt that is still here was forgotten: there is one at a time, and its end closes it.
     pub(crate) fn open(&self, range: GfnRange) {
-        if self.end.load(Ordering::Relaxed) != 0 {
+        if self.opened.get() != self.ended.get() {
             self.leak();
         }
+        self.opened.add(1);
         self.start.store(range.start().0, Ordering::Relaxed);
         self.end.store(range.end().0, Ordering::Release);
     }
 
     pub(crate) fn close(&self) {
+        self.ended.add(1);
         self.end.store(0, Ordering::Release);
     }
 
     /// The open debt will never be settled: it stays in the ledger, so that later promises flush
     /// more, never less.
     pub(crate) fn leak(&self) {
+        self.leaked.add(1);
         let start = self.start.load(Ordering::Relaxed);
         let end = self.end.load(Ordering::Relaxed);
         let hull = self.leaked_start.load(Ordering::Relaxed).min(start);
@@ -155,6 +165,11 @@ impl Ledger {
         let hull = self.leaked_end.load(Ordering::Relaxed).max(end);
         self.leaked_end.store(hull, Ordering::Release);
         self.close();
+    }
+
+    /// Whether every debt there was is settled. Only for the participant itself.
+    fn is_settled(&self) -> bool {
+        self.opened.get() == self.ended.get() && self.leaked.get() == 0
     }
 
     /// Whether a debt over `range` is open.
@@ -353,9 +368,12 @@ impl Lines {
         }
     }
 
-    /// Whether anybody has a debt over `range`. Who asks has settled his own; what is in his
-    /// ledger then was leaked or forgotten, and counts like that of others.
-    pub(crate) fn owes(&self, range: GfnRange) -> bool {
-        self.lines.iter().any(|line| line.ledger.is_open(range))
+    /// Whether anybody has a debt over `range`. The participant `own`, who asks, has settled his;
+    /// what he leaked or forgot before counts like the debts of others.
+    pub(crate) fn owes(&self, own: u32, range: GfnRange) -> bool {
+        let concerns =
+            |place: usize, line: &Line| place != own as usize || !line.ledger.is_settled();
+        let mut lines = self.lines.iter().enumerate();
+        lines.any(|(place, line)| concerns(place, line) && line.ledger.is_open(range))
     }
 }

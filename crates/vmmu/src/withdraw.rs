@@ -234,7 +234,7 @@ impl<H: Host, P: Publication> Walked<'_, H, P> {
     /// Makes sure that no debt of others stands between the walk and the promise.
     pub fn finish(mut self) -> Promise<P> {
         let core = self.turn.core();
-        if !P::WAIVED && !defect!(W2) && core.lines.owes(self.what.hull()) {
+        if !P::WAIVED && !defect!(W2) && core.lines.owes(self.turn.place, self.what.hull()) {
             self.turn.exclude();
             let line = self.turn.line();
             line.counters.foreign_debts.add(1);
