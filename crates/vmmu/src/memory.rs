@@ -174,7 +174,7 @@ impl<'vm, H: Host> Worker<'vm, H> {
         new: W,
     ) -> Result<Result<W, W>, AccessError> {
         let error = |why| AccessError { gpa, done: 0, why };
-        if gpa.0 % size_of::<W>() as u64 != 0 {
+        if !gpa.0.is_multiple_of(size_of::<W>() as u64) {
             return Err(error(AccessFailure::Unaligned));
         }
         let reach = self.reach(backing, space, gpa, Access::WRITE).map_err(error)?;

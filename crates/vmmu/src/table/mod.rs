@@ -53,13 +53,13 @@ impl Table {
 
     /// The word for a frame; the index has as many bits as the table has entries.
     #[inline]
-    #[allow(clippy::indexing_slicing, reason = "the mask keeps the index below the length")]
     pub(crate) fn cell_for(&self, gfn: crate::addr::Gfn, level: crate::addr::Level) -> &Cell {
-        &self.0[gfn.index(level) & (ENTRIES - 1)]
+        self.cell_at(gfn.index(level))
     }
 
     /// The word at an index; bits beyond a table's are ignored.
     #[inline]
+    #[allow(clippy::indexing_slicing, reason = "the mask keeps the index below the length")]
     pub(crate) fn cell_at(&self, index: usize) -> &Cell {
         &self.0[index & (ENTRIES - 1)]
     }
