@@ -61,8 +61,7 @@ fn two_debtors(keeps: Keeps, clear: fn(&mut Turn<'static, Machine>, Gfn)) {
     let invalidating = spawn(move || {
         let invalidation = host.invalidate_range(pages(0, 1));
         machine.take_back(OLD);
-        drop(invalidation);
-        host
+        (host, invalidation)
     });
     let guest = running.join().expect("a guest");
     let debtor = clearing.join().expect("a zap");

@@ -56,8 +56,7 @@ fn entry_against_flush() {
     let invalidating = spawn(move || {
         let invalidation = host.invalidate_range(pages(0, 1));
         machine.take_back(OLD);
-        drop(invalidation);
-        host
+        (host, invalidation)
     });
     let guest = running.join().expect("a guest");
     let host = invalidating.join().expect("an invalidation");

@@ -32,8 +32,7 @@ fn deletion() {
     let invalidating = spawn(move || {
         let invalidation = host.invalidate_range(pages(0, 1));
         machine.take_back(OLD);
-        drop(invalidation);
-        host
+        (host, invalidation)
     });
     let guest = running.join().expect("a guest");
     let deleter = deleting.join().expect("a deletion");
@@ -69,8 +68,8 @@ fn creation() {
     rig.end();
 }
 
-const K2: Model = Model { name: "k2", preemptions: 1, run: deletion };
-const K6: Model = Model { name: "k6", preemptions: 1, run: creation };
+const K2: Model = Model { name: "k2", preemptions: 2, run: deletion };
+const K6: Model = Model { name: "k6", preemptions: 2, run: creation };
 
 #[test]
 fn a_dying_slot_is_found_by_invalidations() {

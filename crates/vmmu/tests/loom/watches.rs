@@ -3,8 +3,9 @@
 use loom::thread::spawn;
 use vmmu::addr::{Gfn, Level};
 use vmmu::protocol::Defect;
+use vmmu::tdp::Step;
 
-use crate::explore::Model;
+use crate::explore::{Model, saw};
 use crate::guest::{Guest, look, read};
 use crate::machine::{Machine, NEW, OLD};
 use crate::rig::{self, PAGE, Rig, pages};
@@ -83,7 +84,59 @@ fn newcomer() {
     rig.end();
 }
 
-const Q1: Model = Model { name: "q1", preemptions: 2, run: newcomer };
+/// A fault of a vCPU that another participant completes.
+fn completed_elsewhere() {
+    let rig = Rig::new(1, 2);
+    let machine = rig.vm.host();
+    let mut guest = rig.guest();
+    let (mut helper, worker) = (rig.worker(), rig.worker());
+    helper.reserve(4).expect("pages");
+    let faulting = spawn(move || {
+        if let Step::Resolve(request) = guest.vcpu.fault(read(PAGE)) {
+            let found = machine.find(&request.frame_ask(), Level::K4);
+            let outcome = helper.complete(request.provide(found)).expect("enough pages");
+            saw(outcome.name());
+        } else {
+            saw("refused");
+        }
+        (guest, helper)
+    });
+    let migrating = spawn(move || migrate(worker, machine));
+    let (mut guest, helper) = faulting.join().expect("a fault");
+    migrating.join().expect("an invalidation");
+    check(&mut guest, machine, PAGE);
+    drop((guest, helper));
+    rig.end();
+}
+
+const X1: Model = Model { name: "x1", preemptions: 4, run: completed_elsewhere };
+
+#[test]
+fn anybody_may_complete_a_fault() {
+    X1.holds(&["fixed", "retry", "refused"]);
+}
+
+#[test]
+fn elsewhere_an_admission_under_invalidation_is_no_better() {
+    X1.fails("x3", Defect::A6, COMPLAINT);
+}
+
+#[test]
+fn elsewhere_a_watch_that_is_not_hit_is_no_better() {
+    X1.fails("x4", Defect::W4, COMPLAINT);
+}
+
+#[test]
+fn elsewhere_an_admission_without_a_fence_is_no_better() {
+    X1.fails("x5", Defect::A5, COMPLAINT);
+}
+
+#[test]
+fn elsewhere_a_section_without_fence_is_no_better() {
+    X1.fails("x6", Defect::A3, COMPLAINT);
+}
+
+const Q1: Model = Model { name: "q1", preemptions: 3, run: newcomer };
 
 #[test]
 fn a_newcomer_is_no_exception() {
@@ -95,7 +148,7 @@ fn a_newcomer_without_fence_slips_through() {
     Q1.fails("q2", Defect::A3, COMPLAINT);
 }
 
-const A4: Model = Model { name: "a4", preemptions: 3, run: fault_against_one };
+const A4: Model = Model { name: "a4", preemptions: 4, run: fault_against_one };
 
 const A7: Model = Model { name: "a7", preemptions: 1, run: fault_against_two };
 
