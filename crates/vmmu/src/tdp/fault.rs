@@ -6,11 +6,12 @@ use crate::host::{Backing, Found, Host};
 use crate::line::Line;
 use crate::root::{Root, RootName};
 use crate::section::{Section, Turn};
+use crate::shared::Broken;
 use crate::slot::{AddressSpace, Hint, Source};
 use crate::table::{Cache, NeedPages, descend};
 
 use super::request::About;
-use super::{Ask, Frame, Mapped, MemoryFault, Outcome, Refused, Request, is_usable};
+use super::{Ask, Frame, Mapped, MemoryFault, Outcome, Refused, Request, is_allowed, is_usable};
 
 /// The answer to a fault's first half.
 #[must_use]
@@ -106,6 +107,16 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
             Err(need) => return Err(Short { need, frame }),
         };
         let (root, ask) = (frame.about.root, frame.about.ask);
+        // A frame of another VM is judged by that one; the permit refuses it here.
+        if core::ptr::eq(core, frame.watch.core) {
+            if !is_usable(&core.format, &frame.found) {
+                core.kill(Broken::FrameUnusable);
+                return Ok(Outcome::Dead(Broken::FrameUnusable));
+            }
+            if !is_allowed(&core.format, frame.found.access, ask.access) {
+                return Ok(counted(line, Outcome::Fault(MemoryFault::Denied)));
+            }
+        }
         let mapped = {
             let section = self.turn.section();
             let level = frame.level();
@@ -164,13 +175,6 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
                 Found::Pending => return counted(line, Outcome::Pending),
                 Found::Retry => continue,
             };
-            if !is_usable(&self.turn.core().format, &found) {
-                self.turn.core().kill(crate::Broken::FrameUnusable);
-                return Outcome::Dead(crate::Broken::FrameUnusable);
-            }
-            if !found.access.contains(ask.access) {
-                return counted(line, Outcome::Fault(MemoryFault::Denied));
-            }
             let mut frame = request.provide(found);
             loop {
                 match self.complete(frame) {

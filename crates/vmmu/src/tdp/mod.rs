@@ -120,3 +120,11 @@ pub(crate) fn is_usable(format: &crate::entry::Format, found: &crate::host::Host
         && pfn >> (format.phys_bits() - 12) == 0
         && found.level.can_be_leaf()
 }
+
+/// Whether what the host allows contains what was asked for, and can be written down: all formats
+/// need R for W, and those without execute-only leaves need it for X too.
+pub(crate) fn is_allowed(format: &crate::entry::Format, access: Access, ask: Access) -> bool {
+    let readable = access.contains(Access::READ);
+    let only_fetched = format.exec_only && access == Access::EXEC;
+    access.contains(ask) && (readable || only_fetched)
+}
