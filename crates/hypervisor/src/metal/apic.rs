@@ -131,8 +131,10 @@ pub fn reset_legacy() {
         ports::out8(0x40, 0);
         ports::out8(0x40, 0);
         ports::out8(0x61, ports::in8(0x61) & !3);
-        ports::out8(0x3fb, 3);
-        ports::out8(0x3f9, 0);
+        // COM1: 115,200 baud, 8 bits, no interrupts, no loop-back, empty queues.
+        for (offset, value) in [(3, 0x83), (0, 1), (1, 0), (3, 3), (1, 0), (2, 7), (4, 3)] {
+            ports::out8(0x3f8 + offset, value);
+        }
         ports::out8(0x70, 0xb);
         ports::out8(0x71, 2);
         ports::out8(0x70, 0xc);
