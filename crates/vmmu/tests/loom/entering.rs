@@ -74,12 +74,12 @@ fn no_vcpu_runs_on_a_released_root() {
 
 #[test]
 fn a_root_that_is_not_looked_at_again_may_be_released() {
-    G2.fails("g1", Defect::G1, "");
+    G2.fails("g1", Defect::G1, "Causality violation: Concurrent");
 }
 
 #[test]
 fn a_drain_that_waits_for_no_vcpu_releases_its_root() {
-    G2.fails("g3", Defect::G3, "");
+    G2.fails("g3", Defect::G3, "Causality violation: Concurrent");
 }
 
 #[test]
