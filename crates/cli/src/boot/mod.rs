@@ -128,6 +128,7 @@ fn encode(options: &Options, plans: &[Plan]) -> Result<Vec<u8>> {
         hide: options.cpuid.as_ref().map(|hidden| hidden.0.clone()).unwrap_or_default(),
         exact: options.exact,
         inject: options.inject.map(|injection| injection.0),
+        churn: options.churn,
         guests: plans.iter().map(Plan::wire).collect(),
     };
     postcard::to_stdvec(&job).context("cannot encode the job")

@@ -99,6 +99,11 @@ pub struct Options {
     /// guest page, entry@N corrupts a table entry
     #[arg(long, value_name = "WHAT@N", help_heading = "Run", value_parser = injection)]
     pub inject: Option<Injection>,
+    /// Take memory back from under the running guest: after every N exits move pages to other
+    /// frames, zap mappings, or drop all tables
+    #[arg(long, value_name = "N", help_heading = "Run",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub churn: Option<u64>,
 
     /// Keep fetched guests here instead of below the target directory
     #[arg(long, value_name = "FOLDER", help_heading = "Run")]

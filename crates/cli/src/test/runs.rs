@@ -274,6 +274,7 @@ pub fn exact(context: &Context) -> Result<Tally> {
         seen.push((without_host(&booted.report), console));
     }
     let same = match &seen[..] {
+        [first, second] if first.0.is_null() || second.0.is_null() => Err("no report".to_owned()),
         [first, second] if first.0 != second.0 => Err("the reports differ".to_owned()),
         [first, second] if first.1 != second.1 => Err("the consoles differ".to_owned()),
         _ => Ok(()),
