@@ -58,7 +58,8 @@ pub use imp::*;
 
 /// A count that one thread writes and any thread reads, now and then.
 ///
-/// It orders nothing and decides nothing, so models leave it out: it is always `core`'s.
+/// It orders nothing and decides nothing between threads, so models leave it out: it is always
+/// `core`'s.
 #[derive(Debug, Default)]
 #[repr(transparent)]
 pub struct Counter(core::sync::atomic::AtomicU64);

@@ -118,6 +118,27 @@
 //! }
 //! ```
 //!
+//! A section lent to a thread, which the section of this one does not speak for:
+//! ```compile_fail,E0277
+//! # use vmmu::{addr::*, host::Host, protocol::*, RootName};
+//! fn lend<H: Host>(turn: &mut Turn<'_, H>, root: RootName) {
+//!     let section = turn.section();
+//!     std::thread::scope(|scope| {
+//!         scope.spawn(|| section.entry(root, Gfn(0), Level::K4).map(|entry| entry.value()));
+//!     });
+//! }
+//! ```
+//! ```
+//! # use vmmu::{addr::*, host::Host, protocol::*, RootName};
+//! fn lend<H: Host>(turn: &mut Turn<'_, H>, root: RootName) {
+//!     let section = turn.section();
+//!     std::thread::scope(|scope| {
+//!         let value = section.entry(root, Gfn(0), Level::K4).map(|entry| entry.value());
+//!         scope.spawn(move || value);
+//!     });
+//! }
+//! ```
+//!
 //! A table sent to a thread:
 //! ```compile_fail,E0277
 //! # use vmmu::protocol::*;
