@@ -244,7 +244,7 @@ impl<H: Host, P: Publication> Walked<'_, H, P> {
     }
 }
 
-/// Pages that the host takes back; see [`Worker::invalidate`](crate::Worker::invalidate).
+/// Pages that the host takes back; see [`Worker::invalidate_range`](crate::Worker::invalidate_range).
 #[derive(Debug)]
 pub struct HostPages {
     range: HostRange,
