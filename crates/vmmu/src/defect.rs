@@ -17,6 +17,8 @@ pub enum Defect {
     B3,
     /// A debt leaves the ledger before its flush.
     B4,
+    /// A permit does not compare the slot's word with that of the admission.
+    E2,
     /// A vCPU loads a root that it saw valid before it said that it enters.
     G1,
     /// A drain starts while vCPUs may still run on the root.

@@ -82,7 +82,7 @@ impl<K: Kind> Section<'_, K> {
         if !core::ptr::eq(core, frame.watch.core) {
             return Err(Refused::Foreign);
         }
-        if core.slots.word(about.region.id) != about.word {
+        if core.slots.word(about.region.id) != about.word && !defect!(E2) {
             return Err(Refused::Stale);
         }
         let pages = about.region.host_range(leaf).ok_or(Refused::NoSlot)?;

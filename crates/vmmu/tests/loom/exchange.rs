@@ -2,12 +2,13 @@
 
 use loom::thread::spawn;
 use vmmu::addr::Level;
+use vmmu::host::VcpuId;
 use vmmu::protocol::Defect;
 
 use crate::debts::zap;
 use crate::explore::Model;
 use crate::guest::{read, write};
-use crate::rig::{PAGE, Rig};
+use crate::rig::{self, PAGE, Rig};
 
 /// A write splits a huge leaf that may only be read, while somebody zaps it.
 fn split_against_zap() {
@@ -27,6 +28,36 @@ fn split_against_zap() {
     let debtor = clearing.join().expect("a zap");
     drop((guest, debtor));
     rig.end();
+}
+
+/// Two vCPUs fault on one page where there is no table yet: one links, the other keeps its own.
+fn fault_against_fault() {
+    let rig = Rig::new(2, 0);
+    let mut guests = [0, 1].map(|id| rig::guest_of(rig.vm, VcpuId(id)));
+    let faulting = guests.map(|mut guest| {
+        spawn(move || {
+            let _ = guest.fault(read(PAGE), Level::K4);
+            guest
+        })
+    });
+    guests = faulting.map(|thread| thread.join().expect("a fault"));
+    if rig.vm.stats().leaves != [1, 0, 0] || rig.vm.stats().tables != 3 {
+        rig.vm.host().complain("not one leaf in three tables");
+    }
+    drop(guests);
+    rig.end();
+}
+
+const H3: Model = Model { name: "h3", preemptions: 4, run: fault_against_fault };
+
+#[test]
+fn of_two_who_link_a_table_one_keeps_his() {
+    H3.holds(&["fixed", "spurious"]);
+}
+
+#[test]
+fn two_that_link_blindly_lose_one() {
+    H3.fails("h4", Defect::H1, "not one leaf in three tables");
 }
 
 const H2: Model = Model { name: "h2", preemptions: 3, run: split_against_zap };

@@ -39,8 +39,8 @@ pub fn pages(first: u64, pages: u64) -> HostRange {
 }
 
 /// A vCPU with pages for two leaves in areas without tables, on a root.
-pub fn guest_of(vm: &'static Vm<Machine>) -> Guest<'static> {
-    let mut vcpu = vm.vcpu(VcpuId(0)).expect("a place");
+pub fn guest_of(vm: &'static Vm<Machine>, id: VcpuId) -> Guest<'static> {
+    let mut vcpu = vm.vcpu(id).expect("a place");
     vcpu.reserve(8).expect("pages");
     drop(vcpu.before_enter(Processor(0)).expect("a root"));
     Guest::new(vcpu, vm.host())
@@ -71,7 +71,7 @@ impl Rig {
 
     /// The vCPU.
     pub fn guest(&self) -> Guest<'static> {
-        guest_of(self.vm)
+        guest_of(self.vm, VcpuId(0))
     }
 
     /// Everything that borrowed the VM is gone: takes it down and looks at what is left.

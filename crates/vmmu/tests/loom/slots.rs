@@ -68,6 +68,78 @@ fn creation() {
     rig.end();
 }
 
+/// The largest leaf of a slot is lowered while a vCPU maps a huge one.
+fn limit() {
+    let rig = Rig::new(1, 1);
+    let machine = rig.vm.host();
+    let mut guest = rig.guest();
+    let mut worker = rig.worker();
+    let faulting = spawn(move || {
+        let _ = guest.fault(read(PAGE), Level::M2);
+        guest
+    });
+    let limiting = spawn(move || {
+        worker.limit_slot(SlotId(0), Level::K4).expect("it is there");
+        worker
+    });
+    let guest = faulting.join().expect("a fault");
+    let worker = limiting.join().expect("a limit");
+    if rig.vm.stats().leaves[1] != 0 {
+        machine.complain(TOO_LARGE);
+    }
+    drop((guest, worker));
+    rig.end();
+}
+
+/// A slot is deleted while a vCPU resolves a frame for it.
+fn deletion_against_fault() {
+    let rig = Rig::new(1, 1);
+    let machine = rig.vm.host();
+    let mut guest = rig.guest();
+    let mut worker = rig.worker();
+    let faulting = spawn(move || {
+        let _ = guest.fault(read(PAGE), Level::K4);
+        guest
+    });
+    let deleting = spawn(move || {
+        worker.delete_slot(SlotId(0)).expect("it is there");
+        worker
+    });
+    let guest = faulting.join().expect("a fault");
+    let worker = deleting.join().expect("a deletion");
+    if rig.vm.stats().leaves != [0; 3] {
+        machine.complain(SURVIVOR);
+    }
+    drop((guest, worker));
+    rig.end();
+}
+
+const SURVIVOR: &str = "a leaf of a deleted slot is mapped";
+const TOO_LARGE: &str = "a leaf is larger than the slot's limit";
+
+const E3: Model = Model { name: "e3", preemptions: 4, run: deletion_against_fault };
+const E1: Model = Model { name: "e1", preemptions: 4, run: limit };
+
+#[test]
+fn a_lowered_limit_is_kept() {
+    E1.holds(&["fixed", "retry"]);
+}
+
+#[test]
+fn a_fault_that_was_admitted_before_maps_nothing_of_a_deleted_slot() {
+    E3.holds(&["fixed", "retry"]);
+}
+
+#[test]
+fn a_permit_that_does_not_compare_the_revision_does() {
+    E3.fails("e2", Defect::E2, SURVIVOR);
+}
+
+#[test]
+fn a_walk_without_exclusion_leaves_a_larger_one() {
+    E1.fails("e4", Defect::W3, TOO_LARGE);
+}
+
 const K2: Model = Model { name: "k2", preemptions: 2, run: deletion };
 const K6: Model = Model { name: "k6", preemptions: 2, run: creation };
 

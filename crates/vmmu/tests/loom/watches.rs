@@ -2,6 +2,7 @@
 
 use loom::thread::spawn;
 use vmmu::addr::{Gfn, Level};
+use vmmu::host::VcpuId;
 use vmmu::protocol::Defect;
 use vmmu::tdp::Step;
 
@@ -26,6 +27,25 @@ pub fn migrate(mut worker: Worker<'static, Machine>, machine: &'static Machine) 
     let invalidation = worker.invalidate_range(pages(0, 1));
     machine.migrate(OLD, NEW);
     drop(invalidation);
+}
+
+/// A fault of a vCPU whose own watch is out with an earlier request: it takes a spare one.
+fn fault_on_a_spare() {
+    let rig = Rig::new(1, 1);
+    let machine = rig.vm.host();
+    let mut guest = rig.guest();
+    let worker = rig.worker();
+    let earlier = guest.vcpu.fault(read(Gfn(1)));
+    let faulting = spawn(move || {
+        let _ = guest.fault(read(PAGE), Level::K4);
+        guest
+    });
+    let migrating = spawn(move || migrate(worker, machine));
+    let mut guest = faulting.join().expect("a fault");
+    migrating.join().expect("an invalidation");
+    check(&mut guest, machine, PAGE);
+    drop((earlier, guest));
+    rig.end();
 }
 
 /// Two hosts' callbacks at once: the second takes pages back that include the first's.
@@ -72,7 +92,7 @@ fn newcomer() {
     drop(rig.guest());
     let worker = rig.worker();
     let faulting = spawn(move || {
-        let mut guest = rig::guest_of(vm);
+        let mut guest = rig::guest_of(vm, VcpuId(0));
         let _ = guest.fault(read(PAGE), Level::K4);
         guest
     });
@@ -149,6 +169,18 @@ fn a_newcomer_without_fence_slips_through() {
 }
 
 const A4: Model = Model { name: "a4", preemptions: 4, run: fault_against_one };
+
+const A8: Model = Model { name: "a8", preemptions: 3, run: fault_on_a_spare };
+
+#[test]
+fn a_spare_watch_is_as_good_as_ones_own() {
+    A8.holds(&["fixed", "retry"]);
+}
+
+#[test]
+fn a_spare_watch_that_is_not_hit_is_no_better() {
+    A8.fails("a9", Defect::W4, COMPLAINT);
+}
 
 const A7: Model = Model { name: "a7", preemptions: 1, run: fault_against_two };
 
