@@ -32,6 +32,8 @@ pub struct Job<'a> {
     pub exact: bool,
     /// A fault put in on purpose.
     pub inject: Option<Inject>,
+    /// Memory is taken back from under the running guest after every so many exits.
+    pub churn: Option<u64>,
     /// Guests booted one after another in the same hypervisor; each gets a VM of its own.
     #[serde(borrow)]
     pub guests: Vec<Guest<'a>>,
