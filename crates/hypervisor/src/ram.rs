@@ -1,7 +1,8 @@
 //! Which host frame stands behind which page of guest RAM.
 //!
 //! Blocks are found by guest frame number and lie congruent to it, so that a block can be mapped
-//! by a leaf of its own size. A page that was given stays where it is until the guest is gone.
+//! by a leaf of its own size. A block that was given stays where it is until it is replaced, or the
+//! guest is gone.
 
 use crate::pool::Size;
 use alloc::{boxed::Box, collections::BTreeMap};
@@ -103,6 +104,31 @@ impl Ram {
         Ok(())
     }
 
+    /// Puts the block that starts at host frame `frame` in the place of the one of `size` that
+    /// starts at `gfn`, and gives the frame where that one started. `None`, and nothing has
+    /// changed, if there is no such block.
+    pub fn replace(&mut self, gfn: u64, size: Size, frame: u64) -> Option<u64> {
+        let giga = self.gigas.get_mut(&(gfn >> 18))?;
+        let place = match (giga, size) {
+            (Giga::Block(place), Size::G1) => place,
+            (Giga::Split(megas), Size::M2 | Size::K4) => {
+                match (&mut megas[(gfn >> 9 & 511) as usize], size) {
+                    (Mega::Block(place), Size::M2) => place,
+                    (Mega::Split(pages), Size::K4) => {
+                        let place = &mut pages[(gfn & 511) as usize];
+                        if *place == NONE {
+                            return None;
+                        }
+                        place
+                    }
+                    _ => return None,
+                }
+            }
+            _ => return None,
+        };
+        Some(core::mem::replace(place, frame))
+    }
+
     /// Frames of 4 KiB behind the guest.
     pub const fn frames(&self) -> u64 {
         self.frames
@@ -171,6 +197,23 @@ mod tests {
         assert_eq!(ram.find(0x1000).unwrap().frame, 5);
         assert_eq!(ram.find(0x1001), None);
         assert_eq!(ram.frames(), 1);
+    }
+
+    #[test]
+    fn a_block_is_replaced_by_one_of_its_size_only() {
+        let mut ram = Ram::new();
+        ram.insert(0x40000, Size::G1, 1 << 18).unwrap();
+        ram.insert(0x200, Size::M2, 0x400).unwrap();
+        ram.insert(0x3, Size::K4, 9).unwrap();
+        assert_eq!(ram.replace(0x3, Size::K4, 10), Some(9));
+        assert_eq!(ram.replace(0x200, Size::M2, 0x800), Some(0x400));
+        assert_eq!(ram.replace(0x40000, Size::G1, 2 << 18), Some(1 << 18));
+        for (gfn, size) in [(4, Size::K4), (3, Size::M2), (0x200, Size::K4), (0x200, Size::G1)] {
+            assert_eq!(ram.replace(gfn, size, 77), None);
+        }
+        assert_eq!(ram.find(0x3).unwrap().frame, 10);
+        assert_eq!(ram.find(0x201).unwrap().frame, 0x801);
+        assert_eq!(ram.find(0x40001).unwrap().frame, (2 << 18) + 1);
     }
 
     #[test]

@@ -1,11 +1,22 @@
 //! The memory of one guest: frames from the pool, given when a page is first needed, zeroed.
 
 use super::memory;
-use core::sync::atomic::{AtomicU32, Ordering};
 use hypervisor::pool::{FRAME, Size};
 use hypervisor::ram::{Place, Ram};
 use hypervisor::wire::Range;
 use spin::Mutex;
+
+/// What frames are filled with that a guest has lost.
+const LEFT: u8 = 0xdb;
+
+/// Whether a block has other frames now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moved {
+    /// It has.
+    Yes,
+    /// The pool has none, or the block is not what it was.
+    No,
+}
 
 /// The memory of one guest.
 pub struct GuestRam<'a> {
@@ -66,6 +77,36 @@ impl<'a> GuestRam<'a> {
         }
     }
 
+    /// First guest frame and size of the block behind `gfn`, if there is one.
+    pub fn block(&self, gfn: u64) -> Option<(u64, Size)> {
+        let Place { size, .. } = self.find(gfn)?;
+        Some((gfn & !(size.frames() - 1), size))
+    }
+
+    /// Moves a block to other frames. The caller has seen to it that nobody reaches it. The frames
+    /// it leaves are filled with a pattern.
+    pub fn relocate(&self, first: u64, size: Size) -> Moved {
+        let Some(old) = self.find(first).filter(|place| place.size == size) else {
+            return Moved::No;
+        };
+        let Some(frame) = memory::take(size) else { return Moved::No };
+        // SAFETY: the new block has just been taken; the old one is this guest's, and nobody
+        // reaches it.
+        unsafe { memory::copy(old.frame, frame, size) };
+        let replaced = self.frames.lock().replace(first, size, frame);
+        if replaced != Some(old.frame) {
+            // Only somebody who moves the same block at the same time can be the reason, and that
+            // somebody has his own invalidation: whoever was first has moved it.
+            self.frames.lock().replace(first, size, replaced.unwrap_or(frame));
+            memory::put(frame, size);
+            return Moved::No;
+        }
+        // SAFETY: nothing refers to the old block any more.
+        unsafe { memory::fill(old.frame, size, LEFT) };
+        memory::put(old.frame, size);
+        Moved::Yes
+    }
+
     /// Whether the block of `size` around `gfn` lies in one RAM range as a whole.
     fn fits(&self, gfn: u64, size: Size) -> bool {
         let first = (gfn & !(size.frames() - 1)) * FRAME;
@@ -78,14 +119,6 @@ impl<'a> GuestRam<'a> {
         self.range(gfn).ok_or(Missing { gpa })?;
         let place = self.provide(gfn, Size::G1).ok_or(Missing { gpa })?;
         Ok((place.frame * FRAME + gpa % FRAME) as *mut u8)
-    }
-
-    /// Sets bits of the word at `gpa`, atomically. Nothing where there is no RAM.
-    pub fn set(&self, gpa: u64, bits: u32) {
-        if let Ok(word) = self.byte(gpa & !3) {
-            // SAFETY: an aligned word in a frame of this guest.
-            unsafe { AtomicU32::from_ptr(word.cast()) }.fetch_or(bits, Ordering::SeqCst);
-        }
     }
 
     /// Flips a bit of the byte at `gpa`.

@@ -1,6 +1,7 @@
 //! What the vCPUs of one guest share.
 
 use super::alarm::Alarm;
+use super::churn::Churn;
 use super::guest_ram::GuestRam;
 use super::nested::Nested;
 use super::{apic, timer};
@@ -73,6 +74,8 @@ pub struct Machine<'a> {
     pub msr_map: Box<Map<{ 2 * 4096 }>>,
     /// For faults put in on purpose.
     pub alarm: Alarm,
+    /// For memory taken back.
+    pub churn: Churn,
     /// ACPI's event enable register.
     pub pm_enable: AtomicU32,
     /// Accesses of what is closed.
@@ -125,6 +128,7 @@ impl<'a> Machine<'a> {
             port_map,
             msr_map,
             alarm: Alarm::new(),
+            churn: Churn::new(),
             pm_enable: AtomicU32::new(0),
             closed: AtomicU64::new(0),
             end: Mutex::new(None),

@@ -144,11 +144,30 @@ pub fn frames() -> (u64, u64) {
     POOL.lock().as_ref().map_or((0, 0), |pool| (pool.free(), pool.total()))
 }
 
+/// Copies a block to another.
+///
+/// # Safety
+/// Both blocks belong to the caller, and nobody else writes the first.
+pub unsafe fn copy(from: u64, to: u64, size: Size) {
+    let (from, to) = ((from * FRAME) as *const u8, (to * FRAME) as *mut u8);
+    // SAFETY: two different blocks of the caller, identity-mapped.
+    unsafe { ptr::copy_nonoverlapping(from, to, size.bytes() as usize) };
+}
+
+/// Fills a block with a byte.
+///
+/// # Safety
+/// The block belongs to the caller.
+pub unsafe fn fill(frame: u64, size: Size, byte: u8) {
+    // SAFETY: the block belongs to the caller and is identity-mapped.
+    unsafe { ptr::write_bytes((frame * FRAME) as *mut u8, byte, size.bytes() as usize) };
+}
+
 /// Fills a block with zeros.
 ///
 /// # Safety
 /// The block belongs to the caller.
 pub unsafe fn zero(frame: u64, size: Size) {
-    // SAFETY: the block belongs to the caller and is identity-mapped.
-    unsafe { ptr::write_bytes((frame * FRAME) as *mut u8, 0, size.bytes() as usize) };
+    // SAFETY: the caller's promise.
+    unsafe { fill(frame, size, 0) };
 }

@@ -51,7 +51,7 @@ impl Tables for Memory<'_, '_> {
     }
 
     fn set(&mut self, gpa: u64, bits: u32) {
-        self.machine.ram.set(gpa, bits);
+        self.machine.nested.set_bits(self.handle, gpa, bits);
     }
 }
 

@@ -3,6 +3,7 @@
 mod alarm;
 mod apic;
 mod boot;
+mod churn;
 mod control;
 mod exits;
 mod guest_ram;

@@ -22,7 +22,7 @@ use vmmu::tdp::{Ask, Cause, MemoryFault, Outcome};
 use vmmu::{AccessError, AccessFailure, Config, Processor, Vm, Worker};
 
 /// The one backing there is: the guest's RAM, by guest frame number.
-const GUEST_RAM: u64 = 0;
+pub const GUEST_RAM: u64 = 0;
 
 /// What the library needs of this hypervisor at all times.
 #[derive(Debug)]
@@ -247,6 +247,20 @@ impl<'m> Nested<'m> {
             match worker.write(self.ram, AddressSpace(0), Gpa(gpa), bytes) {
                 Err(AccessError { why: AccessFailure::Busy, .. }) => core::hint::spin_loop(),
                 result => return result,
+            }
+        }
+    }
+
+    /// Sets bits of the word at `gpa`, atomically. Nothing where there is no RAM.
+    pub fn set_bits(&self, worker: &mut Worker<'_, Host>, gpa: u64, bits: u32) {
+        let mut seen = 0;
+        loop {
+            let gpa = Gpa(gpa & !3);
+            match worker.compare_exchange(self.ram, AddressSpace(0), gpa, seen, seen | bits) {
+                Ok(Ok(_)) => return,
+                Ok(Err(now)) => seen = now,
+                Err(AccessError { why: AccessFailure::Busy, .. }) => core::hint::spin_loop(),
+                Err(_) => return,
             }
         }
     }

@@ -13,7 +13,10 @@ pub fn stats(machine: &Machine<'_>) -> Stats {
     stats.exits = exit::by_cause(machine.posts.iter().map(|post| &post.record));
     let (free, total) = memory::frames();
     let closed = machine.closed.load(Ordering::Relaxed);
+    let (moved, dropped) = (&machine.churn.moved, &machine.churn.dropped);
     for (name, value) in [
+        ("blocks moved under the guest", moved.load(Ordering::Relaxed)),
+        ("mappings dropped under the guest", dropped.load(Ordering::Relaxed)),
         ("accesses of closed ports and addresses", closed),
         ("guest memory in use, bytes", machine.ram.bytes()),
         ("host frames free", free),

@@ -4,7 +4,7 @@ use super::machine::{INIT, Machine, Mode, NMI, START_UP, STOP};
 use super::memory;
 use super::nested::{self, Handle};
 use super::svm::{self, Fpu, General, Segment, Vmcb};
-use super::{apic, exits, live, timer, traps};
+use super::{apic, churn, exits, live, timer, traps};
 use alloc::{boxed::Box, format};
 use core::arch::asm;
 use core::sync::atomic::Ordering;
@@ -360,6 +360,7 @@ impl<'m> Vcpu<'m> {
             }
             self.finish_delivery();
             exits::handle(self, exit);
+            churn::tick(self);
             if self.number == 0 && exit == code::NMI {
                 live::tick(self.machine);
             }
