@@ -11,20 +11,15 @@ use crate::machine::{OLD, REACHED};
 use crate::rig::{MEMORY, PAGE, Rig, memory, pages};
 use crate::watches::{COMPLAINT, check, migrate};
 
-/// A guest reads its page, the slot is deleted, the page is taken back.
+/// A slot is deleted while one of its pages is taken back; then a guest that still has it in its
+/// TLB runs.
 fn deletion() {
     let rig = Rig::new(1, 2);
     let machine = rig.vm.host();
     let mut guest = rig.guest();
     let _ = guest.fault(read(PAGE), Level::K4);
+    let _ = guest.run(PAGE, 1);
     let (mut deleter, mut host) = (rig.worker(), rig.worker());
-    let running = spawn(move || {
-        saw(match guest.run(PAGE, 2) {
-            Met::Page => "reached",
-            Met::Nothing => "gone",
-        });
-        guest
-    });
     let deleting = spawn(move || {
         deleter.delete_slot(SlotId(0)).expect("it is there");
         deleter
@@ -32,12 +27,15 @@ fn deletion() {
     let invalidating = spawn(move || {
         let invalidation = host.invalidate_range(pages(0, 1));
         machine.take_back(OLD);
-        (host, invalidation)
+        saw(match guest.run(PAGE, 1) {
+            Met::Page => "reached",
+            Met::Nothing => "gone",
+        });
+        (guest, host, invalidation)
     });
-    let guest = running.join().expect("a guest");
     let deleter = deleting.join().expect("a deletion");
     let host = invalidating.join().expect("an invalidation");
-    drop((guest, deleter, host));
+    drop((deleter, host));
     rig.end();
 }
 
@@ -140,12 +138,12 @@ fn a_walk_without_exclusion_leaves_a_larger_one() {
     E1.fails("e4", Defect::W3, TOO_LARGE);
 }
 
-const K2: Model = Model { name: "k2", preemptions: 2, run: deletion };
+const K2: Model = Model { name: "k2", preemptions: 3, run: deletion };
 const K6: Model = Model { name: "k6", preemptions: 2, run: creation };
 
 #[test]
 fn a_dying_slot_is_found_by_invalidations() {
-    K2.holds(&["reached", "gone"]);
+    K2.holds(&["gone"]);
 }
 
 #[test]
