@@ -10,8 +10,7 @@
 //!
 //! Under `--cfg loom` tables have four entries and all fixed arrays of the library are short
 //! (`addr::INDEX_BITS`, `PLACES`, `SPARES`): smaller, not different.
-#![cfg(loom)]
-#![cfg_attr(not(all(feature = "protocol", feature = "defects")), allow(unused))]
+#![cfg(all(loom, feature = "protocol", feature = "defects"))]
 
 mod explore;
 mod guest;
