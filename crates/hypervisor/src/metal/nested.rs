@@ -176,6 +176,11 @@ impl<'m> Nested<'m> {
             Outcome::Emulate | Outcome::WriteProtected => Answer::Device,
             // Beyond what nested tables translate there is nothing.
             Outcome::Fault(MemoryFault::TooHigh) => Answer::Device,
+            // Every page of a RAM slot has a frame as long as the pool has one.
+            Outcome::Fault(MemoryFault::Hole) => {
+                let total = memory::frames().1;
+                broken(format!("none of the host's {total} frames is left for {gpa:#x}"))
+            }
             Outcome::Fault(fault) => {
                 let (free, total) = memory::frames();
                 broken(format!("page at {gpa:#x}: {fault}; {free} of {total} frames are free"))
