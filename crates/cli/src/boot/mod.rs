@@ -84,7 +84,7 @@ pub fn run(options: &Options) -> Result<Status> {
     let outcome = outcome::judge(&run, expected);
 
     if show == Show::All {
-        print!("{}", report::text(&run));
+        screen::write(report::text(&run).as_bytes());
     } else if run.cut == session::Cut::TimeOut {
         eprint!("{}", report::text(&run));
     }
@@ -102,7 +102,7 @@ pub fn run(options: &Options) -> Result<Status> {
 /// The closing line.
 fn conclude(outcome: &Outcome) {
     match outcome.status {
-        Status::Ended => println!("vmmu: {}", outcome.line),
+        Status::Ended => screen::write(format!("vmmu: {}\n", outcome.line).as_bytes()),
         status => eprintln!("vmmu: {} (exit status {})", outcome.line, status as u8),
     }
 }

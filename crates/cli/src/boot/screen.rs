@@ -77,13 +77,13 @@ impl Screen {
         }
         write(&self.partial);
         if self.show == Show::All {
-            println!();
+            write(b"\n");
         }
     }
 }
 
-/// A closed pipe on standard output must not end the run before its report.
-fn write(bytes: &[u8]) {
+/// To standard output. A closed pipe there must not end the run before its report and its status.
+pub fn write(bytes: &[u8]) {
     let mut out = stdout().lock();
     out.write_all(bytes).and_then(|()| out.flush()).ok();
 }

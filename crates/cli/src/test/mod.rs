@@ -75,6 +75,7 @@ const STEPS: &[Step] = &[
     step("hostile", "guests that mean harm", Needs::Qemu, hostile::guests),
     step("usage", "what cannot be is refused", Needs::Qemu, runs::usage),
     step("linux", "Linux over processors and page sizes", Needs::QemuAndLinux, runs::linux),
+    step("churn", "memory taken back from under Linux", Needs::QemuAndLinux, runs::churn),
     step("power-off", "power-offs in a row", Needs::QemuAndLinux, runs::power_off),
     step("time-out", "a guest that does not end in time", Needs::QemuAndLinux, runs::time_out),
     step("alarms", "faults put in are found", Needs::QemuAndLinux, runs::alarms),

@@ -161,6 +161,24 @@ pub fn linux(context: &Context) -> Result<Tally> {
     Ok(tally)
 }
 
+/// Memory is taken back and moved from under Linux while its workload checks all of it.
+pub fn churn(context: &Context) -> Result<Tally> {
+    let mut tally = Tally::default();
+    for (cpus, pages) in [(1, "4k"), (2, "4k"), (4, "2m")] {
+        let name = format!("memory taken back, {cpus} CPUs, pages {pages}");
+        let load = "--workload memory --memory 192M --churn 500";
+        let line = format!("--cpus {cpus} --pages {pages} {load}");
+        tally += boot(name, &line).test(context, |booted| {
+            let guest = &booted.report["guests"][0];
+            match guest["other"]["invalidations"].as_u64() {
+                None | Some(0) => Err("nothing was taken back".into()),
+                Some(_) => Ok(()),
+            }
+        })?;
+    }
+    Ok(tally)
+}
+
 /// Ten power-offs with two processors in a row.
 pub fn power_off(context: &Context) -> Result<Tally> {
     let mut tally = Tally::default();
