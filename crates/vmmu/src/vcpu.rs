@@ -3,7 +3,7 @@
 use core::fmt;
 use core::ops::{Deref, DerefMut};
 
-use crate::Vm;
+use crate::{NoMemory, Vm};
 use crate::addr::{Hpa, Pfn};
 use crate::host::{Backing, Event, Host, VcpuId};
 use crate::root::{Role, RootName};
@@ -118,12 +118,14 @@ impl<'vm, H: Host> Vcpu<'vm, H> {
         if let Some(loaded) = self.root.filter(|(name, _)| core.roots.is_valid(*name)) {
             return Ok(loaded);
         }
-        if core.roots.find(self.role).is_none() {
-            self.worker.reserve(0).map_err(|_| EnterError::OutOfMemory)?;
-        }
-        let cache = &mut self.worker.cache;
-        let root = core.roots.create(self.role, || cache.take());
-        let root = root.map_err(|_| EnterError::OutOfMemory)?.ok_or(EnterError::RootsBusy)?;
+        // Only a new root needs a page, and whether it is new is decided under the roots' lock.
+        let root = loop {
+            let cache = &mut self.worker.cache;
+            match core.roots.create(self.role, || cache.take()) {
+                Ok(root) => break root.ok_or(EnterError::RootsBusy)?,
+                Err(NoMemory) => self.worker.reserve(0).map_err(|_| EnterError::OutOfMemory)?,
+            }
+        };
         self.root = Some((root.name, root.top));
         self.stale = true;
         Ok((root.name, root.top))
