@@ -16,7 +16,7 @@ use hypervisor::mtrr::Mtrr;
 use hypervisor::pool::{FRAME, Size};
 use hypervisor::registers::{CodeSegment, Control, Features, cr0, efer};
 use hypervisor::wire::{End, Start};
-use vmmu::Flush;
+use vmmu::{EnterError, Flush};
 
 /// Intercepts of the first word: NMI, INIT, RDPMC, CPUID, RSM, INVD, HLT, INVLPGA, ports, MSRs,
 /// shutdown.
@@ -378,6 +378,11 @@ impl<'m> Vcpu<'m> {
         }
         let entry = match self.nested.before_enter(nested::processor(self.number)) {
             Ok(entry) => entry,
+            // The drains of other vCPUs end soon.
+            Err(EnterError::RootsBusy) => {
+                svm::open_gate();
+                return None;
+            }
             Err(error) => {
                 svm::open_gate();
                 self.machine.finish(End::Broken { what: format!("cannot enter: {error}") });
