@@ -102,12 +102,17 @@ pub fn build(context: &Context) -> Result<Tally> {
 
 /// Unit and integration tests of every crate.
 pub fn units(context: &Context) -> Result<Tally> {
-    harness(context, "cargo test", &["test", "--workspace", "--lib", "--bins", "--tests"], &[])
+    harness(
+        context,
+        "cargo test",
+        &["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--tests"],
+        &[],
+    )
 }
 
 /// The compile-fail tests among them need the protocol's hidden types.
 pub fn documentation(context: &Context) -> Result<Tally> {
-    let tests = ["test", "--workspace", "--doc", "--features", "vmmu/protocol"];
+    let tests = ["test", "--workspace", "--no-fail-fast", "--doc", "--features", "vmmu/protocol"];
     let mut tally = harness(context, "doc tests", &tests, &[])?;
     // The prose at the head of a module names private parts of the protocol too.
     let flags = [("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links")];
