@@ -3,7 +3,6 @@
 use core::fmt;
 use core::ops::{Deref, DerefMut};
 
-use crate::{NoMemory, Vm};
 use crate::addr::{Hpa, Pfn};
 use crate::host::{Backing, Event, Host, VcpuId};
 use crate::root::{Role, RootName};
@@ -11,6 +10,7 @@ use crate::shared::{Broken, Core};
 use crate::tdp::{Ask, Outcome, Step};
 use crate::tlb::VcpuWords;
 use crate::worker::Worker;
+use crate::{NoMemory, Vm};
 
 /// A physical processor, as the host numbers them. A vCPU that finds itself on another one than
 /// last time drops its translations there.

@@ -15,7 +15,7 @@ use vmmu::entry::{Access, Format};
 use vmmu::host::VcpuId;
 use vmmu::slot::{AddressSpace, SlotId};
 use vmmu::tdp::Outcome;
-use vmmu::{Config, Progress, HostRange, Processor, Vm};
+use vmmu::{Config, HostRange, Processor, Progress, Vm};
 
 /// Small and repeatable.
 struct Random(u64);
