@@ -83,6 +83,29 @@ fn a_frame_found_before_an_invalidation_is_refused_after_it() {
 }
 
 #[test]
+fn a_block_found_while_a_page_of_it_was_under_invalidation_is_not_mapped_whole() {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::M2);
+    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+    let mut worker = vm.worker().unwrap();
+    worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
+    worker.reserve(8).unwrap();
+    drop(vcpu.before_enter(Processor(0)).unwrap());
+    let invalidation = worker.invalidate_range(pages(17, 1));
+    // Page 16 is under no invalidation, and the host still has it in one block with page 17.
+    let (request, found) = half(&mut vcpu, &frames, 16);
+    assert_eq!((found.level, request.frame_ask().largest), (Level::M2, Level::K4));
+    frames.move_page(17, 0x77_7777);
+    drop(invalidation);
+    // The invalidation is over and has not hit the watch, which it did not see.
+    let outcome = worker.complete(request.provide(found)).unwrap();
+    assert_eq!(outcome, Outcome::Fixed(Level::K4));
+    assert_eq!(vcpu.translate(Role::PLAIN, Gpa(17 << 12)), None);
+    drop((vcpu, worker));
+    finish(vm);
+}
+
+#[test]
 fn invalidations_beyond_the_places_refuse_everything_and_miss_nothing() {
     let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::K4);

@@ -199,6 +199,17 @@ impl<K: Kind> Section<'_, K> {
             largest = largest.below().unwrap_or(Level::K4);
         }
         about.largest = about.region.level_at(about.gfn(), largest);
+        // What is found from here on is believed for whole leaves up to this size. An invalidation
+        // of another page of such a leaf that has hit the watches already will not hit this one.
+        let is_taken = |level| {
+            let pages = about.region.host_range(about.gfn().leaf(level));
+            pages.is_none_or(|pages| core.active.covers(&pages))
+        };
+        let mut largest = about.largest;
+        while largest > Level::K4 && is_taken(largest) {
+            largest = largest.below().unwrap_or(Level::K4);
+        }
+        about.largest = largest;
         Ok(Request { watch, about })
     }
 }
