@@ -5,7 +5,7 @@ use super::memory;
 use super::nested::{self, Handle};
 use super::svm::{self, Fpu, General, Segment, Vmcb};
 use super::{apic, churn, exits, live, timer, traps};
-use alloc::{boxed::Box, format};
+use alloc::{boxed::Box, format, string::String};
 use core::arch::asm;
 use core::sync::atomic::Ordering;
 use hypervisor::cpuid::{self, Answer};
@@ -407,6 +407,12 @@ impl<'m> Vcpu<'m> {
         let exit = self.vmcb.exit_code;
         self.vmcb.event_inj = 0;
         svm::open_gate();
+        if self.vmcb.is_lost() {
+            let what = "the processor stored the hypervisor's state as the guest's (QEMU does so, \
+                        very seldom, with several CPUs); nothing of it is the guest's fault";
+            self.machine.finish(End::Broken { what: String::from(what) });
+            return None;
+        }
         Some(exit)
     }
 
