@@ -286,3 +286,21 @@ fn an_answer_of_the_host_that_allows_less_than_the_leaf_is_found() {
     assert!(checked.violations.iter().all(|v| v.invariant == Invariant::LeafAccess));
     assert_eq!(checked.found, 3);
 }
+
+#[test]
+#[cfg(feature = "protocol")]
+fn a_debt_that_was_never_settled_is_found() {
+    let mut patient = Patient::new(npt());
+    {
+        let root = patient.vm.root(vmmu::Role::PLAIN).unwrap();
+        let mut participant = patient.vm.participant().unwrap();
+        let mut debt = participant.debt(range(1, 1));
+        {
+            let section = debt.section();
+            let entry = section.entry(root, vmmu::addr::Gfn(1), Level::K4).unwrap();
+            assert!(entry.zap().is_ok());
+        }
+        drop(debt);
+    }
+    patient.expect(vec![Invariant::DebtsSettled]);
+}
