@@ -93,7 +93,7 @@ impl<'p, H: Host> Turn<'p, H> {
     /// Opens a section: reading, splitting, inserting with a permit.
     #[inline]
     pub fn section(&mut self) -> Section<'_> {
-        Section::open(self.core(), self.line(), self.place, Plain)
+        Section::open(self.core(), self.line(), Plain)
     }
 
     /// Opens the section that admits a watch written before: its fence stands between the two.
@@ -199,7 +199,7 @@ pub type Clearing<'s> = Section<'s, Owing<'s>>;
 
 impl<'s, K: Kind> Section<'s, K> {
     #[inline]
-    pub(crate) fn open(core: &'s Core, line: &'s Line, _place: u32, kind: K) -> Self {
+    pub(crate) fn open(core: &'s Core, line: &'s Line, kind: K) -> Self {
         line.enter();
         Section { inside: Inside { core, line, kind, _here: PhantomData } }
     }

@@ -11,7 +11,7 @@ use crate::shared::Broken;
 use crate::slot::{Region, Source, Word};
 use crate::table::{Entry, Full, Table, descend};
 
-use super::request::{allowed, congruent, is_used};
+use super::request::congruent;
 use super::{Ask, Cause, Frame, Refused};
 
 /// The permit: one frame, one whole leaf, one root that is valid in this section.
@@ -70,7 +70,7 @@ impl<K: Kind> Section<'_, K> {
         let root = root?;
         self.holds(frame, about.gfn().leaf(level))?;
         let found = &frame.found;
-        let access = allowed(about.word, found.access);
+        let access = about.word.access() & found.access;
         let leaf = leaf_for(core.format.record(), found.pfn, access, found.memory, about.ask);
         Ok(self.insert(root, about.ask, level, leaf))
     }
@@ -157,7 +157,7 @@ impl<K: Kind> Section<'_, K> {
 #[inline]
 fn leaf_for(record: Record, pfn: Pfn, access: Access, memory: MemoryType, ask: Ask) -> Leaf {
     let by_hardware = record != Record::Software;
-    let used = is_used(ask.cause) && by_hardware;
+    let used = ask.cause == Cause::Guest && by_hardware;
     let writable = access.contains(Access::WRITE);
     Leaf {
         pfn,

@@ -2,7 +2,6 @@
 //! on any thread, closes the watch.
 
 use crate::addr::{Gfn, GfnRange, Level, Pfn};
-use crate::entry::Access;
 use crate::host::{FrameAsk, Host, HostFrame};
 use crate::line::WatchPlace;
 use crate::root::RootName;
@@ -10,7 +9,7 @@ use crate::section::{Kind, Section, Turn, Watch};
 use crate::shared::Core;
 use crate::slot::{Region, Source, Word};
 
-use super::{Ask, Cause};
+use super::Ask;
 
 /// Why a watch, permit or name was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -212,14 +211,4 @@ impl<K: Kind> Section<'_, K> {
         about.largest = largest;
         Ok(Request { watch, about })
     }
-}
-
-/// What a leaf from this slot and answer allows.
-pub(crate) fn allowed(word: Word, access: Access) -> Access {
-    word.access() & access
-}
-
-/// Whether a mapping made for this cause starts out as used.
-pub(crate) fn is_used(cause: Cause) -> bool {
-    cause == Cause::Guest
 }

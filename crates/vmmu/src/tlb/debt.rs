@@ -87,7 +87,7 @@ impl<'p, H: Host> Turn<'p, H> {
 impl<H: Host> Debt<'_, H> {
     /// A section whose entries can be cleared.
     pub fn section(&mut self) -> Clearing<'_> {
-        Section::open(self.turn.core(), self.turn.line(), self.turn.place, Owing(&self.owed))
+        Section::open(self.turn.core(), self.turn.line(), Owing(&self.owed))
     }
 
     /// Flushes if anything was cleared, waits for the sections that may still be in a detached
