@@ -47,12 +47,14 @@ impl WatchWords {
         WatchWords { open: AtomicU64::new(0), hits: AtomicU64::new(0) }
     }
 
+    #[inline]
     pub(crate) fn is_open(&self) -> bool {
         self.open.load(Ordering::Acquire) != 0
     }
 
     /// Opens it over the leaf of `level` around `gfn`. The section that follows orders this
     /// before everything it reads.
+    #[inline]
     pub(crate) fn open(&self, space: AddressSpace, gfn: Gfn, level: Level) {
         let count = self.hits.load(Ordering::Relaxed) >> 1;
         self.hits.store((count + 1) << 1, Ordering::Relaxed);
@@ -72,10 +74,12 @@ impl WatchWords {
         claim.is_ok()
     }
 
+    #[inline]
     pub(crate) fn close(&self) {
         self.open.store(0, Ordering::Release);
     }
 
+    #[inline]
     pub(crate) fn watched(&self) -> Option<Watched> {
         let word = self.open.load(Ordering::Acquire);
         if word == 0 {
@@ -96,6 +100,7 @@ impl WatchWords {
         self.hits.fetch_or(1, Ordering::AcqRel);
     }
 
+    #[inline]
     pub(crate) fn is_hit(&self) -> bool {
         self.hits.load(Ordering::Acquire) & 1 != 0
     }
@@ -312,6 +317,7 @@ impl Lines {
         }
     }
 
+    #[inline]
     pub(crate) fn get(&self, place: u32) -> Option<&Line> {
         self.lines.get(place as usize)
     }
@@ -321,6 +327,7 @@ impl Lines {
     }
 
     /// Opens a watch: the participant's own, or a spare one while the own is still out.
+    #[inline]
     pub(crate) fn watch(
         &self,
         place: u32,
@@ -337,6 +344,7 @@ impl Lines {
         Some(WatchPlace::Spare(spare as u32))
     }
 
+    #[inline]
     pub(crate) fn watch_words(&self, place: WatchPlace) -> Option<&WatchWords> {
         match place {
             WatchPlace::Own(n) => self.get(n).map(|line| &line.watch),

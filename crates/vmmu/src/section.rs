@@ -53,6 +53,7 @@ impl<H: Host> DerefMut for Participant<'_, H> {
 }
 
 impl<H: Host> Drop for Participant<'_, H> {
+    #[inline]
     fn drop(&mut self) {
         self.0.vm.core.lines.unregister(self.0.place);
     }
@@ -77,10 +78,12 @@ impl<'p, H: Host> Turn<'p, H> {
         Turn { vm: self.vm, place: self.place, line: self.line }
     }
 
+    #[inline]
     pub(crate) fn core(&self) -> &'p Core {
         &self.vm.core
     }
 
+    #[inline]
     pub(crate) fn line(&self) -> &'p Line {
         self.line
     }
@@ -115,6 +118,7 @@ impl<'p, H: Host> Turn<'p, H> {
 
     /// Opens a watch over the leaf of `level` around `gfn`. `None`: the participant's own is
     /// still out with an earlier request, and so are all spare ones; complete or drop one.
+    #[inline]
     pub fn watch(&mut self, space: AddressSpace, gfn: Gfn, level: Level) -> Option<Watch<'p>> {
         let core = self.core();
         let place = core.lines.watch(self.place, space, gfn, level)?;

@@ -157,6 +157,7 @@ impl Word {
         self.0 & READ_ONLY != 0
     }
 
+    #[inline]
     pub(crate) fn largest(self) -> Level {
         match self.0 >> LARGEST_SHIFT & 7 {
             3 => Level::G1,

@@ -45,6 +45,7 @@ pub(crate) struct Faulter<'a, 'p, H: Host> {
 
 impl<'p, H: Host> Faulter<'_, 'p, H> {
     /// First half: watch, then one section.
+    #[inline]
     pub(crate) fn fault(&mut self, name: RootName, space: AddressSpace, ask: Ask) -> Step<'p> {
         let core = self.turn.core();
         let line = self.turn.line();
@@ -96,6 +97,7 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
 
     /// Second half, on whatever participant has the frame. The watch closes after the section.
     #[expect(clippy::result_large_err, reason = "the frame comes back; a box would allocate")]
+    #[inline]
     pub(crate) fn complete<'f>(&mut self, frame: Frame<'f>) -> Result<Outcome, Short<'f>> {
         let line = self.turn.line();
         let core = self.turn.core();

@@ -53,6 +53,7 @@ impl<K: Kind> Section<'_, K> {
     ///
     /// In this order: root, slot, ranges under invalidation, *then* hits. A range leaves the
     /// active list only after it has set its hits.
+    #[inline]
     pub fn permit<'a>(
         &'a self,
         frame: &'a Frame<'_>,
@@ -76,6 +77,7 @@ impl<K: Kind> Section<'_, K> {
     }
 
     /// Whether `frame` is still what backs its page, and all of `leaf` may be used.
+    #[inline]
     pub(crate) fn holds(&self, frame: &Frame<'_>, leaf: GfnRange) -> Result<(), Refused> {
         let core = self.inside.core;
         let about = &frame.about;
@@ -94,6 +96,7 @@ impl<K: Kind> Section<'_, K> {
     }
 
     /// The permit for a page of a linear slot found in this section: its frame needs no watch.
+    #[inline]
     pub(crate) fn permit_linear(
         &self,
         root: &Root,
@@ -144,6 +147,7 @@ impl<K: Kind> Section<'_, K> {
         root.filter(|root| root.phase == Phase::Valid).ok_or(Refused::Root)
     }
 
+    #[inline]
     fn insert(&self, root: Root, ask: Ask, level: Level, leaf: Leaf) -> Insert<'_, K> {
         let (inside, gfn, access) = (self.inside, ask.gpa.gfn(), ask.access);
         let start = Pfn(leaf.pfn.0 & !(level.pages() - 1));
@@ -185,6 +189,7 @@ impl<'s, K: Kind> Insert<'s, K> {
     /// Walks to the place and puts the leaf there. Tables that are missing are linked, filled
     /// first; a huge leaf in the way that does not allow the access is split; where there is a
     /// table already, the leaf becomes a smaller one in it.
+    #[inline]
     pub fn map(mut self, mut pages: Full<'_>) -> Mapped {
         let core = self.inside.core;
         let mut entry = descend(self.inside, &self.root, self.gfn, self.level);
@@ -241,6 +246,7 @@ impl<'s, K: Kind> Insert<'s, K> {
         level.can_be_leaf()
     }
 
+    #[inline]
     fn value(&self) -> Option<Value> {
         match self.what {
             What::Mmio(value) => Some(value),

@@ -104,6 +104,7 @@ impl<'vm> Request<'vm> {
     }
 
     /// The frame has been found.
+    #[inline]
     pub fn provide(self, found: HostFrame) -> Frame<'vm> {
         Frame { watch: self.watch, about: self.about, found }
     }
@@ -132,6 +133,7 @@ impl<'p, H: Host> Turn<'p, H> {
 
 impl Frame<'_> {
     /// The largest leaf this frame can make here.
+    #[inline]
     pub fn level(&self) -> Level {
         let about = &self.about;
         let mut level = self.found.level.min(about.largest);
@@ -171,6 +173,7 @@ impl<K: Kind> Section<'_, K> {
     }
 
     /// The same for a slot that has been found in this section.
+    #[inline]
     pub(crate) fn admit_in<'vm>(
         &self,
         watch: Watch<'vm>,
