@@ -13,6 +13,8 @@ pub enum Defect {
     A5,
     /// A watch is resolved though its range is under invalidation.
     A6,
+    /// A watch is admitted for leaves of which other pages are under invalidation.
+    A10,
     /// A debt is opened in the ledger after what it is about was cleared.
     B3,
     /// A debt leaves the ledger before its flush.

@@ -208,7 +208,7 @@ impl<K: Kind> Section<'_, K> {
             pages.is_none_or(|pages| core.active.covers(&pages))
         };
         let mut largest = about.largest;
-        while largest > Level::K4 && is_taken(largest) {
+        while largest > Level::K4 && is_taken(largest) && !defect!(A10) {
             largest = largest.below().unwrap_or(Level::K4);
         }
         about.largest = largest;

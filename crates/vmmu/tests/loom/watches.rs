@@ -85,6 +85,24 @@ fn fault_against_one() {
     rig.end();
 }
 
+/// A fault on the page beside the one that is taken back, in a block the host has in one piece.
+fn fault_beside() {
+    let rig = Rig::new(1, 1);
+    let machine = rig.vm.host();
+    let mut guest = rig.guest();
+    let worker = rig.worker();
+    let faulting = spawn(move || {
+        let _ = guest.fault(read(Gfn(1)), Level::M2);
+        guest
+    });
+    let migrating = spawn(move || migrate(worker, machine));
+    let mut guest = faulting.join().expect("a fault");
+    migrating.join().expect("an invalidation");
+    check(&mut guest, machine, PAGE);
+    drop(guest);
+    rig.end();
+}
+
 /// A vCPU that is made while an invalidation is under way: its place was empty when that began.
 fn newcomer() {
     let rig = Rig::new(1, 1);
@@ -207,4 +225,16 @@ fn a_watch_admitted_without_a_fence_does() {
 #[test]
 fn a_watch_admitted_under_invalidation_does() {
     A4.fails("a6", Defect::A6, COMPLAINT);
+}
+
+const A11: Model = Model { name: "a11", preemptions: 3, run: fault_beside };
+
+#[test]
+fn a_block_is_not_believed_whole_while_a_page_of_it_is_taken_back() {
+    A11.holds(&["fixed", "retry"]);
+}
+
+#[test]
+fn a_watch_admitted_for_more_than_its_page_does() {
+    A11.fails("a10", Defect::A10, COMPLAINT);
 }
