@@ -157,6 +157,19 @@ fn mapped(format: &Format, v: u64) -> Owed {
     Owed { log: v & format.write != 0, leaves: Count::Mapped, external: true, ..Owed::NOTHING }
 }
 
+/// A leaf is there no longer, and no table of the same translation in its place.
+#[inline]
+fn unmapped(format: &Format, v: u64) -> Owed {
+    Owed {
+        flush: Flush::BeforePromise,
+        dirty: was_dirty(format, v),
+        accessed: was_accessed(format, v),
+        leaves: Count::Unmapped,
+        external: true,
+        ..Owed::NOTHING
+    }
+}
+
 /// What replacing `old` by `new` in an entry of `level` obliges to, or why it must not be done.
 ///
 /// Both values must be of `format`, which only [`Format::read`] checks in full. What a glance
@@ -168,6 +181,14 @@ pub fn owed(format: &Format, old: Value, new: Value, level: Level) -> Result<Owe
     if old.0 == format.empty && format.is_leaf(new, level) {
         return if legal_leaf(format, new.0, level) {
             Ok(mapped(format, new.0))
+        } else {
+            Err(Crime::Corrupt)
+        };
+    }
+    // Range operations: a leaf becomes nothing.
+    if new.0 == format.empty && format.is_leaf(old, level) {
+        return if legal_leaf(format, old.0, level) {
+            Ok(unmapped(format, old.0))
         } else {
             Err(Crime::Corrupt)
         };
@@ -195,17 +216,10 @@ fn all_others(format: &Format, old: Value, new: Value, level: Level) -> Result<O
         Class::Empty | Class::Mmio | Class::Held | Class::Dead => Owed::NOTHING,
     };
     match from {
-        Class::Leaf => {
-            owed.leaves = Count::Unmapped;
-            owed.external = true;
-            // A split owes nothing more: any mixture of the leaf and its children is the same
-            // translation, and the children carry D and A on.
-            if to != Class::Table {
-                owed.flush = Flush::BeforePromise;
-                owed.dirty = was_dirty(format, old.0);
-                owed.accessed = was_accessed(format, old.0);
-            }
-        }
+        // A split owes nothing more: any mixture of the leaf and its children is the same
+        // translation, and the children carry D and A on.
+        Class::Leaf if to == Class::Table => owed.leaves = Count::Unmapped,
+        Class::Leaf => owed = unmapped(format, old.0),
         Class::Table => {
             let recorded = by_software(new.0) || new.0 & format.dirty != 0;
             if owed.log && !recorded {
