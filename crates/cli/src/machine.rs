@@ -12,7 +12,7 @@ use hypervisor::wire::Range;
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::{
-    boot::options::{Accel, Pages},
+    boot::options::{Accel, Pages, Threads},
     size::{GIB, MIB, Size},
 };
 
@@ -38,6 +38,8 @@ pub struct Machine {
     pub memory: Size,
     /// What executes it.
     pub accel: Accel,
+    /// How its translator executes several processors.
+    pub threads: Threads,
     /// How time passes.
     pub clock: Clock,
     /// A debugger's port.
@@ -61,7 +63,11 @@ impl Machine {
         match (self.accel, self.clock) {
             (Accel::Kvm, _) => add(&["-accel", "kvm", "-cpu", "host"]),
             (Accel::Tcg, Clock::Host) => {
-                add(&["-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt"]);
+                let accel = match self.threads {
+                    Threads::Single => "tcg,thread=single",
+                    Threads::Multi => "tcg,thread=multi",
+                };
+                add(&["-accel", accel, "-cpu", "EPYC,+svm,+npt"]);
             }
             // Several threads cannot count instructions; a fixed date and seed make two runs equal.
             (Accel::Tcg, Clock::Instructions) => {
@@ -175,6 +181,7 @@ mod tests {
             cpus: 1,
             memory: Size(96 * MIB),
             accel: Accel::Tcg,
+            threads: Threads::Multi,
             clock,
             gdb: None,
         };

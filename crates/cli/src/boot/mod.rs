@@ -67,6 +67,7 @@ pub fn run(options: &Options) -> Result<Status> {
         cpus: plans.iter().map(|plan| plan.cpus).max().unwrap_or(1),
         memory,
         accel: options.accel,
+        threads: options.threads,
         clock,
         gdb: options.gdb,
         qemu,

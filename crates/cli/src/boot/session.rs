@@ -379,7 +379,7 @@ mod tests {
     use super::*;
     use crate::{
         boot::{
-            options::Accel,
+            options::{Accel, Threads},
             outcome::{self, Expected, Status},
             screen::Show,
         },
@@ -453,6 +453,7 @@ mod tests {
             cpus: 1,
             memory: Size(64 * MIB),
             accel: Accel::Tcg,
+            threads: Threads::Single,
             clock: Clock::Host,
             gdb: None,
         };
