@@ -68,13 +68,14 @@ fn fault_against_two() {
     rig.end();
 }
 
-fn fault_against_one() {
+/// One invalidation of page 0 against a fault on `gfn`, as a leaf of at most `level`.
+fn fault_on(gfn: Gfn, level: Level) {
     let rig = Rig::new(1, 1);
     let machine = rig.vm.host();
     let mut guest = rig.guest();
     let worker = rig.worker();
     let faulting = spawn(move || {
-        let _ = guest.fault(read(PAGE), Level::K4);
+        let _ = guest.fault(read(gfn), level);
         guest
     });
     let migrating = spawn(move || migrate(worker, machine));
@@ -85,22 +86,13 @@ fn fault_against_one() {
     rig.end();
 }
 
+fn fault_against_one() {
+    fault_on(PAGE, Level::K4);
+}
+
 /// A fault on the page beside the one that is taken back, in a block the host has in one piece.
 fn fault_beside() {
-    let rig = Rig::new(1, 1);
-    let machine = rig.vm.host();
-    let mut guest = rig.guest();
-    let worker = rig.worker();
-    let faulting = spawn(move || {
-        let _ = guest.fault(read(Gfn(1)), Level::M2);
-        guest
-    });
-    let migrating = spawn(move || migrate(worker, machine));
-    let mut guest = faulting.join().expect("a fault");
-    migrating.join().expect("an invalidation");
-    check(&mut guest, machine, PAGE);
-    drop(guest);
-    rig.end();
+    fault_on(Gfn(1), Level::M2);
 }
 
 /// A vCPU that is made while an invalidation is under way: its place was empty when that began.
