@@ -80,7 +80,7 @@ pub struct Options {
     #[arg(long, value_enum, default_value = "tcg", help_heading = "Run")]
     pub accel: Accel,
     /// How QEMU's translator executes several processors: in turns, or at the same time, where
-    /// QEMU 7.2 loses a guest's state once in many thousand exits
+    /// QEMU 7.2 loses a guest's state now and then
     #[arg(long, value_enum, default_value = "single", help_heading = "Run")]
     pub threads: Threads,
     /// Ends the run with exit status 3
