@@ -24,7 +24,7 @@ impl<H: Host> Worker<'_, H> {
         self.check(spec)?;
         let mut guard = self.participant.slots();
         guard.add(spec)?;
-        if !defect!(K5) {
+        if !defect!(SlotLiveAtOnce) {
             self.participant.exclude();
         }
         guard.come(spec);
@@ -132,7 +132,8 @@ impl<H: Host> Worker<'_, H> {
                 if !core.format.has_memory(memory) {
                     return Err(SlotError::Memory(memory));
                 }
-                let hit = core.reserved.iter().find(|(a, b)| a.0 < end && pfn.0 < b.0);
+                let seen = if defect!(MapsReservedFrames) { pfn.0 + 1 } else { end };
+                let hit = core.reserved.iter().find(|(a, b)| a.0 < seen && pfn.0 < b.0);
                 if let Some((a, b)) = hit {
                     return Err(SlotError::Reserved {
                         id: spec.id,

@@ -1,68 +1,148 @@
 //! Defects that models and tests put back, one at a time, to see that somebody notices.
 //!
-//! Without the feature `defects` every switch is the constant `false` and no code is left.
+//! Each is a mistake that was made in some memory-management unit, or one that the protocol's own
+//! models found to matter. It is chosen at run time in a build with the feature `defects`; without
+//! that feature every switch is the constant `false` and no code is left.
 
-/// A piece of the protocol that can be taken out. The names are those of the protocol's models
-/// (`D-a3` is the row "section entered without fence").
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u64)]
-pub enum Defect {
+macro_rules! defects {
+    ($(#[doc = $about:literal] $variant:ident $name:ident [$($id:literal),+];)+) => {
+        /// A piece of the library that can be put back as it must not be.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        #[repr(u64)]
+        pub enum Defect {
+            $(#[doc = $about] $variant,)+
+        }
+
+        impl Defect {
+            /// All of them.
+            pub const ALL: &'static [Defect] = &[$(Defect::$variant),+];
+
+            /// Its name, as a test that catches it is named.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Defect::$variant => stringify!($name),)+
+                }
+            }
+
+            /// What goes wrong, in a sentence.
+            pub const fn about(self) -> &'static str {
+                match self {
+                    $(Defect::$variant => $about.trim_ascii(),)+
+                }
+            }
+
+            /// What it is called in lists of such mistakes: `K` from Linux KVM's history, `B` from
+            /// other hypervisors, `S` a worked scenario that it breaks, `D-` a row of the
+            /// protocol's models that fails.
+            pub const fn ids(self) -> &'static [&'static str] {
+                match self {
+                    $(Defect::$variant => &[$($id),+],)+
+                }
+            }
+        }
+    };
+}
+
+defects! {
     /// A section opens without a fence.
-    A3 = 1,
+    SectionWithoutFence section_without_fence ["D-a3", "D-q2", "D-x6"];
     /// A watch is resolved before its first section.
-    A5,
+    WatchWithoutFence watch_without_fence ["D-a5", "D-x5"];
     /// A watch is resolved though its range is under invalidation.
-    A6,
+    AdmitsUnderInvalidation admits_under_invalidation ["D-a6", "D-x3"];
     /// A watch is admitted for leaves of which other pages are under invalidation.
-    A10,
-    /// A debt is opened in the ledger after what it is about was cleared.
-    B3,
-    /// A debt leaves the ledger before its flush.
-    B4,
-    /// A permit does not compare the slot's word with that of the admission.
-    E2,
-    /// A vCPU loads a root that it saw valid before it said that it enters.
-    G1,
-    /// A drain starts while vCPUs may still run on the root.
-    G3,
-    /// A vCPU's entry and a flush look at each other's words without a fence in between.
-    G6,
-    /// An entry is overwritten, whatever it holds by then.
-    H1,
-    /// A slot leaves the set while its leaves are mapped.
-    K1,
-    /// A new slot is live at once, and watches on frames of no known slot are not hit.
-    K5,
-    /// A drain starts without waiting for the sections open when the root became invalid.
-    R2,
-    /// A section looks at the top table of a root that is retiring.
-    R3,
-    /// A turn that becomes odd does not carry what the section before it did.
-    R4,
-    /// A promise ignores the ledgers of others.
-    W2,
-    /// A withdrawal walks without having excluded.
-    W3,
+    BelievesWholeBlock believes_whole_block ["D-a10"];
+    /// An invalidation hits the watches before it has published its range.
+    HitsBeforePublication hits_before_publication ["D-a2"];
     /// An invalidation hits no watch.
-    W4,
+    HitsNoWatch hits_no_watch ["D-w4", "D-a9", "D-x4"];
+    /// A debt is opened in the ledger after what it is about was cleared.
+    LedgerAfterClear ledger_after_clear ["D-b3"];
+    /// A debt leaves the ledger before its flush.
+    LedgerClosedBeforeFlush ledger_closed_before_flush ["D-b4"];
+    /// A promise ignores the ledgers of others.
+    IgnoresForeignDebts ignores_foreign_debts ["D-b1", "D-n1", "D-w2"];
+    /// A permit does not compare the slot's word with that of the admission.
+    IgnoresRevision ignores_revision ["D-e2"];
+    /// A request keeps the slot's word in 16 bits and widens it with its sign.
+    SignExtendsRevision sign_extends_revision ["K11"];
+    /// A vCPU loads a root that it saw valid before it said that it enters.
+    LoadsUnnamedRoot loads_unnamed_root ["D-g1"];
+    /// A drain starts while vCPUs may still run on the root.
+    DrainsUnderGuest drains_under_guest ["D-g3"];
+    /// A vCPU's entry and a flush look at each other's words without a fence in between.
+    FlushWithoutFences flush_without_fences ["D-g6"];
+    /// A flush reaches no vCPU.
+    FlushReachesNobody flush_reaches_nobody ["B1"];
+    /// A walk in steps that pauses forgets the flush it owes.
+    DropsFlushAtPause drops_flush_at_pause ["K3"];
+    /// A detached table is given back before the flush.
+    FreesTableBeforeFlush frees_table_before_flush ["B3", "K26"];
+    /// A detached table is neither made dead nor given back.
+    LosesDetachedTable loses_detached_table ["B8"];
+    /// A permission to write that the library takes is flushed only if hardware could write.
+    NoFlushForSoftlyProtected no_flush_for_softly_protected ["K18"];
+    /// An entry is overwritten, whatever it holds by then.
+    OverwritesBlindly overwrites_blindly ["D-h1", "D-h4"];
+    /// A dead entry of a detached table is overwritten by a fault.
+    OverwritesFrozen overwrites_frozen ["K4"];
+    /// A fault puts its frame over a leaf that allows the access already.
+    ReplacesPresentLeaf replaces_present_leaf ["B2"];
+    /// Who meets a frozen entry waits for it inside his section.
+    SpinsInSection spins_in_section ["D-m1"];
+    /// A walk leaves a huge leaf that reaches over the edge of its range.
+    LeavesOverlappingHugeLeaf leaves_overlapping_huge_leaf ["B7", "S2"];
+    /// A walk that is resumed goes on one table too far.
+    SkipsAfterRestart skips_after_restart ["K16"];
+    /// The end of a range of host pages wraps around.
+    EndWrapsAround end_wraps_around ["B10"];
+    /// Of a linear slot only the first frame is compared with the reserved ones.
+    MapsReservedFrames maps_reserved_frames ["B11"];
+    /// A slot leaves the set while its leaves are mapped.
+    SlotGoneBeforeLeaves slot_gone_before_leaves ["D-k1"];
+    /// An invalidation is published as the guest frames that are known to hold its pages.
+    PublishesInGuestFrames publishes_in_guest_frames ["D-k3"];
+    /// A new slot is live at once, and watches on frames of no known slot are not hit.
+    SlotLiveAtOnce slot_live_at_once ["D-k5"];
+    /// A permit does not look whether the root is still valid.
+    PopulatesInvalidRoot populates_invalid_root ["K5", "B13", "S3"];
+    /// An invalidation by the host passes over invalid roots.
+    SkipsInvalidRoots skips_invalid_roots ["K6", "S6"];
+    /// A drain takes the roots apart that were made since it began.
+    DrainsNewRoots drains_new_roots ["K23"];
+    /// A root that a vCPU leaves is invalidated, whoever may come back to it.
+    RootDiesWithItsUser root_dies_with_its_user ["K29", "S5"];
+    /// A root is found by any role.
+    RoleBlindReuse role_blind_reuse ["K14"];
+    /// A drain starts without waiting for the sections open when the root became invalid.
+    DrainWithoutExclusion drain_without_exclusion ["D-r2"];
+    /// A section looks at the top table of a root that is retiring.
+    LooksAtRetiringRoot looks_at_retiring_root ["D-r3"];
+    /// A turn that becomes odd does not carry what the section before it did.
+    TurnWithoutRelease turn_without_release ["D-r4"];
+    /// A withdrawal walks without having excluded.
+    WalkWithoutExclusion walk_without_exclusion ["D-w3", "D-e4"];
 }
 
 /// Whether a defect is switched in.
 #[cfg(feature = "defects")]
+#[inline]
 pub fn is_on(defect: Defect) -> bool {
-    ACTIVE.load(core::sync::atomic::Ordering::Relaxed) == defect as u64
+    ACTIVE.load(core::sync::atomic::Ordering::Relaxed) == defect as u64 + 1
 }
 
+/// The defect that is switched in, plus one. Not modelled: it is set while nothing else runs.
 #[cfg(feature = "defects")]
 static ACTIVE: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
 
-/// Switches one defect in, or none.
+/// Switches one defect in, or none, for the whole process.
 #[cfg(feature = "defects")]
 pub fn switch(defect: Option<Defect>) {
-    ACTIVE.store(defect.map_or(0, |d| d as u64), core::sync::atomic::Ordering::Relaxed);
+    let word = defect.map_or(0, |defect| defect as u64 + 1);
+    ACTIVE.store(word, core::sync::atomic::Ordering::Relaxed);
 }
 
-/// `defect!(A3)`: whether that defect is switched in.
+/// `defect!(SectionWithoutFence)`: whether that defect is switched in.
 macro_rules! defect {
     ($name:ident) => {{
         #[cfg(feature = "defects")]

@@ -249,7 +249,7 @@ impl Line {
     #[inline]
     pub(crate) fn enter(&self) {
         self.enter_unfenced();
-        if !defect!(A3) {
+        if !defect!(SectionWithoutFence) {
             fence(Ordering::SeqCst);
         }
     }
@@ -259,7 +259,7 @@ impl Line {
     #[inline]
     pub(crate) fn enter_unfenced(&self) {
         let turn = self.turn.load(Ordering::Relaxed);
-        let order = if defect!(R4) { Ordering::Relaxed } else { Ordering::Release };
+        let order = if defect!(TurnWithoutRelease) { Ordering::Relaxed } else { Ordering::Release };
         self.turn.store(turn.wrapping_add(1) | 1, order);
     }
 

@@ -102,7 +102,7 @@ impl<'p, H: Host> Turn<'p, H> {
     /// Opens the section that admits a watch written before: its fence stands between the two.
     #[inline]
     pub(crate) fn section_after_watch(&mut self) -> Section<'_> {
-        if defect!(A5) {
+        if defect!(WatchWithoutFence) {
             return Section::unfenced(self.core(), self.line(), Plain);
         }
         self.section()

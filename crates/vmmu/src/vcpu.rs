@@ -106,6 +106,11 @@ impl<'vm, H: Host> Vcpu<'vm, H> {
     /// Chooses the role the next entry uses. Roots of other roles stay as they are.
     pub fn set_role(&mut self, role: Role) {
         if role != self.role {
+            if defect!(RootDiesWithItsUser)
+                && let Some((name, _)) = self.root
+            {
+                self.home.roots.invalidate(name);
+            }
             self.role = role;
             self.root = None;
             self.stale = true;
@@ -150,7 +155,7 @@ impl<'vm, H: Host> Vcpu<'vm, H> {
                 words.flush_done(count);
             }
             // After the look at the flushes: who has seen that look has seen this one too.
-            if core.roots.is_valid(name) || defect!(G1) {
+            if core.roots.is_valid(name) || defect!(LoadsUnnamedRoot) {
                 return Ok(InGuest { vcpu: self, top, on });
             }
             words.leave();

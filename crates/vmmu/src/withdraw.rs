@@ -16,7 +16,7 @@
 use crate::active::{ActivePlace, HostRange};
 use crate::addr::{Gfn, GfnRange, Level};
 use crate::host::Host;
-use crate::root::{PLACES, Root, RootName};
+use crate::root::{PLACES, Phase, Root, RootName};
 use crate::section::{Owing, Turn};
 use crate::shared::Core;
 use crate::slot::{AddressSpace, SlotId, SlotSet};
@@ -45,6 +45,12 @@ pub(crate) trait Sealed: Target {
 
     /// Guest frames whose debts of others concern the promise.
     fn hull(&self) -> GfnRange;
+
+    /// Publishes what the slots that are known now say: a defect.
+    #[cfg(feature = "defects")]
+    fn in_guest_frames(&mut self, slots: &SlotSet) {
+        let _ = slots;
+    }
 }
 
 /// Published, not yet excluded.
@@ -109,16 +115,33 @@ impl<P> Promise<P> {
 impl<H: Host> Turn<'_, H> {
     /// Publishes a withdrawal.
     pub fn publish<P: Publication>(&mut self, mut what: P) -> Published<'_, H, P> {
+        #[cfg(feature = "defects")]
+        self.spoil(&mut what);
         what.publish(self.core());
-        {
-            // The fence that opens the section stands between the publication and the look at
-            // the watches: a watch that is not seen here is admitted after it and sees the range.
-            let section = self.section();
-            if !defect!(W4) {
-                what.hit(section.inside.core, section.slots());
-            }
+        if !defect!(HitsBeforePublication) {
+            self.hit(&mut what);
         }
         Published { turn: self.lend(), what }
+    }
+
+    /// The fence that opens the section stands between the publication and the look at the
+    /// watches: a watch that is not seen here is admitted after it and sees the range.
+    fn hit<P: Publication>(&mut self, what: &mut P) {
+        let section = self.section();
+        if !defect!(HitsNoWatch) {
+            what.hit(section.inside.core, section.slots());
+        }
+    }
+
+    /// What defects do before the publication.
+    #[cfg(feature = "defects")]
+    fn spoil<P: Publication>(&mut self, what: &mut P) {
+        if defect!(HitsBeforePublication) {
+            self.hit(what);
+        }
+        if defect!(PublishesInGuestFrames) {
+            what.in_guest_frames(self.section().slots());
+        }
     }
 
     /// Goes on with a paused walk, or gives it back if it is another VM's.
@@ -129,7 +152,11 @@ impl<H: Host> Turn<'_, H> {
         if rest.vm != self.core().id {
             return Err(rest);
         }
-        Ok(Withdrawn { turn: self.lend(), what: rest.what, cursor: rest.cursor })
+        let mut cursor = rest.cursor;
+        if defect!(SkipsAfterRestart) {
+            cursor.skip();
+        }
+        Ok(Withdrawn { turn: self.lend(), what: rest.what, cursor })
     }
 
     /// Goes on with what is left of a walk, if it is this VM's, for at most `budget` pages. At its
@@ -155,8 +182,8 @@ impl<'p, H: Host, P: Publication> Published<'p, H, P> {
     /// Waits for the sections that are open now.
     pub fn exclude(mut self) -> Withdrawn<'p, H, P> {
         let left_out = match self.what.order() {
-            Order::Leaves => defect!(W3),
-            Order::Uproot => defect!(R2),
+            Order::Leaves => defect!(WalkWithoutExclusion),
+            Order::Uproot => defect!(DrainWithoutExclusion),
         };
         if !left_out {
             self.turn.exclude();
@@ -209,6 +236,9 @@ impl<'p, H: Host, P: Publication> Withdrawn<'p, H, P> {
                 }
             }
         };
+        if progress == Progress::More && defect!(DropsFlushAtPause) {
+            debt.forget_flush();
+        }
         debt.settle();
         progress
     }
@@ -234,7 +264,10 @@ impl<H: Host, P: Publication> Walked<'_, H, P> {
     /// Makes sure that no debt of others stands between the walk and the promise.
     pub fn finish(mut self) -> Promise<P> {
         let core = self.turn.core();
-        if !P::WAIVED && !defect!(W2) && core.lines.owes(self.turn.place, self.what.hull()) {
+        if !P::WAIVED
+            && !defect!(IgnoresForeignDebts)
+            && core.lines.owes(self.turn.place, self.what.hull())
+        {
             self.turn.exclude();
             let line = self.turn.line();
             line.counters.foreign_debts.add(1);
@@ -250,12 +283,21 @@ pub struct HostPages {
     range: HostRange,
     place: Option<ActivePlace>,
     hull: GfnRange,
+    /// What `PublishesInGuestFrames` publishes instead.
+    #[cfg(feature = "defects")]
+    known: HostRange,
 }
 
 impl HostPages {
     /// The pages.
     pub fn new(range: HostRange) -> Self {
-        HostPages { range, place: None, hull: GfnRange::ALL }
+        HostPages {
+            range,
+            place: None,
+            hull: GfnRange::ALL,
+            #[cfg(feature = "defects")]
+            known: range,
+        }
     }
 
     /// Where it is published.
@@ -268,7 +310,18 @@ impl Publication for HostPages {}
 
 impl Sealed for HostPages {
     fn publish(&mut self, core: &Core) {
-        self.place = Some(core.active.publish(&self.range));
+        #[cfg(feature = "defects")]
+        let range = &self.known;
+        #[cfg(not(feature = "defects"))]
+        let range = &self.range;
+        self.place = Some(core.active.publish(range));
+    }
+
+    #[cfg(feature = "defects")]
+    fn in_guest_frames(&mut self, slots: &SlotSet) {
+        if slots.backed_by(&self.range, 0).is_none() {
+            self.known.pages = 0;
+        }
     }
 
     fn hit(&mut self, core: &Core, slots: &SlotSet) {
@@ -287,7 +340,7 @@ impl Sealed for HostPages {
                 }
                 at = region.range.end();
             }
-            !known && !defect!(K5)
+            !known && !defect!(SlotLiveAtOnce)
         });
         let mut hull: Option<GfnRange> = None;
         let mut n = 0;
@@ -326,6 +379,10 @@ impl Target for HostPages {
     fn piece(&self, slots: &SlotSet, n: usize) -> Option<(usize, AddressSpace, GfnRange)> {
         let (n, region) = slots.backed_by(&self.range, n)?;
         Some((n, region.space, region.guest_range(&self.range)?))
+    }
+
+    fn wants(&self, root: &Root) -> bool {
+        root.phase == Phase::Valid || !defect!(SkipsInvalidRoots)
     }
 }
 
@@ -431,7 +488,7 @@ impl Target for RootInvalid {
     }
 
     fn wants(&self, root: &Root) -> bool {
-        self.names.contains(&Some(root.name))
+        self.names.contains(&Some(root.name)) || defect!(DrainsNewRoots)
     }
 }
 
@@ -475,7 +532,7 @@ impl<'p, H: Host> Withdrawn<'p, H, RootInvalid> {
     /// Waits until every vCPU has been outside the guest once. At its next entry it loads another
     /// root, and flushes with that; so nothing below these can be cached any more.
     pub fn unload(self) -> Withdrawn<'p, H, Unloaded> {
-        if !defect!(G3) {
+        if !defect!(DrainsUnderGuest) {
             self.turn.vm.outside_once();
         }
         Withdrawn { turn: self.turn, what: Unloaded(self.what), cursor: self.cursor }

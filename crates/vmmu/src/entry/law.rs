@@ -203,7 +203,7 @@ fn all_others(format: &Format, old: Value, new: Value, level: Level) -> Result<O
     };
     match (from, to) {
         (Class::Dead, Class::Dead) => return Ok(Owed::NOTHING),
-        (Class::Dead, _) => return Err(Crime::Dead),
+        (Class::Dead, _) if !defect!(OverwritesFrozen) => return Err(Crime::Dead),
         (Class::Held, Class::Held) => return Err(Crime::Frozen),
         (Class::Leaf | Class::Table, Class::Mmio) => return Err(Crime::Mmio),
         (Class::Table, Class::Table) => return Err(Crime::Relink),
@@ -272,7 +272,10 @@ fn leaf_to_leaf(format: &Format, old: u64, new: u64) -> Result<Owed, Crime> {
     owed.dirty = if by_software(old) { taken(format.write) } else { taken(format.dirty) };
     let (before, after) = (format.rights(old), format.rights(new));
     owed.external = before != after;
-    if !after.contains(before) {
+    let unseen = defect!(NoFlushForSoftlyProtected)
+        && old & format.write == 0
+        && before.difference(after) == super::Access::WRITE;
+    if !after.contains(before) && !unseen {
         owed.flush = Flush::BeforePromise;
     } else if taken(format.write) || taken(format.dirty) {
         owed.flush = Flush::BeforeLog;

@@ -231,7 +231,7 @@ impl Cell {
     /// Replaces `seen` by `new`, or says what is there instead.
     #[inline]
     pub(crate) fn change(&self, seen: Value, new: Value) -> Result<(), Value> {
-        if defect!(H1) {
+        if defect!(OverwritesBlindly) {
             self.0.store(new.0, Ordering::Release);
             return Ok(());
         }

@@ -67,7 +67,7 @@ impl SlotGuard<'_> {
     pub fn dying(&mut self, id: SlotId) -> Result<SlotDying, SlotError> {
         let SlotInfo { spec, .. } = self.edit().info(id)?;
         self.edit().die(&spec);
-        if defect!(K1) {
+        if defect!(SlotGoneBeforeLeaves) {
             self.edit().remove(id);
         }
         Ok(SlotDying { vm: self.core.id, id, space: spec.space, range: spec.range })

@@ -200,7 +200,12 @@ impl Region {
             return None;
         }
         let from = host.first.max(mine.first) - first;
-        let to = host.end().min(mine.end()) - first;
+        let end = if defect!(EndWrapsAround) {
+            host.first.wrapping_add(host.pages).max(first)
+        } else {
+            host.end()
+        };
+        let to = end.min(mine.end()) - first;
         let base = self.range.start().0;
         GfnRange::new(Gfn(base + from), Gfn(base + to))
     }

@@ -176,7 +176,7 @@ impl<'s> Entry<'s, Owing<'s>> {
             return Ok(());
         };
         let pfn = inside.core.format.pfn(self.seen);
-        if self.apply(inside.core.format.empty())?.is_some() {
+        if self.apply(inside.core.format.empty())?.is_some() && !defect!(LosesDetachedTable) {
             bury(inside, pfn, table, below);
         }
         Ok(())

@@ -71,6 +71,11 @@ impl<'s, K: Kind> Page<'s, K> {
                 if entry.seen == empty {
                     break;
                 }
+                if entry.is_frozen() && defect!(SpinsInSection) {
+                    crate::sync::spin_loop();
+                    entry.seen = entry.cell.get();
+                    continue;
+                }
                 if entry.is_frozen() || (self.passes == Passes::Leaves && entry.is_table()) {
                     self.at.set(self.from + n);
                     return Then::Again;

@@ -52,6 +52,15 @@ pub(crate) struct Cursor {
     gfn: Gfn,
 }
 
+impl Cursor {
+    /// One table of leaves too far: a defect.
+    pub(crate) fn skip(&mut self) {
+        if self.name.is_some() {
+            self.gfn = self.gfn.leaf(Level::M2).end();
+        }
+    }
+}
+
 /// What one section's worth of walking came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Step {
@@ -117,6 +126,15 @@ impl<'s, K: Kind> Section<'s, K> {
                 cursor.name = None;
                 continue;
             };
+            if defect!(LeavesOverlappingHugeLeaf)
+                && let Some(first) = page.entries().next()
+                && first.level > Level::K4
+                && first.is_leaf()
+                && !range.covers(first.range())
+            {
+                cursor.gfn = first.range().end();
+                return Step::Visited;
+            }
             return go_on(cursor, page, visit);
         }
     }

@@ -84,7 +84,7 @@ impl<K: Kind> Section<'_, K> {
         if !core::ptr::eq(core, frame.watch.core) {
             return Err(Refused::Foreign);
         }
-        if core.slots.word(about.region.id) != about.word && !defect!(E2) {
+        if core.slots.word(about.region.id) != about.word && !defect!(IgnoresRevision) {
             return Err(Refused::Stale);
         }
         let pages = about.region.host_range(leaf).ok_or(Refused::NoSlot)?;
@@ -106,7 +106,7 @@ impl<K: Kind> Section<'_, K> {
     ) -> Result<Insert<'_, K>, Refused> {
         let core = self.inside.core;
         let Source::Linear { pfn, memory } = region.source else { return Err(Refused::Slot) };
-        if root.phase != Phase::Valid {
+        if !may_be_populated(root) {
             return Err(Refused::Root);
         }
         if !word.is_live() {
@@ -144,7 +144,7 @@ impl<K: Kind> Section<'_, K> {
     #[inline]
     fn valid_root(&self, name: RootName) -> Result<Root, Refused> {
         let root = self.inside.core.roots.get(name);
-        root.filter(|root| root.phase == Phase::Valid).ok_or(Refused::Root)
+        root.filter(may_be_populated).ok_or(Refused::Root)
     }
 
     #[inline]
@@ -154,6 +154,11 @@ impl<K: Kind> Section<'_, K> {
         let leaf = Leaf { pfn: start, ..leaf };
         Insert { inside, root, gfn, level, what: What::Leaf(leaf), access }
     }
+}
+
+#[inline]
+fn may_be_populated(root: &Root) -> bool {
+    root.phase == Phase::Valid || defect!(PopulatesInvalidRoot)
 }
 
 /// A new leaf. A is set if it is about to be used, D if it is about to be written: hardware would
@@ -201,13 +206,25 @@ impl<'s, K: Kind> Insert<'s, K> {
                 entry = Entry::of(self.inside, table, level, self.gfn);
                 continue;
             }
-            if entry.is_frozen() || core.broken().is_some() {
-                return Mapped::Busy;
-            }
             let (inside, cell, level, gfn) = (entry.inside, entry.cell, entry.level, entry.gfn);
             let again = || Entry { inside, cell, seen: cell.get(), level, gfn };
+            if entry.is_frozen() && defect!(SpinsInSection) {
+                crate::sync::spin_loop();
+                entry = again();
+                continue;
+            }
+            let in_the_way = entry.is_frozen() && !defect!(OverwritesFrozen);
+            if in_the_way || core.broken().is_some() {
+                return Mapped::Busy;
+            }
             if entry.is_leaf() {
                 if entry.allows(self.access) {
+                    if defect!(ReplacesPresentLeaf)
+                        && let Some(value) = self.value()
+                    {
+                        let _ = entry.cell.exchange(value);
+                        return Mapped::Done(self.level);
+                    }
                     return Mapped::Spurious;
                 }
                 if entry.level > self.level {

@@ -193,7 +193,7 @@ impl<K: Kind> Section<'_, K> {
         if !watched.contains(about.gfn()) {
             return Err(Refused::Foreign);
         }
-        if !defect!(A6) && core.active.covers(&page) {
+        if !defect!(AdmitsUnderInvalidation) && core.active.covers(&page) {
             return Err(Refused::Invalidation);
         }
         let mut largest = about.word.largest().min(core.largest);
@@ -208,10 +208,13 @@ impl<K: Kind> Section<'_, K> {
             pages.is_none_or(|pages| core.active.covers(&pages))
         };
         let mut largest = about.largest;
-        while largest > Level::K4 && is_taken(largest) && !defect!(A10) {
+        while largest > Level::K4 && is_taken(largest) && !defect!(BelievesWholeBlock) {
             largest = largest.below().unwrap_or(Level::K4);
         }
         about.largest = largest;
+        if defect!(SignExtendsRevision) {
+            about.word = Word(i64::from(about.word.0 as i16) as u64);
+        }
         Ok(Request { watch, about })
     }
 }

@@ -59,7 +59,7 @@ pub struct Debt<'p, H: Host> {
     turn: Turn<'p, H>,
     owed: Owed,
     due: Due,
-    /// What B3 opens too late.
+    /// What `LedgerAfterClear` opens too late.
     #[cfg(feature = "defects")]
     late: GfnRange,
 }
@@ -71,7 +71,7 @@ impl<'p, H: Host> Turn<'p, H> {
     }
 
     pub(crate) fn into_debt(self, range: GfnRange, due: Due) -> Debt<'p, H> {
-        if !defect!(B3) {
+        if !defect!(LedgerAfterClear) {
             self.line().ledger.open(range);
         }
         Debt {
@@ -97,33 +97,49 @@ impl<H: Host> Debt<'_, H> {
         let vm = this.turn.vm;
         let line = this.turn.line();
         #[cfg(feature = "defects")]
-        if defect!(B3) {
+        if defect!(LedgerAfterClear) {
             line.ledger.open(this.late);
         }
-        if defect!(B4) {
+        if defect!(LedgerClosedBeforeFlush) {
             line.ledger.close();
+        }
+        if defect!(FreesTableBeforeFlush) {
+            this.free_detached();
         }
         if this.owed.flush.get() != Flush::None && this.due == Due::Yes {
             vm.flush(line);
         }
-        if this.owed.retired.get().is_some() {
-            this.turn.exclude();
-            let mut next = this.owed.retired.take();
-            while let Some(pfn) = next {
-                // SAFETY: the table was detached by this debt, the exclusion has ended every
-                // section that could reach it, and it has not been released yet.
-                let table = unsafe { Table::at(vm.core.window, pfn) };
-                let link = table.cell(0).map(|cell| cell.get());
-                let state = link.map(|v| vm.core.format.read(v, crate::addr::Level::K4));
-                next = match state {
-                    Some(State::Dead { next }) => next,
-                    _ => None,
-                };
-                line.counters.tables_unlinked.add(1);
-                vm.host.release(pfn);
-            }
-        }
+        this.free_detached();
         line.ledger.close();
+    }
+
+    /// Waits for the sections that may still be in a table that was detached, and gives these
+    /// tables back.
+    fn free_detached(&mut self) {
+        if self.owed.retired.get().is_none() {
+            return;
+        }
+        self.turn.exclude();
+        let vm = self.turn.vm;
+        let mut next = self.owed.retired.take();
+        while let Some(pfn) = next {
+            // SAFETY: the table was detached by this debt, the exclusion has ended every section
+            // that could reach it, and it has not been released yet.
+            let table = unsafe { Table::at(vm.core.window, pfn) };
+            let link = table.cell(0).map(|cell| cell.get());
+            let state = link.map(|v| vm.core.format.read(v, crate::addr::Level::K4));
+            next = match state {
+                Some(State::Dead { next }) => next,
+                _ => None,
+            };
+            self.turn.line().counters.tables_unlinked.add(1);
+            vm.host.release(pfn);
+        }
+    }
+
+    /// What was cleared will not be flushed: a defect.
+    pub(crate) fn forget_flush(&mut self) {
+        self.owed.flush.set(Flush::None);
     }
 }
 

@@ -56,7 +56,7 @@ impl VcpuWords {
     pub(crate) fn enter(&self) {
         let mode = self.mode.load(Ordering::Relaxed);
         self.mode.store(mode.wrapping_add(1) | 1, Ordering::Release);
-        if !defect!(G6) {
+        if !defect!(FlushWithoutFences) {
             fence(Ordering::SeqCst);
         }
     }
@@ -85,6 +85,9 @@ impl<H: Host> Vm<H> {
     /// Makes every vCPU drop its translations before it runs guest code again. Not inside a
     /// section. When it returns, no vCPU uses a translation that was removed before the call.
     pub(crate) fn flush(&self, line: &Line) {
+        if defect!(FlushReachesNobody) {
+            return;
+        }
         for words in &self.core.vcpus {
             words.wanted.fetch_add(1, Ordering::AcqRel);
         }
@@ -108,7 +111,7 @@ impl<H: Host> Vm<H> {
     /// Waits until every vCPU that was in the guest has left it, or drops its translations on the
     /// way in. Returns how many were kicked, and how many needed no kick.
     fn wait_for_vcpus(&self) -> (u32, u32) {
-        if !defect!(G6) {
+        if !defect!(FlushWithoutFences) {
             fence(Ordering::SeqCst);
         }
         let (mut sent, mut elided) = (0, 0);

@@ -80,17 +80,17 @@ fn who_finds_an_entry_clear_flushes_for_its_debtor() {
 
 #[test]
 fn without_a_ledger_nobody_would() {
-    B2.fails("b1", Defect::W2, REACHED);
+    B2.fails("b1", Defect::IgnoresForeignDebts, REACHED);
 }
 
 #[test]
 fn a_ledger_opened_after_the_clear_is_too_late() {
-    B2.fails("b3", Defect::B3, REACHED);
+    B2.fails("b3", Defect::LedgerAfterClear, REACHED);
 }
 
 #[test]
 fn a_ledger_closed_before_the_flush_is_too_early() {
-    B2.fails("b4", Defect::B4, REACHED);
+    B2.fails("b4", Defect::LedgerClosedBeforeFlush, REACHED);
 }
 
 #[test]
@@ -100,5 +100,5 @@ fn a_detached_table_is_not_walked_from_a_cached_upper_level() {
 
 #[test]
 fn without_a_ledger_it_is() {
-    N2.fails("n1", Defect::W2, REACHED);
+    N2.fails("n1", Defect::IgnoresForeignDebts, REACHED);
 }

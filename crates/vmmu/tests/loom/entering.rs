@@ -74,12 +74,12 @@ fn no_vcpu_runs_on_a_released_root() {
 
 #[test]
 fn a_root_that_is_not_looked_at_again_may_be_released() {
-    G2.fails("g1", Defect::G1, "Causality violation: Concurrent");
+    G2.fails("g1", Defect::LoadsUnnamedRoot, "Causality violation: Concurrent");
 }
 
 #[test]
 fn a_drain_that_waits_for_no_vcpu_releases_its_root() {
-    G2.fails("g3", Defect::G3, "Causality violation: Concurrent");
+    G2.fails("g3", Defect::DrainsUnderGuest, "Causality violation: Concurrent");
 }
 
 #[test]
@@ -89,5 +89,5 @@ fn a_vcpu_outside_needs_no_interrupt() {
 
 #[test]
 fn without_fences_it_would() {
-    G5.fails("g6", Defect::G6, REACHED);
+    G5.fails("g6", Defect::FlushWithoutFences, REACHED);
 }

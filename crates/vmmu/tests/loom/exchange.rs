@@ -57,7 +57,7 @@ fn of_two_who_link_a_table_one_keeps_his() {
 
 #[test]
 fn two_that_link_blindly_lose_one() {
-    H3.fails("h4", Defect::H1, "not one leaf in three tables");
+    H3.fails("h4", Defect::OverwritesBlindly, "not one leaf in three tables");
 }
 
 const H2: Model = Model { name: "h2", preemptions: 3, run: split_against_zap };
@@ -69,5 +69,5 @@ fn an_exchange_takes_only_what_was_seen() {
 
 #[test]
 fn a_write_that_does_not_compare_destroys_a_table() {
-    H2.fails("h1", Defect::H1, "a released table was written");
+    H2.fails("h1", Defect::OverwritesBlindly, "a released table was written");
 }

@@ -41,15 +41,19 @@ fn an_invalid_root_is_not_populated_behind_its_drain() {
 
 #[test]
 fn a_drain_that_does_not_wait_for_sections_is() {
-    R1.fails("r2", Defect::R2, "a table page has been lost");
+    R1.fails("r2", Defect::DrainWithoutExclusion, "a table page has been lost");
 }
 
 #[test]
 fn a_section_that_looks_at_a_retiring_root_meets_a_released_table() {
-    R1.fails("r3", Defect::R3, "Causality violation: Concurrent load and mut accesses");
+    R1.fails(
+        "r3",
+        Defect::LooksAtRetiringRoot,
+        "Causality violation: Concurrent load and mut accesses",
+    );
 }
 
 #[test]
 fn a_table_is_released_while_a_section_that_is_over_counts_as_open() {
-    R1.fails("r4", Defect::R4, "Causality violation: Concurrent");
+    R1.fails("r4", Defect::TurnWithoutRelease, "Causality violation: Concurrent");
 }

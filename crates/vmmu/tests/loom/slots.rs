@@ -130,12 +130,12 @@ fn a_fault_that_was_admitted_before_maps_nothing_of_a_deleted_slot() {
 
 #[test]
 fn a_permit_that_does_not_compare_the_revision_does() {
-    E3.fails("e2", Defect::E2, SURVIVOR);
+    E3.fails("e2", Defect::IgnoresRevision, SURVIVOR);
 }
 
 #[test]
 fn a_walk_without_exclusion_leaves_a_larger_one() {
-    E1.fails("e4", Defect::W3, TOO_LARGE);
+    E1.fails("e4", Defect::WalkWithoutExclusion, TOO_LARGE);
 }
 
 const K2: Model = Model { name: "k2", preemptions: 3, run: deletion };
@@ -148,7 +148,7 @@ fn a_dying_slot_is_found_by_invalidations() {
 
 #[test]
 fn a_slot_that_is_gone_before_its_leaves_is_not() {
-    K2.fails("k1", Defect::K1, REACHED);
+    K2.fails("k1", Defect::SlotGoneBeforeLeaves, REACHED);
 }
 
 #[test]
@@ -158,5 +158,5 @@ fn a_slot_is_live_when_every_invalidation_knows_it() {
 
 #[test]
 fn a_slot_that_is_live_at_once_is_unknown_to_one_under_way() {
-    K6.fails("k5", Defect::K5, COMPLAINT);
+    K6.fails("k5", Defect::SlotLiveAtOnce, COMPLAINT);
 }

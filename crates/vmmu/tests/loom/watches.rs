@@ -148,22 +148,22 @@ fn anybody_may_complete_a_fault() {
 
 #[test]
 fn elsewhere_an_admission_under_invalidation_is_no_better() {
-    X1.fails("x3", Defect::A6, COMPLAINT);
+    X1.fails("x3", Defect::AdmitsUnderInvalidation, COMPLAINT);
 }
 
 #[test]
 fn elsewhere_a_watch_that_is_not_hit_is_no_better() {
-    X1.fails("x4", Defect::W4, COMPLAINT);
+    X1.fails("x4", Defect::HitsNoWatch, COMPLAINT);
 }
 
 #[test]
 fn elsewhere_an_admission_without_a_fence_is_no_better() {
-    X1.fails("x5", Defect::A5, COMPLAINT);
+    X1.fails("x5", Defect::WatchWithoutFence, COMPLAINT);
 }
 
 #[test]
 fn elsewhere_a_section_without_fence_is_no_better() {
-    X1.fails("x6", Defect::A3, COMPLAINT);
+    X1.fails("x6", Defect::SectionWithoutFence, COMPLAINT);
 }
 
 const Q1: Model = Model { name: "q1", preemptions: 3, run: newcomer };
@@ -175,7 +175,7 @@ fn a_newcomer_is_no_exception() {
 
 #[test]
 fn a_newcomer_without_fence_slips_through() {
-    Q1.fails("q2", Defect::A3, COMPLAINT);
+    Q1.fails("q2", Defect::SectionWithoutFence, COMPLAINT);
 }
 
 const A4: Model = Model { name: "a4", preemptions: 4, run: fault_against_one };
@@ -189,7 +189,7 @@ fn a_spare_watch_is_as_good_as_ones_own() {
 
 #[test]
 fn a_spare_watch_that_is_not_hit_is_no_better() {
-    A8.fails("a9", Defect::W4, COMPLAINT);
+    A8.fails("a9", Defect::HitsNoWatch, COMPLAINT);
 }
 
 const A7: Model = Model { name: "a7", preemptions: 1, run: fault_against_two };
@@ -206,17 +206,17 @@ fn two_invalidations_at_once_are_no_worse() {
 
 #[test]
 fn a_section_without_fence_does() {
-    A4.fails("a3", Defect::A3, COMPLAINT);
+    A4.fails("a3", Defect::SectionWithoutFence, COMPLAINT);
 }
 
 #[test]
 fn a_watch_admitted_without_a_fence_does() {
-    A4.fails("a5", Defect::A5, COMPLAINT);
+    A4.fails("a5", Defect::WatchWithoutFence, COMPLAINT);
 }
 
 #[test]
 fn a_watch_admitted_under_invalidation_does() {
-    A4.fails("a6", Defect::A6, COMPLAINT);
+    A4.fails("a6", Defect::AdmitsUnderInvalidation, COMPLAINT);
 }
 
 const A11: Model = Model { name: "a11", preemptions: 3, run: fault_beside };
@@ -228,5 +228,5 @@ fn a_block_is_not_believed_whole_while_a_page_of_it_is_taken_back() {
 
 #[test]
 fn a_watch_admitted_for_more_than_its_page_does() {
-    A11.fails("a10", Defect::A10, COMPLAINT);
+    A11.fails("a10", Defect::BelievesWholeBlock, COMPLAINT);
 }

@@ -54,15 +54,15 @@ fn no_guest_reaches_a_page_the_host_has_taken_back() {
 
 #[test]
 fn a_promise_that_ignores_the_ledgers_of_others_lets_it() {
-    W1.fails("w2", Defect::W2, REACHED);
+    W1.fails("w2", Defect::IgnoresForeignDebts, REACHED);
 }
 
 #[test]
 fn a_walk_without_exclusion_lets_it() {
-    W1.fails("w3", Defect::W3, REACHED);
+    W1.fails("w3", Defect::WalkWithoutExclusion, REACHED);
 }
 
 #[test]
 fn an_invalidation_that_hits_no_watch_lets_it() {
-    W1.fails("w4", Defect::W4, REACHED);
+    W1.fails("w4", Defect::HitsNoWatch, REACHED);
 }
