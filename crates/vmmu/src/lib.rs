@@ -94,9 +94,9 @@
 //!
 //! ## Features
 //!
-//! `protocol` and `defects` are for this crate's own models and tests.
+//! `protocol`, `defects` and `record` are for this crate's own models and tests.
 
-#![cfg_attr(not(any(test, loom, shuttle)), no_std)]
+#![cfg_attr(not(any(test, loom, shuttle, feature = "record")), no_std)]
 // No panic that a guest, a hook of the host or a failed allocation could reach.
 #![cfg_attr(
     not(test),
@@ -132,6 +132,9 @@ mod line;
 mod memory;
 #[cfg(all(any(doc, doctest), feature = "protocol"))]
 pub mod misuse;
+#[cfg(feature = "record")]
+#[doc(hidden)]
+pub mod record;
 mod root;
 mod shared;
 pub mod slot;

@@ -6,7 +6,10 @@
 //!
 //! * the **turn** is odd while a section of the participant is open;
 //! * the **watch** names the frames a fault is resolving; invalidations set its **hit**;
-//! * counters of what faults did.
+//! * counters of what faults did that write an entry or repeat at once.
+//!
+//! Faults that end otherwise (a read-only slot, a hole, no pages) write one line more of the
+//! participant's own, but no entry. `tests/lines.rs` counts this.
 //!
 //! Its second line is written by range operations only: the **ledger** with the range of the one
 //! open debt, and the hull of debts that were leaked.
@@ -199,21 +202,65 @@ pub(crate) struct Line {
     pub(crate) watch: WatchWords,
     /// Leaves mapped, by level.
     pub(crate) mapped: [Counter; 3],
-    pub(crate) spurious: Counter,
-    pub(crate) retries: Counter,
+    /// Low halves: spurious faults, retries.
+    pub(crate) again: Pair,
+    /// Low halves: faults emulated, and those of them that an MMIO entry answered.
+    pub(crate) emulated: Pair,
     pub(crate) ledger: Ledger,
     pub(crate) counters: Counters,
     taken: AtomicU64,
 }
 
-/// Counters that the plain fault does not touch.
+#[cfg(not(any(loom, shuttle)))]
+const _: () = assert!(core::mem::offset_of!(Line, ledger) == 64, "one line for a fault");
+
+/// Two counts in one word, because the first line has no room for two: the low 32 bits of each.
+/// Their carries are [`Counters`].
+#[derive(Debug, Default)]
+#[repr(transparent)]
+pub(crate) struct Pair(Counter);
+
+/// Which of a [`Pair`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Half {
+    First,
+    Second,
+}
+
+impl Pair {
+    /// Adds one; `carries` are those of this pair.
+    #[inline]
+    pub(crate) fn count(&self, half: Half, carries: &[Counter; 2]) {
+        let shift = 32 * half as u32;
+        let low = (self.0.get() >> shift) as u32;
+        if low == u32::MAX {
+            // What lies above the half is not to see the carry.
+            if let Some(carry) = carries.get(half as usize) {
+                carry.add(1);
+            }
+            self.0.add(0u64.wrapping_sub(u64::from(low) << shift));
+        } else {
+            self.0.add(1 << shift);
+        }
+    }
+
+    /// The count as last seen.
+    pub(crate) fn get(&self, half: Half, carries: &[Counter; 2]) -> u64 {
+        let carry = carries.get(half as usize).map_or(0, Counter::get);
+        carry << 32 | self.0.get() >> (32 * half as u32) & u64::from(u32::MAX)
+    }
+}
+
+/// Counters that faults do not touch where they write an entry.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub(crate) struct Counters {
     /// Leaves unmapped, by level.
     pub(crate) unmapped: [Counter; 3],
-    pub(crate) emulated: Counter,
-    pub(crate) emulated_fast: Counter,
+    /// Carries of [`Line::again`].
+    pub(crate) again: [Counter; 2],
+    /// Carries of [`Line::emulated`].
+    pub(crate) emulated: [Counter; 2],
     pub(crate) write_protected: Counter,
     pub(crate) pending: Counter,
     pub(crate) faulted: Counter,
@@ -232,13 +279,47 @@ pub(crate) struct Counters {
 }
 
 impl Line {
+    /// A fault found what it wanted.
+    #[inline]
+    pub(crate) fn count_spurious(&self) {
+        self.again.count(Half::First, &self.counters.again);
+    }
+
+    /// A fault has to be tried again.
+    #[inline]
+    pub(crate) fn count_retry(&self) {
+        self.again.count(Half::Second, &self.counters.again);
+    }
+
+    /// A fault was where no slot is.
+    #[inline]
+    pub(crate) fn count_emulated(&self) {
+        self.emulated.count(Half::First, &self.counters.emulated);
+    }
+
+    /// An MMIO entry said so.
+    #[inline]
+    pub(crate) fn count_emulated_fast(&self) {
+        self.emulated.count(Half::Second, &self.counters.emulated);
+    }
+
+    /// Spurious faults, and those to be tried again.
+    pub(crate) fn again(&self) -> [u64; 2] {
+        [Half::First, Half::Second].map(|half| self.again.get(half, &self.counters.again))
+    }
+
+    /// Faults emulated, and those of them that an MMIO entry answered.
+    pub(crate) fn emulated(&self) -> [u64; 2] {
+        [Half::First, Half::Second].map(|half| self.emulated.get(half, &self.counters.emulated))
+    }
+
     fn new() -> Self {
         Line {
             turn: AtomicU64::new(0),
             watch: WatchWords::new(),
             mapped: Default::default(),
-            spurious: Counter::default(),
-            retries: Counter::default(),
+            again: Pair::default(),
+            emulated: Pair::default(),
             ledger: Ledger::new(),
             counters: Counters::default(),
             taken: AtomicU64::new(0),
@@ -326,6 +407,11 @@ impl Lines {
         self.lines.iter()
     }
 
+    #[cfg(feature = "record")]
+    pub(crate) fn spares(&self) -> &[WatchWords] {
+        &self.spares
+    }
+
     /// Opens a watch: the participant's own, or a spare one while the own is still out.
     #[inline]
     pub(crate) fn watch(
@@ -383,5 +469,26 @@ impl Lines {
             |place: usize, line: &Line| place != own as usize || !line.ledger.is_settled();
         let mut lines = self.lines.iter().enumerate();
         lines.any(|(place, line)| concerns(place, line) && line.ledger.is_open(range))
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_counts_in_a_word_carry_into_their_own_words_only() {
+        let (pair, carries) = (Pair::default(), <[Counter; 2]>::default());
+        let both = || [Half::First, Half::Second].map(|half| pair.get(half, &carries));
+        pair.0.add(u64::from(u32::MAX - 1) << 32 | u64::from(u32::MAX));
+        assert_eq!(both(), [0xffff_ffff, 0xffff_fffe]);
+        pair.count(Half::First, &carries);
+        assert_eq!(both(), [0x1_0000_0000, 0xffff_fffe]);
+        pair.count(Half::Second, &carries);
+        pair.count(Half::Second, &carries);
+        assert_eq!(both(), [0x1_0000_0000, 0x1_0000_0000]);
+        pair.count(Half::First, &carries);
+        pair.count(Half::Second, &carries);
+        assert_eq!(both(), [0x1_0000_0001, 0x1_0000_0001]);
     }
 }

@@ -55,6 +55,9 @@ pub struct Stats {
 
 impl Stats {
     pub(crate) fn sum(core: &Core) -> Stats {
+        let sum = |count: fn(&Line) -> u64| {
+            core.lines.iter().fold(0u64, |sum, line| sum.wrapping_add(count(line)))
+        };
         let of = |pick: fn(&Line) -> &Counter| {
             core.lines.iter().fold(0u64, |sum, line| sum.wrapping_add(pick(line).get()))
         };
@@ -76,10 +79,10 @@ impl Stats {
             mapped,
             tables: linked.wrapping_sub(unlinked),
             roots: core.roots.iter().count() as u64,
-            spurious: of(|line| &line.spurious),
-            retries: of(|line| &line.retries),
-            emulated: of(|line| &line.counters.emulated),
-            emulated_fast: of(|line| &line.counters.emulated_fast),
+            spurious: sum(|line| line.again()[0]),
+            retries: sum(|line| line.again()[1]),
+            emulated: sum(|line| line.emulated()[0]),
+            emulated_fast: sum(|line| line.emulated()[1]),
             write_protected: of(|line| &line.counters.write_protected),
             pending: of(|line| &line.counters.pending),
             faulted: of(|line| &line.counters.faulted),

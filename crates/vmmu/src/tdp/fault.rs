@@ -215,7 +215,7 @@ fn present(section: &Section<'_>, line: &Line, root: &Root, ask: Ask) -> Option<
             if generation != section.slots().generation & mask {
                 return None;
             }
-            line.counters.emulated_fast.add(1);
+            line.count_emulated_fast();
             Some(Outcome::Emulate)
         }
         State::Corrupt => {
@@ -271,9 +271,9 @@ fn counted(line: &Line, outcome: Outcome) -> Outcome {
     let counters = &line.counters;
     match outcome {
         Outcome::Fixed(_) | Outcome::Dead(_) => {}
-        Outcome::Spurious => line.spurious.add(1),
-        Outcome::Retry => line.retries.add(1),
-        Outcome::Emulate => counters.emulated.add(1),
+        Outcome::Spurious => line.count_spurious(),
+        Outcome::Retry => line.count_retry(),
+        Outcome::Emulate => line.count_emulated(),
         Outcome::WriteProtected => counters.write_protected.add(1),
         Outcome::Pending => counters.pending.add(1),
         Outcome::Fault(_) => counters.faulted.add(1),

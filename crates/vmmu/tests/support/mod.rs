@@ -66,6 +66,11 @@ impl TestHost {
         self.in_use.lock().unwrap().len()
     }
 
+    /// Whether an address lies in a table page that is in use.
+    pub fn is_table(&self, address: usize) -> bool {
+        self.in_use.lock().unwrap().contains(&((address as u64).wrapping_sub(WINDOW) >> 12))
+    }
+
     /// Kicks that vCPU has got.
     pub fn kicks(&self, vcpu: u32) -> u64 {
         self.kicks[vcpu as usize].load(Ordering::SeqCst)
