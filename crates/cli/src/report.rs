@@ -187,6 +187,8 @@ mod tests {
             wall: Duration::ZERO,
             complaints: String::new(),
             spoke: true,
+            phys_bits: None,
+            outcomes: Vec::new(),
         }
     }
 

@@ -38,6 +38,7 @@ pub mod map;
 pub mod mtrr;
 pub mod policy;
 pub mod pool;
+pub mod probe;
 pub mod ram;
 pub mod registers;
 pub mod wire;

@@ -8,12 +8,13 @@
 //!
 //! Both sides use these types, so there is no second description that could drift.
 
+use crate::probe::{Outcome, Probe};
 use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a type below changes its meaning; both sides are built from one tree, so a
 /// difference means a stale binary.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Everything one run needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,6 +38,9 @@ pub struct Job<'a> {
     /// Guests booted one after another in the same hypervisor; each gets a VM of its own.
     #[serde(borrow)]
     pub guests: Vec<Guest<'a>>,
+    /// Cases for the processor's page walker, before any guest.
+    #[serde(borrow)]
+    pub probe: Option<Probe<'a>>,
 }
 
 /// One guest.
@@ -195,6 +199,16 @@ pub enum Event {
     Failed {
         /// What happened, for people.
         what: String,
+    },
+    /// The first case of a probe comes next.
+    Probing {
+        /// Physical address width of the processor.
+        phys_bits: u8,
+    },
+    /// What came of the next cases of a probe, in their order.
+    Probed {
+        /// One for each.
+        outcomes: Vec<Outcome>,
     },
     /// Something worth a line on the way (an injection done, a feature refused).
     Note {

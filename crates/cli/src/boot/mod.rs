@@ -131,6 +131,7 @@ fn encode(options: &Options, plans: &[Plan]) -> Result<Vec<u8>> {
         inject: options.inject.map(|injection| injection.0),
         churn: options.churn,
         guests: plans.iter().map(Plan::wire).collect(),
+        probe: None,
     };
     postcard::to_stdvec(&job).context("cannot encode the job")
 }

@@ -163,6 +163,8 @@ mod tests {
             wall: Duration::ZERO,
             complaints: String::new(),
             spoke: true,
+            phys_bits: None,
+            outcomes: Vec::new(),
         }
     }
 

@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context, Result};
 use hypervisor::{
     frames::Damage,
+    probe::Outcome,
     wire::{self, End, Event, Order, Stats, VcpuState, Verdict},
 };
 use signal_hook::{
@@ -106,6 +107,10 @@ pub struct Run {
     pub complaints: String,
     /// Whether the hypervisor ever spoke.
     pub spoke: bool,
+    /// Physical address width of the processor that was probed.
+    pub phys_bits: Option<u8>,
+    /// What came of the cases of a probe.
+    pub outcomes: Vec<Outcome>,
 }
 
 /// Runs `machine` with guests called `names`.
@@ -212,6 +217,8 @@ impl Session {
             wall: Duration::ZERO,
             complaints: String::new(),
             spoke: false,
+            phys_bits: None,
+            outcomes: Vec::new(),
         };
         Session {
             run,
@@ -357,6 +364,8 @@ impl Session {
                 self.run.failure = Some(what);
                 self.close();
             }
+            Event::Probing { phys_bits } => self.run.phys_bits = Some(phys_bits),
+            Event::Probed { outcomes } => self.run.outcomes.extend(outcomes),
             Event::Note { text } => self.run.notes.push(text),
         }
     }

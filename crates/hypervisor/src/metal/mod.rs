@@ -16,6 +16,7 @@ mod mmio;
 mod msr;
 mod nested;
 mod ports;
+mod probe;
 mod processor;
 mod report;
 mod session;

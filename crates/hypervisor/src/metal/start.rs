@@ -1,6 +1,6 @@
 //! What every processor does first.
 
-use super::{apic, control, live, memory, processor, session, svm, timer, traps};
+use super::{apic, control, live, memory, probe, processor, session, svm, timer, traps};
 use alloc::format;
 use core::arch::asm;
 use hypervisor::wire::{self, Event, Job};
@@ -30,6 +30,11 @@ pub extern "C" fn start(info: u32) -> ! {
     control::send(&Event::Hello { version: wire::VERSION, cpus: cpus as u32 });
     if !job.exact && !timer::start_signal(live::INTERVAL_MS) {
         control::note("no timer for live statistics and orders on this machine");
+    }
+    if let Some(probe) = &job.probe
+        && let Err(reason) = probe::run(probe)
+    {
+        control::fail(&format!("the probe failed: {reason}"));
     }
     for (index, guest) in (0..).zip(&job.guests) {
         session::run(&job, index, guest);
