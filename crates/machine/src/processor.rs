@@ -1,76 +1,14 @@
 //! One physical processor.
 
-use crate::{Access, Counts, Ept, Habits, Log, Memory, Npt, Paging, npt};
+use fastrand::Rng;
 
-/// The nested tables' format.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Nested {
-    /// AMD's nested page tables.
-    Npt(Npt),
-    /// Intel's extended page tables.
-    Ept(Ept),
-}
-
-/// What the processor is told when it enters a guest.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Context {
-    /// ASID or VPID.
-    pub tag: u16,
-    /// The nested tables' format.
-    pub nested: Nested,
-    /// Host-physical address of the top nested table, in bytes: nCR3, or the EPT pointer without
-    /// its flags.
-    pub root: u64,
-    /// The guest's own paging.
-    pub paging: Paging,
-}
-
-/// Where an access ended.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Reached {
-    /// Host-physical address, in bytes.
-    pub hpa: u64,
-    /// Guest-physical address, in bytes.
-    pub gpa: u64,
-    /// Bytes of the effective page: the smaller of the guest's and the nested page, or, from the
-    /// cache, what was kept of it.
-    pub page: u64,
-    /// Whether a cached translation was used.
-    pub cached: bool,
-}
-
-/// Why an access did not happen.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Exit {
-    /// VMEXIT_NPF.
-    NestedFault(npt::Fault),
-    /// EPT violation.
-    EptViolation {
-        /// The exit qualification.
-        qualification: u64,
-        /// The guest-physical address, in bytes.
-        gpa: u64,
-    },
-    /// EPT misconfiguration.
-    EptMisconfiguration {
-        /// The guest-physical address, in bytes.
-        gpa: u64,
-    },
-    /// The guest's own page fault.
-    PageFault {
-        /// The error code.
-        code: u32,
-        /// The linear address (CR2).
-        address: u64,
-    },
-    /// The page-modification log is full. Nothing was changed.
-    PmlFull,
-    /// A table or a table's word is where there is no memory.
-    Bus {
-        /// Host-physical address, in bytes.
-        address: u64,
-    },
-}
+use crate::cache::{Cache, Globals, Kind, Line, Owner};
+use crate::entry::within;
+use crate::exit::Failed;
+use crate::walk::{Effort, Mapped, Purpose};
+use crate::{
+    Access, Context, Counts, Exit, Habits, Log, Long, Memory, Nested, Paging, Reached, page_fault,
+};
 
 /// One physical processor: its caches, its choices, its page-modification log.
 ///
@@ -78,8 +16,43 @@ pub enum Exit {
 /// another processor. Equal seeds, calls and memory give equal results.
 #[derive(Clone, Debug)]
 pub struct Processor {
-    log: Option<Log>,
-    counts: Counts,
+    pub(crate) rng: Rng,
+    pub(crate) translations: Cache,
+    pub(crate) structures: Cache,
+    pub(crate) counts: Counts,
+    pub(crate) log: Option<Log>,
+    pub(crate) compare: bool,
+    /// Whether the walk under way used anything cached.
+    pub(crate) leaned: bool,
+}
+
+impl Context {
+    /// Whose lines for linear addresses are.
+    pub(crate) fn linear(&self) -> Owner {
+        match (&self.nested, &self.paging) {
+            (Nested::Npt(_), Paging::Off) => {
+                Owner { kind: Kind::AmdUnpaged, tag: self.tag, root: 0 }
+            }
+            (Nested::Npt(_), Paging::Long(_)) => {
+                Owner { kind: Kind::AmdLinear, tag: self.tag, root: 0 }
+            }
+            (Nested::Ept(_), _) => {
+                Owner { kind: Kind::IntelLinear, tag: self.tag, root: self.root }
+            }
+        }
+    }
+
+    /// Whether there are lines for linear addresses: not on Intel while the guest does not page.
+    fn caches_linear(&self) -> bool {
+        !self.nested.is_intel() || self.long().is_some()
+    }
+
+    fn long(&self) -> Option<&Long> {
+        match &self.paging {
+            Paging::Off => None,
+            Paging::Long(long) => Some(long),
+        }
+    }
 }
 
 impl Processor {
@@ -90,12 +63,22 @@ impl Processor {
 
     /// A processor with these habits, and choices made from `seed`.
     pub fn with_habits(seed: u64, habits: Habits) -> Self {
-        let _ = (seed, habits);
-        Processor { log: None, counts: Counts::default() }
+        Processor {
+            rng: Rng::with_seed(seed),
+            translations: Cache::new(habits.keep, habits.translations),
+            structures: Cache::new(habits.keep, habits.structures),
+            counts: Counts::default(),
+            log: None,
+            compare: habits.compare,
+            leaned: false,
+        }
     }
 
     /// Translates `address` for one access of the guest, as hardware would, and may keep what it
     /// learned. Sets accessed and dirty flags in the tables.
+    ///
+    /// `address` is linear, in bytes. The access must be made at once: a processor that has
+    /// translated and then waited could as well have been interrupted.
     pub fn translate<M: Memory>(
         &mut self,
         memory: &M,
@@ -103,42 +86,172 @@ impl Processor {
         address: u64,
         access: Access,
     ) -> Result<Reached, Exit> {
-        let _ = (memory, context, access);
-        Err(Exit::Bus { address })
+        self.counts.accesses += 1;
+        let mut caches = true;
+        loop {
+            self.leaned = false;
+            let effort = Effort { purpose: Purpose::Access, caches };
+            match self.attempt(memory, context, address, access, effort) {
+                Ok(reached) => return Ok(reached),
+                Err(Failed::Lost) => self.counts.lost += 1,
+                Err(Failed::Exit(exit @ (Exit::PmlFull | Exit::Bus { .. }))) => return Err(exit),
+                // AMD: no fault from what is cached.
+                Err(Failed::Exit(_)) if self.leaned && !context.nested.is_intel() => {}
+                Err(Failed::Exit(exit)) => {
+                    self.forget_after(context, address, exit);
+                    return Err(exit);
+                }
+            }
+            caches = false;
+        }
+    }
+
+    fn attempt<M: Memory>(
+        &mut self,
+        memory: &M,
+        context: &Context,
+        address: u64,
+        access: Access,
+        effort: Effort,
+    ) -> Result<Reached, Failed> {
+        let wants = context.nested.access(access);
+        let writes = access == Access::Write;
+        if effort.caches
+            && context.caches_linear()
+            && let Some(line) = self.translations.pick(&mut self.rng, &context.linear(), address)
+        {
+            let long = context.long();
+            let gpa = line.gpa + within(address, line.shift);
+            let permitted = long.is_none_or(|long| long.permits(line.guest, access));
+            let allowed = line.nested.contains(wants.needs);
+            if permitted && allowed && (!writes || (line.nested_dirty && line.guest_dirty)) {
+                self.hit(memory, context, address, &line, long);
+                return Ok(Reached {
+                    hpa: line.hpa + within(address, line.shift),
+                    gpa,
+                    page: 1 << line.shift,
+                    cached: true,
+                });
+            }
+            if context.nested.is_intel() && self.rng.bool() {
+                match long {
+                    Some(long) if !permitted => {
+                        return Err(long.fault(address, access, page_fault::PRESENT).into());
+                    }
+                    _ if !allowed => {
+                        return Err(context.nested.forbidden(gpa, wants, line.nested).into());
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let (gpa, mapped, line) = self.both(memory, context, address, access, effort)?;
+        Ok(Reached { hpa: mapped.hpa, gpa, page: 1 << line.shift, cached: mapped.cached })
+    }
+
+    /// Walks the guest's tables, if it has any, and the nested ones for the final address.
+    fn both<M: Memory>(
+        &mut self,
+        memory: &M,
+        context: &Context,
+        address: u64,
+        access: Access,
+        effort: Effort,
+    ) -> Result<(u64, Mapped, Line), Failed> {
+        let wants = match effort.purpose {
+            Purpose::Speculation => context.nested.speculation(),
+            _ => context.nested.access(access),
+        };
+        let paged = match context.long() {
+            None => None,
+            Some(long) => Some(self.walk_guest(memory, context, long, address, access, effort)?),
+        };
+        let gpa = paged.map_or(address, |paged| paged.gpa);
+        let mapped = self.nested(memory, context, gpa, wants, effort)?;
+        let shift = paged.map_or(mapped.shift, |paged| paged.shift.min(mapped.shift));
+        let mut line = Line::new(context.linear(), address, shift, 0);
+        line.hpa = mapped.hpa - within(address, shift);
+        line.gpa = gpa - within(address, shift);
+        line.nested = mapped.allows;
+        line.nested_dirty = mapped.dirty;
+        if let Some(paged) = paged {
+            line.whole = paged.shift;
+            line.guest = paged.allows;
+            line.guest_dirty = paged.dirty;
+            line.global = paged.global;
+        }
+        if context.caches_linear() {
+            self.translations.keep_page(&mut self.rng, address, line);
+        }
+        Ok((gpa, mapped, line))
+    }
+
+    /// What an exit promises about the caches (Intel).
+    fn forget_after(&mut self, context: &Context, address: u64, exit: Exit) {
+        if let Exit::EptViolation { gpa, .. } = exit {
+            self.translations.forget_address(&context.physical(), gpa);
+            self.structures.forget_address(&context.physical(), gpa);
+        }
+        if context.nested.is_intel()
+            && matches!(exit, Exit::EptViolation { .. } | Exit::PageFault { .. })
+        {
+            self.translations.forget_address(&context.linear(), address);
+            self.structures.forget_address(&context.linear(), address);
+        }
     }
 
     /// Walks for `address` although nobody asked: hardware may do that at any time while in the
-    /// guest. Sets accessed flags, never the dirty flag of the page itself.
+    /// guest. Sets accessed flags, never the dirty flag of the page itself (but of pages in which
+    /// the guest's tables are, where reading those counts as writing).
     pub fn speculate<M: Memory>(&mut self, memory: &M, context: &Context, address: u64) {
-        let _ = (memory, context, address);
+        self.counts.speculations += 1;
+        let effort = Effort { purpose: Purpose::Speculation, caches: self.rng.bool() };
+        // Whatever is in the way ends it.
+        let _ = self.both(memory, context, address, Access::Read, effort);
     }
 
     /// Forgets the translations of the *linear* page of `address` under this tag, and upper entries
-    /// used for it: INVLPGA, INVVPID type 0, or the guest's INVLPG. Translations of
-    /// guest-physical addresses may survive.
+    /// used for it: INVLPGA, INVVPID type 0, or the guest's INVLPG.
+    ///
+    /// Translations of guest-physical addresses stay, on both vendors' processors, even while the
+    /// guest does not page.
     pub fn invalidate_address(&mut self, tag: u16, address: u64) {
-        let _ = (tag, address);
+        self.translations.forget_linear(tag, address);
+        self.structures.forget_linear(tag, address);
     }
 
     /// Forgets what is cached under this tag: TLB_CONTROL 3 on AMD, INVVPID type 1 on Intel.
     ///
-    /// On AMD that is everything. On Intel what was cached of the extended page tables alone has
-    /// no tag and stays: [`invalidate_root`](Self::invalidate_root) forgets it.
+    /// On AMD that is everything the tag's guest has cached. On Intel what was cached of the
+    /// extended page tables alone has no tag and stays: [`invalidate_root`](Self::invalidate_root)
+    /// forgets it.
     pub fn invalidate_tag(&mut self, tag: u16) {
-        let _ = tag;
+        self.translations.forget_tag(tag, Globals::Too);
+        self.structures.forget_tag(tag, Globals::Too);
+    }
+
+    /// Forgets the linear translations under this tag but for those of global pages: the guest's
+    /// MOV to CR3.
+    pub fn reload_cr3(&mut self, tag: u16) {
+        self.translations.forget_tag(tag, Globals::Stay);
+        self.structures.forget_tag(tag, Globals::Stay);
     }
 
     /// Forgets everything derived from the extended page tables at `root`: INVEPT type 1. Does
     /// nothing to what was cached from nested page tables, which AMD tags by ASID alone.
     pub fn invalidate_root(&mut self, root: u64) {
-        let _ = root;
+        self.translations.forget_root(root);
+        self.structures.forget_root(root);
     }
 
     /// Forgets everything: TLB_CONTROL 1 on AMD, INVEPT type 2 on Intel.
-    pub fn invalidate_all(&mut self) {}
+    pub fn invalidate_all(&mut self) {
+        self.translations.clear();
+        self.structures.clear();
+    }
 
-    /// Switches the page-modification log (EPT only), and gives back the one used so far, with its
-    /// index as it stands. A vCPU that moves takes its log along.
+    /// Switches the page-modification log (extended page tables only), and gives back the one used
+    /// so far, with its index as it stands. A vCPU that moves takes its log along.
     pub fn set_log(&mut self, log: Option<Log>) -> Option<Log> {
         core::mem::replace(&mut self.log, log)
     }
@@ -150,6 +263,12 @@ impl Processor {
 
     /// What was counted.
     pub fn counts(&self) -> Counts {
-        self.counts
+        let evictions = self.translations.evictions + self.structures.evictions;
+        Counts { evictions, ..self.counts }
+    }
+
+    /// Translations and upper entries cached now.
+    pub fn cached(&self) -> (usize, usize) {
+        (self.translations.len(), self.structures.len())
     }
 }
