@@ -1,0 +1,179 @@
+//! Flushes that are missing, too late, or forgotten.
+
+use vmmu::addr::{Gfn, Level};
+use vmmu::entry::law::{self, Flush};
+use vmmu::entry::{Access, Leaf, MemoryType, Record, State, Tracked, Writable, ept};
+use vmmu::host::VcpuId;
+use vmmu::protocol::Defect;
+use vmmu::slot::AddressSpace;
+use vmmu::{Config, Progress, Role, Vm};
+
+use crate::catch::{Verdict, catches, ensure};
+use crate::processor::{Met, Processor};
+use crate::stage::Stage;
+use crate::support::{Frames, TestHost, backed, npt, range};
+
+const SPACE: AddressSpace = AddressSpace(0);
+
+/// A vCPU that has a page in its TLB leaves the guest; the page is zapped; it comes back.
+fn a_zapped_page_is_gone() -> Verdict {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::K4);
+    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+    worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
+    let mut cpu = Processor::new(0, vm.host());
+    cpu.touch(&mut vcpu, &frames, 3, Access::WRITE)?;
+    worker.zap(SPACE, range(3, 1));
+    let met = cpu.run(&mut vcpu, 3, true);
+    ensure(met == Met::Nothing, || format!("a zapped page is reached: {met:?}"))
+}
+
+/// A shootdown that reaches no processor, or only the one it runs on.
+///
+/// B1.
+#[test]
+fn flush_reaches_nobody() {
+    catches(Defect::FlushReachesNobody, a_zapped_page_is_gone);
+}
+
+/// A zap in steps clears something in its first step and nothing in its last.
+fn a_zap_in_steps_flushes() -> Verdict {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::K4);
+    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+    worker.create_slot(&backed(1, range(0, 0x800))).unwrap();
+    let mut cpu = Processor::new(0, vm.host());
+    cpu.touch(&mut vcpu, &frames, 3, Access::WRITE)?;
+    // A table with nothing in it, where the last step ends.
+    cpu.touch(&mut vcpu, &frames, 0x203, Access::WRITE)?;
+    worker.zap(SPACE, range(0x203, 1));
+    cpu.run(&mut vcpu, 3, false);
+    let mut zap = worker.begin_zap(SPACE, range(0, 0x400));
+    let mut steps = 1;
+    while worker.zap_some(&mut zap, 1) == Progress::More {
+        steps += 1;
+    }
+    ensure(steps > 1, || "it took one step only".to_owned())?;
+    let met = cpu.run(&mut vcpu, 3, true);
+    ensure(met == Met::Nothing, || format!("a page zapped in steps is reached: {met:?}"))
+}
+
+/// The flush that is owed when a walk yields is not done.
+///
+/// K3.
+#[test]
+fn drops_flush_at_pause() {
+    catches(Defect::DropsFlushAtPause, a_zap_in_steps_flushes);
+}
+
+/// A table is taken away under a processor that is in the guest and has it in its
+/// paging-structure cache.
+fn a_table_outlives_the_walkers() -> Verdict {
+    let vm = Vm::new(Stage::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::K4);
+    let mut participant = vm.participant().unwrap();
+    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+    vcpu.create_slot(&backed(1, range(0, 0x400))).unwrap();
+    let mut cpu = Processor::new(0, vm.host());
+    let frame = cpu.touch(&mut vcpu, &frames, 3, Access::READ)?;
+    let actor = vm.host().cast();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            actor.play(&mut vcpu, &mut cpu, 3);
+        });
+        vm.host().raise();
+        let mut debt = participant.debt(Gfn(3).leaf(Level::M2));
+        {
+            let section = debt.section();
+            let root = section.root(Role::PLAIN).unwrap();
+            section.entry(root, Gfn(3), Level::M2).unwrap().detach().unwrap();
+        }
+        debt.settle();
+        vm.host().drop_curtain();
+    });
+    let seen = vm.host().seen();
+    ensure(vm.stats().tables == 2, || "no table went".to_owned())?;
+    ensure(seen.is_empty(), || {
+        format!("a processor looked into a released table and found {seen:?}, not {frame:#x}")
+    })
+}
+
+/// A table page is given back while processors may still walk it from a cached upper entry.
+///
+/// B3, K26.
+#[test]
+fn frees_table_before_flush() {
+    catches(Defect::FreesTableBeforeFlush, a_table_outlives_the_walkers);
+}
+
+/// Taking the library's permission to write owes a flush, whether or not hardware could write just
+/// then: an earlier soft protection may have left writable translations.
+fn hard_protection_flushes() -> Verdict {
+    let format = ept::format(ept::EptOptions::default()).unwrap();
+    let leaf = |writable| {
+        let leaf = Leaf {
+            pfn: vmmu::addr::Pfn(0x1234),
+            read: true,
+            exec: true,
+            writable,
+            accessed: true,
+            dirty: false,
+            record: Record::Hardware,
+            tracked: Tracked::No,
+            memory: MemoryType::WriteBack,
+        };
+        format.make(State::Leaf(leaf), Level::K4).unwrap()
+    };
+    for from in [Writable::Soft, Writable::Yes] {
+        let owed = law::owed(&format, leaf(from), leaf(Writable::Hard), Level::K4).unwrap();
+        ensure(owed.flush == Flush::BeforePromise, || {
+            format!("from {from:?} to hard protection owes {:?}", owed.flush)
+        })?;
+    }
+    Ok(())
+}
+
+/// A leaf that the library may write becomes one it must not, without a flush because W was 0.
+///
+/// K18.
+#[test]
+fn no_flush_for_softly_protected() {
+    catches(Defect::NoFlushForSoftlyProtected, hard_protection_flushes);
+}
+
+/// Somebody clears an entry and has not flushed yet when another one promises that it is gone.
+fn a_promise_covers_the_debts_of_others() -> Verdict {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::K4);
+    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+    let mut debtor = vm.participant().unwrap();
+    worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
+    let mut cpu = Processor::new(0, vm.host());
+    cpu.touch(&mut vcpu, &frames, 3, Access::WRITE)?;
+    let mut debt = debtor.debt(Gfn(3).leaf(Level::K4));
+    {
+        let section = debt.section();
+        let root = section.root(Role::PLAIN).unwrap();
+        section.entry(root, Gfn(3), Level::K4).unwrap().zap().unwrap();
+    }
+    let _taken = worker.invalidate_range(vmmu::HostRange { backing: 7, first: 3, pages: 1 });
+    let met = cpu.run(&mut vcpu, 3, true);
+    debt.settle();
+    ensure(met == Met::Nothing, || format!("a page that was taken back is reached: {met:?}"))
+}
+
+/// An entry that somebody else has cleared is taken for gone, though his flush is still to come.
+///
+/// D-b1, D-n1, D-w2.
+#[test]
+fn ignores_foreign_debts() {
+    catches(Defect::IgnoresForeignDebts, a_promise_covers_the_debts_of_others);
+}
+
+/// A debt enters the ledger when its flush begins.
+///
+/// D-b3.
+#[test]
+fn ledger_after_clear() {
+    catches(Defect::LedgerAfterClear, a_promise_covers_the_debts_of_others);
+}

@@ -1,0 +1,147 @@
+//! Slots that come, go and change.
+
+use vmmu::addr::{Level, Pfn};
+use vmmu::entry::Access;
+use vmmu::host::VcpuId;
+use vmmu::protocol::Defect;
+use vmmu::slot::{SlotError, SlotId, SlotSpec, Source};
+use vmmu::tdp::{Outcome, Step};
+use vmmu::{Config, HostRange, Processor as Number, Progress, Vm};
+
+use crate::catch::{Verdict, catches, ensure};
+use crate::processor::{Met, Processor};
+use crate::support::{Frames, TestHost, ask, backed, linear, npt, range};
+
+/// No linear slot has a frame that the hypervisor has reserved for itself.
+fn reserved_frames_are_refused() -> Verdict {
+    let reserved = [(Pfn(0x9000), Pfn(0x9800))];
+    let config = Config { reserved: &reserved, ..Config::new(npt(), 1) };
+    let vm = Vm::new(TestHost::default(), &config).unwrap();
+    let mut worker = vm.worker().unwrap();
+    for (n, (pfn, pages)) in
+        [(0x8f00, 0x101), (0x8000, 0x4000), (0x97ff, 1), (0x9000, 0x800)].into_iter().enumerate()
+    {
+        let spec = linear(n as u32, range(0x10_0000 * n as u64, pages), pfn);
+        let made = worker.create_slot(&spec);
+        ensure(matches!(made, Err(SlotError::Reserved { .. })), || {
+            format!("a slot on frames {pfn:#x}..{:#x}: {made:?}", pfn + pages)
+        })?;
+    }
+    for (n, pfn) in [(0, 0x8f00), (1, 0x9800)] {
+        let made = worker.create_slot(&linear(n, range(0x10_0000 * u64::from(n), 0x100), pfn));
+        ensure(made.is_ok(), || format!("frames beside the reserved ones: {made:?}"))?;
+    }
+    Ok(())
+}
+
+/// Guest memory is put over the hypervisor's own.
+///
+/// B11.
+#[test]
+fn maps_reserved_frames() {
+    catches(Defect::MapsReservedFrames, reserved_frames_are_refused);
+}
+
+/// A page of a slot that is being deleted is taken back before the deletion has come to it.
+fn a_dying_slot_is_known() -> Verdict {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::K4);
+    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+    worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
+    let mut cpu = Processor::new(0, vm.host());
+    cpu.touch(&mut vcpu, &frames, 3, Access::READ)?;
+    let mut deletion = worker.begin_delete(SlotId(1)).unwrap();
+    let _taken = worker.invalidate_range(HostRange { backing: 7, first: 3, pages: 1 });
+    let met = cpu.run(&mut vcpu, 3, false);
+    while worker.delete_some(&mut deletion, 1) == Progress::More {}
+    ensure(met == Met::Nothing, || format!("a page that was taken back is reached: {met:?}"))
+}
+
+/// A slot is forgotten while its leaves are mapped, so invalidations do not find them.
+///
+/// D-k1.
+#[test]
+fn slot_gone_before_leaves() {
+    catches(Defect::SlotGoneBeforeLeaves, a_dying_slot_is_known);
+}
+
+/// Pages are under invalidation when a slot is made over them.
+fn a_new_slot_is_under_invalidation_too() -> Verdict {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::K4);
+    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+    let taken = worker.invalidate_range(HostRange { backing: 7, first: 3, pages: 1 });
+    worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
+    let outcome = vcpu.fault_with(&frames, ask(3, Access::READ));
+    drop(taken);
+    ensure(outcome == Outcome::Retry, || {
+        format!("a fault on a page under invalidation ends as {outcome:?}")
+    })
+}
+
+/// An invalidation is translated to guest frames when it begins, and misses a slot that is made
+/// while it lasts.
+///
+/// D-k3.
+#[test]
+fn publishes_in_guest_frames() {
+    catches(Defect::PublishesInGuestFrames, a_new_slot_is_under_invalidation_too);
+}
+
+/// A slot is deleted and made again from another backing while a frame of the old one is found.
+fn a_frame_of_an_earlier_slot_is_refused() -> Verdict {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::K4);
+    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+    worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
+    vcpu.reserve(8).unwrap();
+    drop(vcpu.before_enter(Number(0)).unwrap());
+    let Step::Resolve(request) = vcpu.fault(ask(3, Access::READ)) else {
+        return Err("no request".to_owned());
+    };
+    let vmmu::host::Found::Frame(found) = vmmu::host::Backing::find(&frames, &request.frame_ask())
+    else {
+        return Err("no frame".to_owned());
+    };
+    worker.delete_slot(SlotId(1)).unwrap();
+    let source = Source::Backed { backing: 8, first: 0x100 };
+    worker.create_slot(&SlotSpec { source, ..backed(1, range(0, 0x400)) }).unwrap();
+    let outcome = vcpu.complete(request.provide(found)).unwrap();
+    ensure(outcome == Outcome::Retry, || format!("a frame of a slot that is gone: {outcome:?}"))
+}
+
+/// What the slot was when the frame was asked for is not compared with what it is now.
+///
+/// D-e2.
+#[test]
+fn ignores_revision() {
+    catches(Defect::IgnoresRevision, a_frame_of_an_earlier_slot_is_refused);
+}
+
+/// A slot that has changed often is as good as a new one.
+fn any_revision_can_be_faulted_on() -> Verdict {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::K4);
+    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+    worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
+    let mut cpu = Processor::new(0, vm.host());
+    // The revision stands above eight bits of state, so a width of 16, 31 or 32 bits ends within
+    // these, or never.
+    for n in 0..300 {
+        worker.limit_slot(SlotId(1), Level::LEAVES[n % 3]).unwrap();
+        if n % 37 == 0 {
+            worker.zap_all();
+            cpu.touch(&mut vcpu, &frames, 3, Access::READ)?;
+        }
+    }
+    Ok(())
+}
+
+/// A sequence that is captured in too narrow a signed number never matches again, and the guest
+/// faults for ever.
+///
+/// K11.
+#[test]
+fn sign_extends_revision() {
+    catches(Defect::SignExtendsRevision, any_revision_can_be_faulted_on);
+}

@@ -1,0 +1,117 @@
+//! Walks that leave something behind.
+
+use vmmu::addr::Level;
+use vmmu::entry::Access;
+use vmmu::host::VcpuId;
+use vmmu::protocol::Defect;
+use vmmu::slot::AddressSpace;
+use vmmu::{Config, HostRange, Progress, Role, Vm};
+
+use crate::catch::{Verdict, catches, ensure};
+use crate::processor::{Met, Processor};
+use crate::support::{Frames, TestHost, backed, npt, range};
+
+const SPACE: AddressSpace = AddressSpace(0);
+
+/// Scenario S2: a leaf of 2 MiB, of which the host takes one page back and moves it. No page of
+/// the block is reached by the old translation; what the host still has in one piece is mapped
+/// smaller, and the page itself from its new frame.
+fn one_page_of_a_huge_leaf_is_taken_back() -> Verdict {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::M2);
+    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+    worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
+    let mut cpu = Processor::new(0, vm.host());
+    for gfn in [0, 16, 17, 511] {
+        let frame = cpu.touch(&mut vcpu, &frames, gfn, Access::WRITE)?;
+        ensure(frame == gfn + Frames::OFFSET, || format!("gfn {gfn} at {frame:#x}"))?;
+    }
+    ensure(vm.stats().leaves == [0, 1, 0], || "not one huge leaf".to_owned())?;
+    let taken = worker.invalidate_range(HostRange { backing: 7, first: 17, pages: 1 });
+    for gfn in [0, 16, 17, 511] {
+        let met = cpu.run(&mut vcpu, gfn, false);
+        ensure(met == Met::Nothing, || format!("gfn {gfn} is still reached: {met:?}"))?;
+    }
+    frames.move_page(17, 0x90_0000);
+    drop(taken);
+    for (gfn, expected) in [(16, 16 + Frames::OFFSET), (17, 0x90_0000), (18, 18 + Frames::OFFSET)] {
+        let frame = cpu.touch(&mut vcpu, &frames, gfn, Access::WRITE)?;
+        ensure(frame == expected, || format!("gfn {gfn} at {frame:#x}, not {expected:#x}"))?;
+        let found = worker.translate(Role::PLAIN, vmmu::addr::Gfn(gfn).gpa());
+        let level = found.map(|found| found.level);
+        ensure(level == Some(Level::K4), || format!("gfn {gfn} in a leaf of {level:?}"))?;
+    }
+    Ok(())
+}
+
+/// A range walk passes over a huge leaf that overlaps its range by one page.
+///
+/// B7, S2.
+#[test]
+fn leaves_overlapping_huge_leaf() {
+    catches(Defect::LeavesOverlappingHugeLeaf, one_page_of_a_huge_leaf_is_taken_back);
+}
+
+/// A zap, a deletion and a drain, each in steps of one table, take everything.
+fn steps_leave_nothing() -> Verdict {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::K4);
+    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+    worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
+    let mut cpu = Processor::new(0, vm.host());
+    let mut fill = |vcpu: &mut _| -> Verdict {
+        for table in 0..8 {
+            for gfn in [table * 0x200, table * 0x200 + 0x1ff] {
+                cpu.touch(vcpu, &frames, gfn, Access::READ)?;
+            }
+        }
+        Ok(())
+    };
+    fill(&mut vcpu)?;
+    let mut zap = worker.begin_zap(SPACE, range(0, 0x1000));
+    while worker.zap_some(&mut zap, 1) == Progress::More {}
+    let left = vm.stats().leaves;
+    ensure(left == [0; 3], || format!("a zap in steps leaves {left:?}"))?;
+    fill(&mut vcpu)?;
+    let mut deletion = worker.begin_delete(vmmu::slot::SlotId(1)).unwrap();
+    while worker.delete_some(&mut deletion, 1) == Progress::More {}
+    let left = vm.stats().leaves;
+    ensure(left == [0; 3], || format!("a deletion in steps leaves {left:?}"))
+}
+
+/// A walk that yields goes on behind the place where it stopped.
+///
+/// K16.
+#[test]
+fn skips_after_restart() {
+    catches(Defect::SkipsAfterRestart, steps_leave_nothing);
+}
+
+/// The host takes everything back from some page on.
+fn a_range_may_end_at_the_end_of_all_numbers() -> Verdict {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::K4);
+    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+    worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
+    let mut cpu = Processor::new(0, vm.host());
+    for gfn in [4, 5, 0x3ff] {
+        cpu.touch(&mut vcpu, &frames, gfn, Access::READ)?;
+    }
+    for (first, pages) in [(0x3ff, u64::MAX), (5, u64::MAX - 4), (5, u64::MAX - 5)] {
+        let _taken = worker.invalidate_range(HostRange { backing: 7, first, pages });
+        for gfn in [5, 0x3ff].into_iter().filter(|gfn| *gfn >= first) {
+            let met = cpu.run(&mut vcpu, gfn, false);
+            ensure(met == Met::Nothing, || format!("gfn {gfn:#x} is still reached: {met:?}"))?;
+        }
+    }
+    let met = cpu.run(&mut vcpu, 4, false);
+    ensure(met != Met::Nothing, || "a page before the range went too".to_owned())
+}
+
+/// The sum of a range's first page and its length overflows, and the range becomes empty.
+///
+/// B10.
+#[test]
+fn end_wraps_around() {
+    catches(Defect::EndWrapsAround, a_range_may_end_at_the_end_of_all_numbers);
+}

@@ -1,0 +1,99 @@
+//! Faults whose page is taken back while its frame is being found.
+
+use vmmu::addr::Level;
+use vmmu::entry::Access;
+use vmmu::host::{Backing, Found, VcpuId};
+use vmmu::protocol::Defect;
+use vmmu::tdp::{Outcome, Step};
+use vmmu::{Config, HostRange, Processor as Number, Vm};
+
+use crate::catch::{Verdict, catches, ensure};
+use crate::support::{Frames, TestHost, ask, backed, npt, range};
+
+const TAKEN: HostRange = HostRange { backing: 7, first: 3, pages: 1 };
+
+/// A frame is found; its page is taken back, moved, and the invalidation ends; then the frame is
+/// to be mapped.
+fn a_frame_from_before_an_invalidation_is_refused() -> Verdict {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::K4);
+    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+    worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
+    vcpu.reserve(8).unwrap();
+    drop(vcpu.before_enter(Number(0)).unwrap());
+    let Step::Resolve(request) = vcpu.fault(ask(3, Access::READ)) else {
+        return Err("no request".to_owned());
+    };
+    let Found::Frame(found) = frames.find(&request.frame_ask()) else {
+        return Err("no frame".to_owned());
+    };
+    drop(worker.invalidate_range(TAKEN));
+    let outcome = vcpu.complete(request.provide(found)).unwrap();
+    ensure(outcome == Outcome::Retry, || format!("an old frame: {outcome:?}"))
+}
+
+/// An invalidation does not tell those who are finding a frame.
+///
+/// D-w4, D-a9, D-x4.
+#[test]
+fn hits_no_watch() {
+    catches(Defect::HitsNoWatch, a_frame_from_before_an_invalidation_is_refused);
+}
+
+/// A fault begins while its page is under invalidation, and ends after it.
+fn a_page_under_invalidation_is_not_resolved() -> Verdict {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::K4);
+    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+    worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
+    vcpu.reserve(8).unwrap();
+    drop(vcpu.before_enter(Number(0)).unwrap());
+    let taken = worker.invalidate_range(TAKEN);
+    let Step::Resolve(request) = vcpu.fault(ask(3, Access::READ)) else { return Ok(()) };
+    let Found::Frame(found) = frames.find(&request.frame_ask()) else {
+        return Err("no frame".to_owned());
+    };
+    frames.move_page(3, 0x90_0000);
+    drop(taken);
+    let outcome = vcpu.complete(request.provide(found)).unwrap();
+    ensure(outcome == Outcome::Retry, || format!("a frame found under invalidation: {outcome:?}"))
+}
+
+/// A frame is asked for while its page is under invalidation.
+///
+/// D-a6, D-x3.
+#[test]
+fn admits_under_invalidation() {
+    catches(Defect::AdmitsUnderInvalidation, a_page_under_invalidation_is_not_resolved);
+}
+
+/// A page beside the one under invalidation is found in a block, whose other page moves.
+fn a_block_is_not_believed_whole() -> Verdict {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::M2);
+    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+    worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
+    vcpu.reserve(8).unwrap();
+    drop(vcpu.before_enter(Number(0)).unwrap());
+    let taken = worker.invalidate_range(TAKEN);
+    let Step::Resolve(request) = vcpu.fault(ask(4, Access::READ)) else {
+        return Err("a page beside the range is refused".to_owned());
+    };
+    let Found::Frame(found) = frames.find(&request.frame_ask()) else {
+        return Err("no frame".to_owned());
+    };
+    frames.move_page(3, 0x90_0000);
+    drop(taken);
+    let outcome = vcpu.complete(request.provide(found)).unwrap();
+    ensure(outcome == Outcome::Fixed(Level::K4), || {
+        format!("a block found while a page of it was taken back: {outcome:?}")
+    })
+}
+
+/// A block is mapped whole that was found while a page of it was under invalidation.
+///
+/// D-a10.
+#[test]
+fn believes_whole_block() {
+    catches(Defect::BelievesWholeBlock, a_block_is_not_believed_whole);
+}
