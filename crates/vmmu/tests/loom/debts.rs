@@ -26,7 +26,7 @@ pub fn zap(turn: &mut Turn<'static, Machine>, gfn: Gfn) {
 }
 
 /// Takes the table of leaves around `gfn` away, for no promise.
-fn detach(turn: &mut Turn<'static, Machine>, gfn: Gfn) {
+pub fn detach(turn: &mut Turn<'static, Machine>, gfn: Gfn) {
     let mut debt = turn.debt(gfn.leaf(Level::M2));
     {
         let section = debt.section();
@@ -96,6 +96,11 @@ fn a_ledger_closed_before_the_flush_is_too_early() {
 #[test]
 fn a_detached_table_is_not_walked_from_a_cached_upper_level() {
     N2.holds(&["reached", "gone"]);
+}
+
+#[test]
+fn a_table_given_back_before_the_flush_is() {
+    N2.fails("n3", Defect::FreesTableBeforeFlush, "Causality violation: Concurrent");
 }
 
 #[test]

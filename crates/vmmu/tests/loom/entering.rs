@@ -64,6 +64,56 @@ fn entry_against_flush() {
     rig.end();
 }
 
+/// The host takes a page back that is mapped below a root whose drain is under way, while a vCPU
+/// may still run on that root.
+fn drain_against_invalidation() {
+    let rig = Rig::new(1, 2);
+    let machine = rig.vm.host();
+    let mut guest = rig.guest();
+    let _ = guest.fault(read(PAGE), Level::K4);
+    let _ = guest.run(PAGE, 1);
+    let (mut drainer, mut host) = (rig.worker(), rig.worker());
+    let running = spawn(move || {
+        saw(match guest.run(PAGE, 1) {
+            Met::Page => "reached",
+            Met::Nothing => "gone",
+        });
+        guest
+    });
+    let draining = spawn(move || {
+        let mut drain = drainer.invalidate_roots();
+        let _more = drainer.drain(&mut drain, 1);
+        (drainer, drain)
+    });
+    let invalidating = spawn(move || {
+        let invalidation = host.invalidate_range(pages(0, 1));
+        machine.take_back(OLD);
+        (host, invalidation)
+    });
+    let guest = running.join().expect("a guest");
+    let drainer = draining.join().expect("a drain");
+    let host = invalidating.join().expect("an invalidation");
+    drop((guest, drainer, host));
+    rig.end();
+}
+
+const G4: Model = Model { name: "g4", preemptions: 2, run: drain_against_invalidation };
+
+#[test]
+fn a_page_below_a_root_that_is_drained_is_taken_back_like_any_other() {
+    G4.holds(&["reached", "gone"]);
+}
+
+#[test]
+fn below_a_root_that_is_drained_under_the_guest_it_is_not() {
+    G4.fails("g7", Defect::DrainsUnderGuest, REACHED);
+}
+
+#[test]
+fn below_a_root_that_invalidations_pass_over_it_is_not() {
+    G4.fails("g8", Defect::SkipsInvalidRoots, REACHED);
+}
+
 const G2: Model = Model { name: "g2", preemptions: 3, run: entry_against_drain };
 const G5: Model = Model { name: "g5", preemptions: 3, run: entry_against_flush };
 
@@ -85,6 +135,11 @@ fn a_drain_that_waits_for_no_vcpu_releases_its_root() {
 #[test]
 fn a_vcpu_outside_needs_no_interrupt() {
     G5.holds(&["reached", "gone"]);
+}
+
+#[test]
+fn a_flush_that_reaches_nobody_leaves_translations() {
+    G5.fails("g9", Defect::FlushReachesNobody, REACHED);
 }
 
 #[test]

@@ -20,6 +20,7 @@ mod rig;
 mod debts;
 mod entering;
 mod exchange;
+mod frozen;
 mod roots;
 mod slots;
 mod watches;

@@ -45,6 +45,11 @@ fn a_drain_that_does_not_wait_for_sections_is() {
 }
 
 #[test]
+fn a_permit_that_does_not_look_at_the_root_populates_it_behind_its_drain() {
+    R1.fails("r5", Defect::PopulatesInvalidRoot, "a table page has been lost");
+}
+
+#[test]
 fn a_section_that_looks_at_a_retiring_root_meets_a_released_table() {
     R1.fails(
         "r3",

@@ -1,15 +1,16 @@
 //! Family k: slots that come and go while the host takes their pages back.
 
 use loom::thread::spawn;
+use vmmu::HostRange;
 use vmmu::addr::{Gfn, GfnRange, Level};
 use vmmu::protocol::Defect;
-use vmmu::slot::{SlotId, SlotSpec};
+use vmmu::slot::{SlotId, SlotSpec, Source};
 
 use crate::explore::{Model, saw};
 use crate::guest::{Met, read};
 use crate::machine::{OLD, REACHED};
 use crate::rig::{MEMORY, PAGE, Rig, memory, pages};
-use crate::watches::{COMPLAINT, check, migrate};
+use crate::watches::{COMPLAINT, check, migrate_in};
 
 /// A slot is deleted while one of its pages is taken back; then a guest that still has it in its
 /// TLB runs.
@@ -48,16 +49,18 @@ fn creation() {
     // Where no watch covers a page of the other slot.
     let start = Gfn(Level::G1.pages());
     let range = GfnRange::sized(start, MEMORY).expect("short");
+    let source = Source::Backed { backing: 1, first: 0 };
+    let taken = HostRange { backing: 1, ..pages(0, 1) };
     let faulting = spawn(move || {
         let _ = guest.fault(read(start), Level::K4);
         guest
     });
     let creating = spawn(move || {
-        let spec = SlotSpec { id: SlotId(1), range, ..memory() };
+        let spec = SlotSpec { id: SlotId(1), range, source, ..memory() };
         creator.create_slot(&spec).expect("there is room");
         creator
     });
-    let migrating = spawn(move || migrate(host, machine));
+    let migrating = spawn(move || migrate_in(host, machine, taken));
     let mut guest = faulting.join().expect("a fault");
     let creator = creating.join().expect("a slot");
     migrating.join().expect("an invalidation");
@@ -154,6 +157,11 @@ fn a_slot_that_is_gone_before_its_leaves_is_not() {
 #[test]
 fn a_slot_is_live_when_every_invalidation_knows_it() {
     K6.holds(&["fixed", "emulate"]);
+}
+
+#[test]
+fn an_invalidation_published_in_guest_frames_misses_a_slot_that_comes() {
+    K6.fails("k3", Defect::PublishesInGuestFrames, COMPLAINT);
 }
 
 #[test]

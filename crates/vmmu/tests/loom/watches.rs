@@ -10,7 +10,7 @@ use crate::explore::{Model, saw};
 use crate::guest::{Guest, look, read};
 use crate::machine::{Machine, NEW, OLD};
 use crate::rig::{self, PAGE, Rig, pages};
-use vmmu::Worker;
+use vmmu::{HostRange, Worker};
 
 pub const COMPLAINT: &str = "an old page is mapped after the end of its invalidation";
 
@@ -23,8 +23,17 @@ pub fn check(guest: &mut Guest<'static>, machine: &Machine, gfn: Gfn) {
 }
 
 /// The host takes page 0 back, moves it, and ends the invalidation.
-pub fn migrate(mut worker: Worker<'static, Machine>, machine: &'static Machine) {
-    let invalidation = worker.invalidate_range(pages(0, 1));
+fn migrate(worker: Worker<'static, Machine>, machine: &'static Machine) {
+    migrate_in(worker, machine, pages(0, 1));
+}
+
+/// The same for the first page of another backing.
+pub fn migrate_in(
+    mut worker: Worker<'static, Machine>,
+    machine: &'static Machine,
+    range: HostRange,
+) {
+    let invalidation = worker.invalidate_range(range);
     machine.migrate(OLD, NEW);
     drop(invalidation);
 }
@@ -53,6 +62,8 @@ fn fault_against_two() {
     let rig = Rig::new(1, 2);
     let machine = rig.vm.host();
     let mut guest = rig.guest();
+    // The tables are there, so the fault is one exchange.
+    let _ = guest.fault(read(Gfn(3)), Level::K4);
     let (first, mut second) = (rig.worker(), rig.worker());
     let faulting = spawn(move || {
         let _ = guest.fault(read(PAGE), Level::K4);
@@ -212,6 +223,11 @@ fn a_section_without_fence_does() {
 #[test]
 fn a_watch_admitted_without_a_fence_does() {
     A4.fails("a5", Defect::WatchWithoutFence, COMPLAINT);
+}
+
+#[test]
+fn a_watch_that_is_hit_before_the_range_is_published_does() {
+    A4.fails("a2", Defect::HitsBeforePublication, COMPLAINT);
 }
 
 #[test]
