@@ -6,6 +6,10 @@
 //!
 //! Order: a range is published before the fence that precedes setting hits; it leaves only after
 //! its hits are set. So who sees it gone sees the hits.
+//!
+//! A range is *held* by a value that will withdraw it, or *named*: whoever says the same range
+//! ends it. Several may be the same at one time, so an end takes one of the named by
+//! compare-exchange, of the very tenant it has compared, and never one that is held.
 
 use crate::sync::{AtomicU64, Ordering};
 
@@ -35,10 +39,15 @@ impl HostRange {
 const PLACES: usize = if cfg!(any(loom, shuttle)) { 2 } else { 16 };
 const FREE: u64 = 0;
 const FILLING: u64 = 1;
-const ACTIVE: u64 = 2;
+const HELD: u64 = 2;
+const NAMED: u64 = 3;
+const PHASE: u64 = 0b11;
+/// A new tenant.
+const TENANT: u64 = 0b100;
 
 #[derive(Debug)]
 struct Place {
+    /// Phase, and which of its tenants.
     state: AtomicU64,
     backing: AtomicU64,
     first: AtomicU64,
@@ -52,6 +61,8 @@ pub(crate) struct Active {
     count: AtomicU64,
     /// Those that found no place.
     overflow: AtomicU64,
+    /// Of these, those that are named.
+    named: AtomicU64,
     places: [Place; PLACES],
 }
 
@@ -73,6 +84,7 @@ impl Active {
         Active {
             count: AtomicU64::new(0),
             overflow: AtomicU64::new(0),
+            named: AtomicU64::new(0),
             places: core::array::from_fn(place),
         }
     }
@@ -80,13 +92,18 @@ impl Active {
     pub(crate) fn publish(&self, range: &HostRange) -> ActivePlace {
         self.count.fetch_add(1, Ordering::AcqRel);
         for (n, place) in self.places.iter().enumerate() {
-            let taken =
-                place.state.compare_exchange(FREE, FILLING, Ordering::AcqRel, Ordering::Relaxed);
-            if taken.is_ok() {
+            let seen = place.state.load(Ordering::Relaxed);
+            let tenant = (seen & !PHASE).wrapping_add(TENANT);
+            if seen & PHASE == FREE
+                && place
+                    .state
+                    .compare_exchange(seen, tenant | FILLING, Ordering::AcqRel, Ordering::Relaxed)
+                    .is_ok()
+            {
                 place.backing.store(range.backing, Ordering::Relaxed);
                 place.first.store(range.first, Ordering::Relaxed);
                 place.end.store(range.end(), Ordering::Relaxed);
-                place.state.store(ACTIVE, Ordering::Release);
+                place.state.store(tenant | HELD, Ordering::Release);
                 return ActivePlace::Place(n);
             }
         }
@@ -94,11 +111,13 @@ impl Active {
         ActivePlace::Overflow
     }
 
+    /// Ends what the caller holds.
     pub(crate) fn withdraw(&self, place: ActivePlace) {
         match place {
             ActivePlace::Place(n) => {
                 if let Some(place) = self.places.get(n) {
-                    place.state.store(FREE, Ordering::Release);
+                    let tenant = place.state.load(Ordering::Relaxed) & !PHASE;
+                    place.state.store(tenant | FREE, Ordering::Release);
                 }
             }
             ActivePlace::Overflow => {
@@ -108,18 +127,49 @@ impl Active {
         self.count.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// The place of a range published as exactly this one, for hosts whose notifier has separate
-    /// callbacks for begin and end.
-    pub(crate) fn find(&self, range: &HostRange) -> Option<ActivePlace> {
-        let same = |place: &Place| {
-            place.state.load(Ordering::Acquire) == ACTIVE
+    /// What the caller holds is from now on ended by [`end`](Self::end), for hosts whose notifier
+    /// has separate callbacks for begin and end.
+    pub(crate) fn name(&self, place: ActivePlace) {
+        match place {
+            ActivePlace::Place(n) => {
+                if let Some(place) = self.places.get(n) {
+                    let tenant = place.state.load(Ordering::Relaxed) & !PHASE;
+                    place.state.store(tenant | NAMED, Ordering::Release);
+                }
+            }
+            ActivePlace::Overflow => {
+                self.named.fetch_add(1, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// Ends one that was named and is exactly this range. `false`: there is none.
+    pub(crate) fn end(&self, range: &HostRange) -> bool {
+        for place in &self.places {
+            let seen = place.state.load(Ordering::Acquire);
+            // Compared with what may be the next tenant's range already; then `state` has moved.
+            let same = seen & PHASE == NAMED
                 && place.backing.load(Ordering::Relaxed) == range.backing
                 && place.first.load(Ordering::Relaxed) == range.first
-                && place.end.load(Ordering::Relaxed) == range.end()
-        };
-        let place = self.places.iter().position(same).map(ActivePlace::Place);
-        let overflow = self.overflow.load(Ordering::Acquire) > 0;
-        place.or(overflow.then_some(ActivePlace::Overflow))
+                && place.end.load(Ordering::Relaxed) == range.end();
+            let free = seen & !PHASE | FREE;
+            if same
+                && place
+                    .state
+                    .compare_exchange(seen, free, Ordering::AcqRel, Ordering::Relaxed)
+                    .is_ok()
+            {
+                self.count.fetch_sub(1, Ordering::AcqRel);
+                return true;
+            }
+        }
+        // One without a place: all that is known of those is how many there are.
+        let one_less = |named: u64| named.checked_sub(1);
+        if self.named.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less).is_err() {
+            return false;
+        }
+        self.withdraw(ActivePlace::Overflow);
+        true
     }
 
     /// Whether a page of `range` is under invalidation.
@@ -133,7 +183,7 @@ impl Active {
             return true;
         }
         self.places.iter().any(|place| {
-            place.state.load(Ordering::Acquire) == ACTIVE
+            place.state.load(Ordering::Acquire) & PHASE >= HELD
                 && place.backing.load(Ordering::Relaxed) == range.backing
                 && place.first.load(Ordering::Relaxed) < range.end()
                 && range.first < place.end.load(Ordering::Relaxed)

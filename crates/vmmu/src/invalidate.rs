@@ -59,30 +59,27 @@ impl<'vm, H: Host> Worker<'vm, H> {
     /// Takes no sleeping lock, waits for no vCPU's resolving.
     pub fn invalidate_range(&mut self, range: HostRange) -> Invalidation<'vm> {
         let core = self.core();
-        let place = self.withdraw_pages(range);
+        let place = self.withdraw_pages(HostPages::new(range));
         Invalidation { core, place }
     }
 
     /// The same for notifiers with separate callbacks: [`invalidate_end`](Self::invalidate_end)
-    /// with the same range follows.
+    /// with the same range follows, as often as this was called.
     pub fn invalidate_begin(&mut self, range: HostRange) {
-        self.withdraw_pages(range);
+        self.withdraw_pages(HostPages::named(range));
     }
 
     /// Ends what [`invalidate_begin`](Self::invalidate_begin) began.
     pub fn invalidate_end(&mut self, range: HostRange) -> Result<(), NotInvalidating> {
-        let core = self.core();
-        let place = core.active.find(&range).ok_or(NotInvalidating(range))?;
-        core.active.withdraw(place);
-        Ok(())
+        if self.core().active.end(&range) { Ok(()) } else { Err(NotInvalidating(range)) }
     }
 
-    fn withdraw_pages(&mut self, range: HostRange) -> ActivePlace {
+    fn withdraw_pages(&mut self, pages: HostPages) -> ActivePlace {
         let core = self.core();
         self.participant.line().counters.invalidations.add(1);
         let walked = self
             .participant
-            .publish(HostPages::new(range))
+            .publish(pages)
             .exclude()
             .walk(|page| page.each(|entry| entry.zap()));
         let promise = walked.finish();

@@ -282,6 +282,8 @@ impl<H: Host, P: Publication> Walked<'_, H, P> {
 pub struct HostPages {
     range: HostRange,
     place: Option<ActivePlace>,
+    /// Whoever says the same range ends it.
+    is_named: bool,
     hull: GfnRange,
     /// What `PublishesInGuestFrames` publishes instead.
     #[cfg(feature = "defects")]
@@ -289,15 +291,22 @@ pub struct HostPages {
 }
 
 impl HostPages {
-    /// The pages.
+    /// The pages, of an invalidation that lasts until its place is withdrawn.
     pub fn new(range: HostRange) -> Self {
         HostPages {
             range,
             place: None,
+            is_named: false,
             hull: GfnRange::ALL,
             #[cfg(feature = "defects")]
             known: range,
         }
+    }
+
+    /// The pages, of an invalidation that
+    /// [`Worker::invalidate_end`](crate::Worker::invalidate_end) ends.
+    pub fn named(range: HostRange) -> Self {
+        HostPages { is_named: true, ..Self::new(range) }
     }
 
     /// Where it is published.
@@ -314,7 +323,11 @@ impl Sealed for HostPages {
         let range = &self.known;
         #[cfg(not(feature = "defects"))]
         let range = &self.range;
-        self.place = Some(core.active.publish(range));
+        let place = core.active.publish(range);
+        if self.is_named {
+            core.active.name(place);
+        }
+        self.place = Some(place);
     }
 
     #[cfg(feature = "defects")]

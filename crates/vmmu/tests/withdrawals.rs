@@ -11,7 +11,7 @@ use vmmu::entry::Access;
 use vmmu::host::{Backing, Found, VcpuId};
 use vmmu::slot::{AddressSpace, SlotError, SlotId, SlotSpec, SlotState, Source};
 use vmmu::tdp::{Outcome, Request, Step};
-use vmmu::{Config, Flush, HostRange, Processor, Progress, Role, Vcpu, Vm};
+use vmmu::{Config, Flush, HostRange, NotInvalidating, Processor, Progress, Role, Vcpu, Vm};
 
 fn finish(mut vm: Vm<TestHost>) {
     let checked = vm.check(|_, _| Witness::Unknown).unwrap();
@@ -595,4 +595,52 @@ fn a_corrupt_entry_kills_the_vm_and_is_gone_all_the_same() {
     assert!(vcpu.before_enter(Processor(0)).is_err());
     drop(vcpu);
     assert_eq!(vm.teardown().in_use(), 0);
+}
+
+/// Two invalidations of one range at the same time: one is held by a value, the other is ended by
+/// its name. The name once ended the value's, whose drop then took another's place away.
+#[test]
+fn an_end_by_name_does_not_end_what_somebody_holds() {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let mut worker = vm.worker().unwrap();
+    worker.create_slot(&backed(1, range(0, 0x100))).unwrap();
+    let frames = Frames::new(Level::K4);
+    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+    let pages = |first| HostRange { backing: 7, first, pages: 1 };
+    let held = worker.invalidate_range(pages(1));
+    // Nobody has begun this by name.
+    assert_eq!(worker.invalidate_end(pages(1)), Err(NotInvalidating(pages(1))));
+    worker.invalidate_begin(pages(1));
+    assert_eq!(worker.invalidate_end(pages(1)), Ok(()));
+    assert_eq!(worker.invalidate_end(pages(1)), Err(NotInvalidating(pages(1))));
+    // Whoever comes now must not lose its place when the first one goes.
+    worker.invalidate_begin(pages(2));
+    assert_eq!(vcpu.fault_with(&frames, ask(1, Access::READ)), Outcome::Retry);
+    drop(held);
+    assert_eq!(vcpu.fault_with(&frames, ask(2, Access::READ)), Outcome::Retry);
+    assert_eq!(vcpu.fault_with(&frames, ask(1, Access::READ)), Outcome::Fixed(Level::K4));
+    assert_eq!(worker.invalidate_end(pages(2)), Ok(()));
+    assert_eq!(vcpu.fault_with(&frames, ask(2, Access::READ)), Outcome::Fixed(Level::K4));
+    drop((worker, vcpu));
+    vm.teardown();
+}
+
+/// More at once than there are places: those are counted, and each end ends one of its kind.
+#[test]
+fn ends_by_name_and_by_value_do_not_mix_when_places_run_out() {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let mut worker = vm.worker().unwrap();
+    let pages = |first| HostRange { backing: 7, first, pages: 1 };
+    let held: Vec<_> = (0..20).map(|n| worker.invalidate_range(pages(n))).collect();
+    assert_eq!(worker.invalidate_end(pages(19)), Err(NotInvalidating(pages(19))));
+    worker.invalidate_begin(pages(30));
+    assert_eq!(worker.invalidate_end(pages(30)), Ok(()));
+    assert_eq!(worker.invalidate_end(pages(30)), Err(NotInvalidating(pages(30))));
+    drop(held);
+    worker.create_slot(&backed(1, range(0, 0x100))).unwrap();
+    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+    let frames = Frames::new(Level::K4);
+    assert_eq!(vcpu.fault_with(&frames, ask(19, Access::READ)), Outcome::Fixed(Level::K4));
+    drop((worker, vcpu));
+    vm.teardown();
 }

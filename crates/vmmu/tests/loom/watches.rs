@@ -3,7 +3,7 @@
 use loom::thread::spawn;
 use vmmu::addr::{Gfn, Level};
 use vmmu::host::VcpuId;
-use vmmu::protocol::Defect;
+use vmmu::protocol::{Defect, HostPages, Participant};
 use vmmu::tdp::Step;
 
 use crate::explore::{Model, saw};
@@ -57,23 +57,50 @@ fn fault_on_a_spare() {
     rig.end();
 }
 
-/// Two hosts' callbacks at once: the second takes pages back that include the first's.
-fn fault_against_two() {
+/// What the second of two invalidations does while the first is under way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Second {
+    Begins,
+    Ends,
+}
+
+/// Two hosts' callbacks at once: the second takes pages back that include the first's. It has
+/// nothing to walk; what it could spoil is what it publishes, hits and ends.
+fn fault_against_two(second: Second) {
     let rig = Rig::new(1, 2);
     let machine = rig.vm.host();
     let mut guest = rig.guest();
     // The tables are there, so the fault is one exchange.
     let _ = guest.fault(read(Gfn(3)), Level::K4);
-    let (first, mut second) = (rig.worker(), rig.worker());
+    let first = rig.worker();
+    let begin = |mut turn: Participant<'static, Machine>| {
+        let _published = turn.publish(HostPages::named(pages(0, 2)));
+    };
+    let end = |mut worker: Worker<'static, Machine>| {
+        worker.invalidate_end(pages(0, 2)).expect("it was begun");
+    };
+    let invalidating = match second {
+        Second::Begins => {
+            let participant = rig.participant();
+            spawn(move || begin(participant))
+        }
+        Second::Ends => {
+            begin(rig.participant());
+            let worker = rig.worker();
+            spawn(move || end(worker))
+        }
+    };
     let faulting = spawn(move || {
         let _ = guest.fault(read(PAGE), Level::K4);
         guest
     });
     let migrating = spawn(move || migrate(first, machine));
-    let invalidating = spawn(move || drop(second.invalidate_range(pages(0, 2))));
     let mut guest = faulting.join().expect("a fault");
     migrating.join().expect("an invalidation");
     invalidating.join().expect("an invalidation");
+    if second == Second::Begins {
+        end(rig.worker());
+    }
     check(&mut guest, machine, PAGE);
     drop(guest);
     rig.end();
@@ -203,7 +230,10 @@ fn a_spare_watch_that_is_not_hit_is_no_better() {
     A8.fails("a9", Defect::HitsNoWatch, COMPLAINT);
 }
 
-const A7: Model = Model { name: "a7", preemptions: 1, run: fault_against_two };
+const A7: Model =
+    Model { name: "a7", preemptions: 2, run: || fault_against_two(Second::Begins) };
+const A12: Model =
+    Model { name: "a12", preemptions: 2, run: || fault_against_two(Second::Ends) };
 
 #[test]
 fn a_fault_never_maps_what_was_invalidated_meanwhile() {
@@ -211,8 +241,23 @@ fn a_fault_never_maps_what_was_invalidated_meanwhile() {
 }
 
 #[test]
-fn two_invalidations_at_once_are_no_worse() {
+fn a_second_invalidation_that_begins_changes_nothing() {
     A7.holds(&["fixed", "retry"]);
+}
+
+#[test]
+fn a_second_invalidation_that_ends_changes_nothing() {
+    A12.holds(&["fixed", "retry"]);
+}
+
+#[test]
+fn beside_a_second_invalidation_a_section_without_fence_does() {
+    A7.fails("a13", Defect::SectionWithoutFence, COMPLAINT);
+}
+
+#[test]
+fn beside_a_second_invalidation_a_watch_that_is_not_hit_does() {
+    A12.fails("a14", Defect::HitsNoWatch, COMPLAINT);
 }
 
 #[test]
