@@ -1,5 +1,6 @@
 //! The `vmmu` command.
 
+mod bench;
 mod boot;
 mod control;
 mod cpuid;
@@ -36,12 +37,14 @@ struct Line {
 enum Command {
     Boot(Box<boot::options::Options>),
     Test(test::Options),
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Line::parse().command {
         Command::Boot(options) => boot::run(&options),
         Command::Test(options) => test::run(&options),
+        Command::Bench(options) => bench::run(&options),
     };
     let status = result.unwrap_or_else(|e| {
         say!("{e:#}");

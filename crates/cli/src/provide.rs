@@ -24,6 +24,9 @@ pub struct Tool {
 /// The emulated machine.
 pub const QEMU: Tool = Tool { program: "qemu-system-x86_64", package: "qemu-system-x86" };
 
+/// Counts instructions.
+pub const VALGRIND: Tool = Tool { program: "valgrind", package: "valgrind" };
+
 /// Path of `tool`, after installing it if need be.
 pub fn provide(tool: Tool) -> Result<PathBuf> {
     if let Some(path) = find(tool.program) {

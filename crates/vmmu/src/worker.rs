@@ -50,6 +50,17 @@ impl<'vm, H: Host> Worker<'vm, H> {
         self.faulter().complete(frame)
     }
 
+    /// How many of these frames are memory, looked up in one section: for benchmarks.
+    #[cfg(feature = "protocol")]
+    #[doc(hidden)]
+    pub fn look_up(&mut self, frames: &[crate::addr::Gfn]) -> u64 {
+        let mut hint = Hint::default();
+        let section = self.participant.section();
+        let (slots, space) = (section.slots(), crate::slot::AddressSpace(0));
+        let is_memory = |gfn: &&crate::addr::Gfn| slots.find(space, **gfn, &mut hint).is_some();
+        frames.iter().filter(is_memory).count() as u64
+    }
+
     /// Makes a request of its name again, or gives the name back if it is another VM's.
     pub fn unpark(&mut self, parked: Parked) -> Result<Request<'vm>, Parked> {
         self.participant.unpark(parked)

@@ -2,6 +2,7 @@
 
 mod context;
 mod hostile;
+mod measures;
 mod runs;
 mod source;
 mod tally;
@@ -19,7 +20,7 @@ use crate::{
     boot::outcome::Status,
     guests::packages,
     project::Project,
-    provide::{QEMU, provide},
+    provide::{QEMU, VALGRIND, provide},
     say,
 };
 
@@ -49,6 +50,7 @@ struct Step {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Needs {
     Nothing,
+    Valgrind,
     Qemu,
     QemuAndLinux,
 }
@@ -70,6 +72,8 @@ const STEPS: &[Step] = &[
     step("units", "unit and integration tests of every crate", Needs::Nothing, source::units),
     step("docs", "doc tests and documentation", Needs::Nothing, source::documentation),
     step("models", "the protocol under loom", Needs::Nothing, source::models),
+    step("lines", "cache lines a fault writes", Needs::Nothing, measures::lines),
+    step("counts", "instructions against their bounds", Needs::Valgrind, measures::counts),
     step("builtin", "the built-in guest, also offline", Needs::Qemu, runs::builtin),
     step("multiboot", "modules, sparse RAM, 1 GiB pages", Needs::Qemu, runs::multiboot),
     step("hostile", "guests that mean harm", Needs::Qemu, hostile::guests),
@@ -99,7 +103,10 @@ pub fn run(options: &Options) -> Result<Status> {
         .filter(|step| options.only.is_empty() || options.only.iter().any(|o| o == step.name))
         .collect();
     let project = Project::find()?;
-    if wanted.iter().any(|step| step.needs != Needs::Nothing) {
+    if wanted.iter().any(|step| step.needs == Needs::Valgrind) {
+        provide(VALGRIND)?;
+    }
+    if wanted.iter().any(|step| matches!(step.needs, Needs::Qemu | Needs::QemuAndLinux)) {
         provide(QEMU)?;
     }
     if wanted.iter().any(|step| step.needs == Needs::QemuAndLinux)

@@ -1,5 +1,7 @@
 //! Steps that compile and run on the host: format, lints, unit tests, documentation, models.
 
+use std::process::Command;
+
 use anyhow::Result;
 
 use super::{context::Context, tally::Tally};
@@ -30,12 +32,18 @@ fn harness(
 ) -> Result<Tally> {
     let mut command = context.cargo(arguments);
     command.envs(flags.iter().copied());
+    tests(context, name, command)
+}
+
+/// A command that runs tests of the harness and counts them.
+pub fn tests(context: &Context, name: &str, command: Command) -> Result<Tally> {
+    let line: Vec<_> = command.get_args().map(|a| a.to_string_lossy().into_owned()).collect();
     let ran = context.run(name, command)?;
     let mut tally = Tally::of_harness(&ran.output);
     let verdict = match ran.status {
         Some(0) => Ok(()),
         _ if tally.failed > 0 => Err(format!("{} tests failed", tally.failed)),
-        status => Err(format!("cargo {} ended with {status:?}", arguments.join(" "))),
+        status => Err(format!("cargo {} ended with {status:?}", line.join(" "))),
     };
     let note = format!("{name}: {} passed", tally.passed);
     match &verdict {
