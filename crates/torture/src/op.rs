@@ -1,0 +1,255 @@
+//! Operations: what a thread does next. Each carries everything that was chosen at random, so a
+//! list of them can be written down, shortened and run again.
+
+use fastrand::Rng;
+use serde::{Deserialize, Serialize};
+
+/// What a guest does with a word of its memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Touch {
+    /// Reads a word.
+    Read,
+    /// Writes its own word.
+    Write,
+    /// Fetches an instruction.
+    Fetch,
+    /// Adds 1 to the word that everybody adds to.
+    Add,
+}
+
+/// Where: a site, or a place without memory, and a page of it. Both are cut down to what there
+/// is where it is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct At {
+    /// Which site of the address space; now and then none.
+    pub site: u8,
+    /// Which page of it.
+    pub page: u32,
+}
+
+/// One access of a guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Access {
+    /// What.
+    pub touch: Touch,
+    /// Where.
+    pub at: At,
+    /// Which word, where it matters.
+    pub word: u8,
+    /// The processor walks to another place too, for no reason.
+    pub speculates: bool,
+    /// Accesses done after an interrupt has come and before it is taken.
+    pub lag: u8,
+}
+
+/// Pages of the host's memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Pages {
+    /// The first.
+    pub first: u32,
+    /// How many at most.
+    pub count: u16,
+}
+
+/// What the host does to pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Change {
+    Move,
+    Home,
+    Steal,
+    Empty,
+    Punch,
+    Touch,
+}
+
+/// One operation.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Op {
+    /// A vCPU runs its guest, on one of the processors.
+    Run { processor: u8, accesses: Vec<Access> },
+    /// A vCPU changes its role.
+    Role(u8),
+    /// A page is mapped before it is used.
+    Prefault { at: At, write: bool },
+    /// The first half of a fault; somebody else will complete it.
+    Post { at: At, write: bool },
+    /// The second half of one that was posted.
+    Complete,
+    /// A fault, or a slot, while the host has only so many tables.
+    Starve { at: At, tables: u8, huge: bool },
+    /// The host does something to pages.
+    Change { pages: Pages, change: Change },
+    /// An invalidation that lasts begins, or the one that lasts ends.
+    Long { pages: Pages },
+    /// A slot is made where there is none.
+    Create { site: u8, view: u8, largest: u8 },
+    /// A slot is deleted at once.
+    Delete { site: u8 },
+    /// A slot is deleted in steps; or the next steps of that.
+    DeleteSome { site: u8, budget: u8 },
+    /// A slot changes places.
+    MoveSlot { back: bool },
+    /// The largest leaf of a slot changes.
+    Limit { site: u8, largest: u8 },
+    /// A change of slots that cannot be.
+    Impossible { site: u8, which: u8 },
+    /// Guest frames are zapped at once.
+    Zap { at: At, pages: u16 },
+    /// Guest frames are zapped in steps; or the next steps of that.
+    ZapSome { at: At, pages: u16, budget: u8 },
+    /// All roots become invalid and are drained in steps; or the next steps of that.
+    Roots { budget: u8 },
+    /// All roots go at once.
+    ZapAll,
+    /// The next steps of whatever was begun and has not ended.
+    Continue {
+        /// Tables in one step.
+        budget: u8,
+    },
+    /// The library reads a word of guest memory.
+    Read { at: At, word: u8 },
+    /// The library writes a word.
+    Write { at: At },
+    /// The library exchanges a word.
+    Exchange { at: At },
+    /// The library translates an address.
+    Translate { at: At },
+    /// Statistics and dump are asked for.
+    Look,
+}
+
+impl Op {
+    /// The name in reports.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Run { .. } => "run",
+            Op::Role(_) => "switch roots",
+            Op::Prefault { .. } => "prefault",
+            Op::Post { .. } => "post a fault",
+            Op::Complete => "complete a posted fault",
+            Op::Starve { .. } => "starve",
+            Op::Change { change, .. } => match change {
+                Change::Move => "move pages",
+                Change::Home => "gather pages",
+                Change::Steal => "steal pages",
+                Change::Empty => "share pages",
+                Change::Punch => "punch pages out",
+                Change::Touch => "invalidate in vain",
+            },
+            Op::Long { .. } => "lasting invalidation",
+            Op::Create { .. } => "create slot",
+            Op::Delete { .. } => "delete slot",
+            Op::DeleteSome { .. } => "delete slot in steps",
+            Op::MoveSlot { .. } => "move slot",
+            Op::Limit { .. } => "limit slot",
+            Op::Impossible { .. } => "impossible slot",
+            Op::Zap { .. } => "zap",
+            Op::ZapSome { .. } => "zap in steps",
+            Op::Roots { .. } => "invalidate roots, drain",
+            Op::ZapAll => "zap all",
+            Op::Continue { .. } => "continue",
+            Op::Read { .. } => "library reads",
+            Op::Write { .. } => "library writes",
+            Op::Exchange { .. } => "library exchanges",
+            Op::Translate { .. } => "translate",
+            Op::Look => "statistics, dump",
+        }
+    }
+
+    /// What a vCPU's thread does next.
+    pub fn of_guest(rng: &mut Rng) -> Op {
+        match rng.u32(..200) {
+            0..2 => Op::Role(rng.u8(..)),
+            2..6 => Op::Prefault { at: At::any(rng), write: rng.bool() },
+            6..9 => Op::Post { at: At::any(rng), write: rng.bool() },
+            9..12 => Op::Starve { at: At::any(rng), tables: rng.u8(..3), huge: rng.bool() },
+            12..14 => Op::Read { at: At::any(rng), word: rng.u8(..) },
+            14 => Op::Write { at: At::any(rng) },
+            _ => {
+                // A few places again and again, so that there is something to remember.
+                let places: [At; 3] = std::array::from_fn(|_| At::any(rng));
+                let accesses = (0..rng.usize(1..=30)).map(|_| {
+                    let at = places[rng.usize(..3)];
+                    Access { at, ..Access::any(rng) }
+                });
+                let accesses = accesses.collect();
+                Op::Run { processor: rng.u8(..), accesses }
+            }
+        }
+    }
+
+    /// What a thread of the host does next.
+    pub fn of_host(rng: &mut Rng) -> Op {
+        match rng.u32(..1000) {
+            0..100 => Op::Change { pages: Pages::any(rng), change: Change::Move },
+            100..200 => {
+                // Now and then a whole block, or no huge leaf would ever come back.
+                let pages = Pages::any(rng);
+                let count = if rng.u8(..3) == 0 { 512 } else { pages.count };
+                Op::Change { pages: Pages { count, ..pages }, change: Change::Home }
+            }
+            200..260 => Op::Change { pages: Pages::any(rng), change: Change::Steal },
+            260..300 => Op::Change { pages: Pages::any(rng), change: Change::Empty },
+            300..315 => Op::Change { pages: Pages::any(rng), change: Change::Punch },
+            315..345 => Op::Change { pages: Pages::any(rng), change: Change::Touch },
+            345..375 => Op::Long { pages: Pages::any(rng) },
+            375..475 => {
+                let (site, view, largest) = (rng.u8(..), rng.u8(..), rng.u8(..));
+                Op::Create { site, view, largest }
+            }
+            475..485 => Op::Delete { site: rng.u8(..) },
+            485..495 => Op::DeleteSome { site: rng.u8(..), budget: rng.u8(1..5) },
+            495..515 => Op::MoveSlot { back: rng.bool() },
+            515..540 => Op::Limit { site: rng.u8(..), largest: rng.u8(..) },
+            540..550 => Op::Impossible { site: rng.u8(..), which: rng.u8(..) },
+            550..580 => Op::Zap { at: At::any(rng), pages: rng.u16(1..600) },
+            580..600 => {
+                let at = At::any(rng);
+                Op::ZapSome { at, pages: rng.u16(1..2000), budget: rng.u8(1..4) }
+            }
+            600..605 => Op::Roots { budget: rng.u8(1..8) },
+            605..608 => Op::ZapAll,
+            608..660 => Op::Read { at: At::any(rng), word: rng.u8(..) },
+            660..710 => Op::Write { at: At::any(rng) },
+            710..750 => Op::Exchange { at: At::any(rng) },
+            750..765 => Op::Translate { at: At::any(rng) },
+            765..767 => Op::Look,
+            767..780 => Op::Starve { at: At::any(rng), tables: 0, huge: rng.bool() },
+            780..920 => Op::Continue { budget: rng.u8(1..8) },
+            _ => Op::Complete,
+        }
+    }
+}
+
+impl At {
+    /// Mostly one of a few places, so that threads meet.
+    fn any(rng: &mut Rng) -> At {
+        let page = if rng.u8(..4) != 0 { 67 * rng.u32(..8) } else { rng.u32(..) };
+        At { site: rng.u8(..), page }
+    }
+}
+
+impl Access {
+    fn any(rng: &mut Rng) -> Access {
+        let touch = match rng.u8(..8) {
+            0..3 => Touch::Read,
+            3..6 => Touch::Write,
+            6 => Touch::Add,
+            _ => Touch::Fetch,
+        };
+        let (at, word) = (At::any(rng), rng.u8(..));
+        Access { touch, at, word, speculates: rng.u8(..16) == 0, lag: rng.u8(..4) }
+    }
+}
+
+impl Pages {
+    fn any(rng: &mut Rng) -> Pages {
+        let count = match rng.u8(..16) {
+            0 => 512,
+            1 => rng.u16(2..100),
+            _ => 1,
+        };
+        let first = if rng.u8(..4) != 0 { 67 * rng.u32(..16) } else { rng.u32(..) };
+        Pages { first, count }
+    }
+}

@@ -1,0 +1,350 @@
+//! What all threads of one run share.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Mutex;
+
+use machine::{Nested, Processor};
+use vmmu::addr::{Gfn, Gpa, Pfn};
+use vmmu::slot::{AddressSpace, SlotId};
+use vmmu::tdp::{Ask, Cause, MemoryFault, Outcome, Request};
+use vmmu::entry::Access;
+use vmmu::Vm;
+
+use crate::Violation;
+use crate::arena::Arena;
+use crate::host::Host;
+use crate::model::{DEVICES, Model, Possible, Said, SITES, TOUCHED, touched};
+use crate::model::Pages as From;
+use crate::op::At;
+use crate::store::{Answered, Hands, Store};
+use crate::turns::Turns;
+
+/// See the module.
+pub struct Play<'r, 'vm> {
+    pub vm: &'vm Vm<Host>,
+    pub arena: &'r Arena,
+    pub store: &'r Store,
+    pub model: &'r Model,
+    pub turns: &'r Turns,
+    pub nested: Nested,
+    pub processors: &'r [Mutex<Processor>],
+    /// Faults whose first half is done.
+    pub posted: &'r Mutex<VecDeque<Request<'vm>>>,
+    pub places: &'r Places,
+    /// Operations and accesses done, by everybody.
+    pub done: &'r AtomicU64,
+    /// Of these, those of the host's threads.
+    pub host_done: &'r AtomicU64,
+    /// vCPUs' threads that are at work.
+    pub guests: &'r AtomicU64,
+    pub vcpus: usize,
+}
+
+/// Which slot is in which site, and who is changing that.
+#[derive(Debug)]
+pub struct Places {
+    busy: Box<[AtomicBool]>,
+    slots: Box<[Mutex<Option<SlotId>>]>,
+    free: Mutex<Vec<SlotId>>,
+}
+
+impl Places {
+    pub fn new() -> Self {
+        Places {
+            busy: SITES.iter().map(|_| AtomicBool::new(false)).collect(),
+            slots: SITES.iter().map(|_| Mutex::new(None)).collect(),
+            free: Mutex::new((0..SITES.len() as u32 + 2).map(SlotId).collect()),
+        }
+    }
+
+    /// The right to change what is in a site, unless somebody else has it.
+    pub fn occupy(&self, site: usize) -> Option<Place<'_>> {
+        let is_free = !self.busy[site].swap(true, Ordering::SeqCst);
+        is_free.then(|| Place { places: self, site })
+    }
+}
+
+/// The right to change what is in one site.
+#[derive(Debug)]
+pub struct Place<'r> {
+    places: &'r Places,
+    pub site: usize,
+}
+
+impl Place<'_> {
+    pub fn slot(&self) -> Option<SlotId> {
+        *self.places.slots[self.site].lock().expect("no panic under it")
+    }
+
+    pub fn set(&self, slot: Option<SlotId>) {
+        *self.places.slots[self.site].lock().expect("no panic under it") = slot;
+    }
+
+    /// A number no slot has.
+    pub fn number(&self) -> Option<SlotId> {
+        self.places.free.lock().expect("no panic under it").pop()
+    }
+
+    /// A number no slot has any more.
+    pub fn free(&self, slot: SlotId) {
+        self.places.free.lock().expect("no panic under it").push(slot);
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.places.busy[self.site].store(false, Ordering::SeqCst);
+    }
+}
+
+/// A page of guest-physical memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Spot {
+    pub space: u8,
+    pub gfn: u64,
+    /// Site and offset; `None` where there is never a slot.
+    pub site: Option<(usize, u64)>,
+}
+
+impl Spot {
+    pub fn gpa(&self) -> Gpa {
+        Gfn(self.gfn).gpa()
+    }
+
+    pub fn space(&self) -> AddressSpace {
+        AddressSpace(self.space)
+    }
+
+    /// The place that `at` means in an address space.
+    pub fn of(space: u8, at: At) -> Spot {
+        let sites = SITES.iter().enumerate().filter(|(_, site)| site.space == space);
+        let count = sites.clone().count();
+        // One in sixteen is a device.
+        let chosen = if at.site >= 240 { None } else { sites.clone().nth(at.site as usize % count) };
+        let Some((n, site)) = chosen else {
+            let gfn = DEVICES.start + u64::from(at.page) % (DEVICES.end - DEVICES.start);
+            return Spot { space, gfn, site: None };
+        };
+        let is_huge = matches!(site.views[0].pages, From::Huge);
+        let offset = if is_huge {
+            touched(at.page as usize % TOUCHED)
+        } else {
+            u64::from(at.page) % site.pages
+        };
+        Spot { space, gfn: site.start + offset, site: Some((n, offset)) }
+    }
+}
+
+/// What was said about a spot before an access.
+#[derive(Clone, Copy, Debug)]
+pub struct Look {
+    spot: Spot,
+    said: Option<Said>,
+}
+
+/// What may be at a spot.
+#[derive(Clone, Copy, Debug)]
+pub enum Seen {
+    /// Never a slot.
+    Device,
+    /// These.
+    Site(Possible, u64),
+}
+
+impl Seen {
+    /// Whether this page may be there.
+    pub fn may_be(&self, page: usize) -> bool {
+        match self {
+            Seen::Device => false,
+            Seen::Site(possible, offset) => {
+                possible.views().any(|view| view.page(*offset) == Some(page))
+            }
+        }
+    }
+
+    /// Whether there may be no memory.
+    pub fn nothing(&self) -> bool {
+        match self {
+            Seen::Device => true,
+            Seen::Site(possible, _) => possible.nothing(),
+        }
+    }
+
+    /// Whether there may be memory that (cannot) be written.
+    pub fn some(&self, read_only: bool) -> bool {
+        match self {
+            Seen::Device => false,
+            Seen::Site(possible, _) => possible.views().any(|view| view.read_only == read_only),
+        }
+    }
+
+    /// The one page that was there all the time.
+    pub fn only(&self) -> Option<usize> {
+        match self {
+            Seen::Device => None,
+            Seen::Site(possible, offset) => possible.only()?.page(*offset),
+        }
+    }
+}
+
+/// Steps of everybody for one of the host's.
+const SHARE: u64 = 16;
+
+impl Play<'_, '_> {
+    /// The host's threads hold back, or guests would only fault.
+    pub fn hold_back(&self) {
+        while self.host_done.load(Ordering::Relaxed) * SHARE > self.done.load(Ordering::Relaxed)
+            && self.guests.load(Ordering::Relaxed) > 0
+            && !self.turns.is_over()
+        {
+            self.turns.relax();
+        }
+    }
+
+    pub fn look(&self, spot: Spot) -> Look {
+        Look { spot, said: spot.site.map(|(site, _)| self.model.look(site)) }
+    }
+
+    pub fn since(&self, look: Look) -> Seen {
+        match (look.spot.site, look.said) {
+            (Some((site, offset)), Some(said)) => {
+                Seen::Site(self.model.between(site, said, self.model.look(site)), offset)
+            }
+            _ => Seen::Device,
+        }
+    }
+
+    /// Whether a fault may have ended like this.
+    pub fn judge(
+        &self,
+        outcome: Outcome,
+        access: Access,
+        seen: &Seen,
+        answered: Answered,
+        starved: bool,
+    ) -> Result<(), Violation> {
+        let is_write = access.contains(Access::WRITE);
+        let is_right = match outcome {
+            Outcome::Fixed(_) => seen.some(false) || seen.some(true) && !is_write,
+            Outcome::Spurious | Outcome::Retry => true,
+            Outcome::Emulate => seen.nothing(),
+            Outcome::WriteProtected => is_write && seen.some(true),
+            Outcome::Pending => answered == Answered::Pending,
+            Outcome::Fault(MemoryFault::Hole) => answered == Answered::Hole,
+            Outcome::OutOfMemory => starved,
+            Outcome::Fault(_) | Outcome::Dead(_) => false,
+        };
+        if is_right {
+            return Ok(());
+        }
+        Err(Violation::new(format!(
+            "a fault ended as {outcome:?} for {access:?}, and there may have been {seen:?}, the host \
+             answered {answered:?}"
+        )))
+    }
+}
+
+pub fn ask(spot: Spot, access: Access, cause: Cause) -> Ask {
+    Ask { gpa: spot.gpa(), access, cause }
+}
+
+/// What one thread brings: its number, its way to the store, and its counts.
+pub struct Actor<'p, 'r, 'vm> {
+    pub play: &'p Play<'r, 'vm>,
+    /// Number among all threads, and the word it writes less one.
+    pub number: usize,
+    pub hands: Hands<'r, 'vm>,
+    pub tally: RefCell<Tally>,
+    /// The number it wrote last.
+    pub value: u64,
+}
+
+/// What a thread counted, and what repeats with the seed.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    pub operations: BTreeMap<&'static str, u64>,
+    pub outcomes: BTreeMap<&'static str, u64>,
+    pub digest: u64,
+}
+
+impl Tally {
+    fn note(&mut self, name: &str) {
+        for byte in name.bytes() {
+            self.digest = (self.digest ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        }
+    }
+}
+
+impl<'vm> Actor<'_, '_, 'vm> {
+    pub fn ran(&self, name: &'static str) {
+        let mut tally = self.tally.borrow_mut();
+        tally.note(name);
+        *tally.operations.entry(name).or_default() += 1;
+        self.play.done.fetch_add(1, Ordering::Relaxed);
+        if self.number >= self.play.vcpus {
+            self.play.host_done.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub fn met(&self, name: &'static str) {
+        let mut tally = self.tally.borrow_mut();
+        tally.note(name);
+        *tally.outcomes.entry(name).or_default() += 1;
+    }
+
+    /// The word of each page that only this thread writes.
+    pub fn word(&self) -> usize {
+        1 + self.number
+    }
+
+    pub fn next_value(&mut self) -> u64 {
+        self.value += 1;
+        self.value
+    }
+
+    pub fn host(&self) -> &'vm Host {
+        self.play.vm.host()
+    }
+
+    pub fn bad(&self, what: impl Into<String>) -> Violation {
+        Violation::new(what.into())
+    }
+
+    /// A whole fault by a vCPU, judged.
+    pub fn fault(
+        &self,
+        vcpu: &mut vmmu::Vcpu<'vm, Host>,
+        spot: Spot,
+        access: Access,
+        cause: Cause,
+        tables: Option<u64>,
+    ) -> Result<Outcome, Violation> {
+        let look = self.play.look(spot);
+        self.hands.answered.set(Answered::Nothing);
+        let ask = ask(spot, access, cause);
+        let (outcome, starved) = match tables {
+            Some(tables) => {
+                self.host().starving(tables, || vcpu.fault_with(&self.hands, ask))
+            }
+            None => (vcpu.fault_with(&self.hands, ask), false),
+        };
+        self.met(outcome.name());
+        let seen = self.play.since(look);
+        self.play.judge(outcome, access, &seen, self.hands.answered.get(), starved)?;
+        Ok(outcome)
+    }
+
+    /// Whether a frame may be what a guest reaches at a spot; gives the page.
+    pub fn judge_frame(&self, pfn: Pfn, seen: &Seen) -> Result<Option<usize>, Violation> {
+        match self.play.arena.owner(pfn.0) {
+            Some(crate::arena::Owner::Page(page)) if seen.may_be(page) => Ok(Some(page)),
+            Some(crate::arena::Owner::Zeros) => Ok(None),
+            owner => Err(self.bad(format!(
+                "reached frame {:#x}, which is {owner:?}; there may have been {seen:?}",
+                pfn.0
+            ))),
+        }
+    }
+}

@@ -1,0 +1,510 @@
+//! One run: a VM, its threads, and what came of it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use machine::{Ept, Habits, Keep, Nested, Npt, Processor};
+use serde::{Deserialize, Serialize};
+use vmmu::addr::Level;
+use vmmu::check::Witness;
+use vmmu::entry::{Format, Record, ept, npt};
+use vmmu::host::VcpuId;
+use vmmu::{Config, Role, Stats, Vm};
+
+use crate::Violation;
+use crate::arena::Arena;
+use crate::guest::Guest;
+use crate::host::Host;
+use crate::keeper::{self, Keeper};
+use crate::model::{Model, SITES};
+use crate::op::{Access, At, Op, Touch};
+use crate::play::{Actor, Places, Play, Tally};
+use crate::store::{Answered, Hands, Store};
+use crate::turns::Turns;
+
+/// Host-physical address width of the software processors, in bits.
+const PHYS_BITS: u8 = 46;
+/// Threads of the host.
+const HOSTS: usize = 2;
+/// The most vCPUs: every thread has a word of its own in each page.
+pub const MOST_VCPUS: usize = 12;
+/// Operations of each thread that are kept for a replay.
+const KEPT: usize = 400;
+
+/// Which tables.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Tables {
+    /// AMD's nested page tables.
+    Npt,
+    /// Intel's extended page tables.
+    Ept,
+    /// The same, on a processor without accessed and dirty flags.
+    EptWithoutFlags,
+    /// Nested page tables of five levels.
+    Npt5,
+    /// Extended page tables of five levels.
+    Ept5,
+}
+
+impl Tables {
+    /// All of them.
+    pub const ALL: [Tables; 5] =
+        [Tables::Npt, Tables::Ept, Tables::EptWithoutFlags, Tables::Npt5, Tables::Ept5];
+
+    fn levels(self) -> u8 {
+        if matches!(self, Tables::Npt5 | Tables::Ept5) { 5 } else { 4 }
+    }
+
+    fn format(self) -> Format {
+        let phys_bits = u32::from(PHYS_BITS);
+        let top = if self.levels() == 5 { Level::L5 } else { Level::L4 };
+        match self {
+            Tables::Npt | Tables::Npt5 => {
+                npt::format(npt::NptOptions { top, phys_bits, ..Default::default() })
+            }
+            Tables::Ept | Tables::Ept5 => {
+                ept::format(ept::EptOptions { top, phys_bits, ..Default::default() })
+            }
+            Tables::EptWithoutFlags => {
+                let record = Record::Software;
+                ept::format(ept::EptOptions { phys_bits, record, ..Default::default() })
+            }
+        }
+        .expect("all of these are legal")
+    }
+
+    fn nested(self) -> Nested {
+        let (levels, phys_bits) = (self.levels(), PHYS_BITS);
+        match self {
+            Tables::Npt | Tables::Npt5 => {
+                Nested::Npt(Npt { levels, phys_bits, nx: true, gib_pages: true })
+            }
+            Tables::Ept | Tables::Ept5 | Tables::EptWithoutFlags => Nested::Ept(Ept {
+                levels,
+                phys_bits,
+                ad: self != Tables::EptWithoutFlags,
+                exec_only: true,
+                mib_pages: true,
+                gib_pages: true,
+            }),
+        }
+    }
+}
+
+/// What to run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Settings {
+    /// Every choice follows from it.
+    pub seed: u64,
+    /// Operations and accesses of all threads together.
+    pub steps: u64,
+    /// vCPUs, each a thread: 1 to [`MOST_VCPUS`].
+    pub vcpus: usize,
+    /// Which tables.
+    pub tables: Tables,
+    /// Whether threads take turns.
+    pub deterministic: bool,
+}
+
+/// Operations, by thread: vCPUs first, then threads of the host.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    /// What it was made for.
+    pub settings: Settings,
+    /// By thread.
+    pub threads: Vec<Vec<Op>>,
+}
+
+impl Plan {
+    /// All operations.
+    pub fn len(&self) -> usize {
+        self.threads.iter().map(Vec::len).sum()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What a run did.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Operations and accesses, in all.
+    pub steps: u64,
+    /// How often each ran; all kinds that there are.
+    pub operations: BTreeMap<&'static str, u64>,
+    /// What came of them.
+    pub outcomes: BTreeMap<&'static str, u64>,
+    /// The library's counts.
+    pub stats: Stats,
+    /// The processors' counts, summed.
+    pub processors: machine::Counts,
+    /// Equal for two runs that went the same way.
+    pub digest: u64,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Report {
+    /// Operations that never ran.
+    pub fn missing(&self) -> Vec<&'static str> {
+        self.operations.iter().filter(|(_, n)| **n == 0).map(|(name, _)| *name).collect()
+    }
+}
+
+/// A run that found something.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// What must not be.
+    pub violation: Violation,
+    /// The last operations of each thread.
+    pub plan: Plan,
+    /// Steps done until then.
+    pub steps: u64,
+}
+
+/// Where operations come from.
+enum Source {
+    Seed(Box<Rng>, fn(&mut Rng) -> Op),
+    List(std::vec::IntoIter<Op>),
+}
+
+impl Iterator for Source {
+    type Item = Op;
+
+    fn next(&mut self) -> Option<Op> {
+        match self {
+            Source::Seed(rng, next) => Some(next(rng)),
+            Source::List(list) => list.next(),
+        }
+    }
+}
+
+/// Runs operations chosen by the seed. `progress` hears now and then how many steps are done.
+pub fn run(settings: Settings, progress: &mut dyn FnMut(u64)) -> Result<Report, Box<Failure>> {
+    let sources = (0..settings.vcpus + HOSTS).map(|n| {
+        let rng = Rng::with_seed(seed(&settings, 1, n));
+        Source::Seed(Box::new(rng), if n < settings.vcpus { Op::of_guest } else { Op::of_host })
+    });
+    whole(settings, sources.collect(), progress)
+}
+
+/// Runs the operations of a plan again.
+pub fn replay(plan: &Plan) -> Result<Report, Box<Failure>> {
+    let sources = plan.threads.iter().map(|list| Source::List(list.clone().into_iter()));
+    let settings = Settings { steps: u64::MAX, ..plan.settings };
+    whole(settings, sources.collect(), &mut |_| {})
+}
+
+fn seed(settings: &Settings, what: u64, n: usize) -> u64 {
+    Rng::with_seed(settings.seed ^ what << 56 ^ (n as u64) << 48).u64(..)
+}
+
+/// Everything that ran, with names for what must have.
+fn all_operations() -> BTreeMap<&'static str, u64> {
+    let mut names = BTreeMap::new();
+    for name in ["guest reads", "guest writes", "guest fetches", "guest adds", "fault"] {
+        names.insert(name, 0);
+    }
+    // Every kind is chosen sooner or later.
+    let mut rng = Rng::with_seed(0);
+    for _ in 0..20_000 {
+        names.insert(Op::of_guest(&mut rng).name(), 0);
+        names.insert(Op::of_host(&mut rng).name(), 0);
+    }
+    names
+}
+
+fn whole(
+    settings: Settings,
+    sources: Vec<Source>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Report, Box<Failure>> {
+    let began = Instant::now();
+    let failure = |violation: Violation, plan: Vec<Vec<Op>>, steps| {
+        Box::new(Failure { violation, plan: Plan { settings, threads: plan }, steps })
+    };
+    let nothing = |violation| failure(violation, Vec::new(), 0);
+    let vcpus = settings.vcpus.clamp(1, MOST_VCPUS);
+    let arena = Arena::new();
+    let arena = arena.map_err(|why| nothing(Violation::new(format!("no memory: {why}"))))?;
+    let arena = Arc::new(arena);
+    let store = Store::new(&arena).map_err(nothing)?;
+    let model = Model::new();
+    let by_seed = settings.deterministic.then_some(seed(&settings, 2, 0));
+    let turns = Arc::new(Turns::new(sources.len(), by_seed));
+    let host = Host::new(Arc::clone(&arena), Arc::clone(&turns), vcpus);
+    let config = Config {
+        workers: (vcpus + 2 * HOSTS + 2) as u32,
+        slots: SITES.len() as u32 + 2,
+        ..Config::new(settings.tables.format(), vcpus as u32)
+    };
+    let mut vm = match Vm::new(host, &config) {
+        Ok(vm) => vm,
+        Err(why) => return Err(nothing(Violation::new(why.to_string()))),
+    };
+    let processors: Vec<_> = (0..=vcpus)
+        .map(|n| {
+            let keep = if n % 3 == 2 { Keep::Oldest } else { Keep::ByChance };
+            let habits = Habits { keep, ..Habits::default() };
+            Mutex::new(Processor::with_habits(seed(&settings, 3, n), habits))
+        })
+        .collect();
+    let places = Places::new();
+    let (done, host_done) = (AtomicU64::new(0), AtomicU64::new(0));
+    let guests = AtomicU64::new(vcpus as u64);
+    let (threads, mut ended) = {
+        let posted = Mutex::new(VecDeque::new());
+        let play = Play {
+            vm: &vm,
+            arena: &arena,
+            store: &store,
+            model: &model,
+            turns: &turns,
+            nested: settings.tables.nested(),
+            processors: &processors,
+            posted: &posted,
+            places: &places,
+            done: &done,
+            host_done: &host_done,
+            guests: &guests,
+            vcpus,
+        };
+        set_up(&play, &settings).map_err(nothing)?;
+        let threads = all_threads(&play, &settings, sources, progress);
+        posted.lock().expect("no panic under it").clear();
+        let ended = match turns.violation() {
+            Some(violation) => Err(violation),
+            None => at_rest(&play, &settings),
+        };
+        (threads, ended)
+    };
+    let stats = vm.stats();
+    if ended.is_ok() {
+        ended = check(&mut vm, &store);
+    }
+    let host = vm.teardown();
+    if ended.is_ok() {
+        ended = after(&host, &store, &model);
+    }
+    let steps = done.load(Ordering::Relaxed);
+    let mut operations = all_operations();
+    let (mut outcomes, mut digest, mut plan) = (BTreeMap::new(), 0u64, Vec::new());
+    for (tally, kept) in threads {
+        for (name, n) in tally.operations {
+            *operations.entry(name).or_default() += n;
+        }
+        for (name, n) in tally.outcomes {
+            *outcomes.entry(name).or_default() += n;
+        }
+        digest = digest.rotate_left(7) ^ tally.digest;
+        plan.push(kept);
+    }
+    // A split is the library's own answer to a write below a huge leaf that may only be read.
+    operations.insert("split", stats.splits);
+    if let Err(violation) = ended {
+        return Err(failure(violation, plan, steps));
+    }
+    let mut counts = machine::Counts::default();
+    for processor in processors {
+        let processor = processor.into_inner().unwrap_or_else(PoisonError::into_inner);
+        add(&mut counts, processor.counts());
+    }
+    let took = began.elapsed();
+    Ok(Report { steps, operations, outcomes, stats, processors: counts, digest, took })
+}
+
+fn add(sum: &mut machine::Counts, more: machine::Counts) {
+    sum.accesses += more.accesses;
+    sum.speculations += more.speculations;
+    sum.walks += more.walks;
+    sum.lost += more.lost;
+    sum.hits += more.hits;
+    sum.stale += more.stale;
+    sum.structures += more.structures;
+    sum.evictions += more.evictions;
+    sum.accessed += more.accessed;
+    sum.dirtied += more.dirtied;
+}
+
+fn actor<'p, 'r, 'vm>(
+    play: &'p Play<'r, 'vm>,
+    settings: &Settings,
+    number: usize,
+) -> Result<Actor<'p, 'r, 'vm>, Violation> {
+    let worker = play.vm.worker().ok_or_else(|| Violation::new("no place for a worker".into()))?;
+    let hands = Hands {
+        store: play.store,
+        model: play.model,
+        host: play.vm.host(),
+        worker: RefCell::new(worker),
+        answered: Cell::new(Answered::Nothing),
+        rng: RefCell::new(Rng::with_seed(seed(settings, 4, number))),
+    };
+    Ok(Actor { play, number, hands, tally: RefCell::default(), value: 0 })
+}
+
+fn guest<'p, 'r, 'vm>(
+    play: &'p Play<'r, 'vm>,
+    settings: &Settings,
+    number: usize,
+) -> Result<Guest<'p, 'r, 'vm>, Violation> {
+    let vcpu = play.vm.vcpu(VcpuId(number as u32));
+    let vcpu = vcpu.ok_or_else(|| Violation::new(format!("no vCPU {number}")))?;
+    Ok(Guest { actor: actor(play, settings, number)?, vcpu, number, role: Role::PLAIN })
+}
+
+fn keeper<'p, 'r, 'vm>(
+    play: &'p Play<'r, 'vm>,
+    settings: &Settings,
+    number: usize,
+) -> Result<Keeper<'p, 'r, 'vm>, Violation> {
+    let worker = play.vm.worker().ok_or_else(|| Violation::new("no place for a worker".into()))?;
+    let actor = actor(play, settings, number)?;
+    Ok(Keeper { actor, worker, long: None, deletion: None, zap: None, drain: None })
+}
+
+/// A slot in every site but one.
+fn set_up(play: &Play<'_, '_>, settings: &Settings) -> Result<(), Violation> {
+    let mut keeper = keeper(play, settings, play.vcpus)?;
+    for site in 0..8 {
+        keeper.act(&Op::Create { site, view: 0, largest: 0 })?;
+    }
+    Ok(())
+}
+
+/// Runs every thread to its end, and gives what it counted and did last.
+fn all_threads(
+    play: &Play<'_, '_>,
+    settings: &Settings,
+    sources: Vec<Source>,
+    progress: &mut dyn FnMut(u64),
+) -> Vec<(Tally, Vec<Op>)> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = sources
+            .into_iter()
+            .enumerate()
+            .map(|(n, source)| scope.spawn(move || one_thread(play, settings, n, source)))
+            .collect();
+        while threads.iter().any(|thread| !thread.is_finished()) {
+            std::thread::sleep(Duration::from_millis(20));
+            progress(play.done.load(Ordering::Relaxed));
+        }
+        let ended = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
+        ended.map(Result::unwrap_or_default).collect()
+    })
+}
+
+fn one_thread(
+    play: &Play<'_, '_>,
+    settings: &Settings,
+    n: usize,
+    source: Source,
+) -> (Tally, Vec<Op>) {
+    let _seat = play.turns.enter(n);
+    let mut kept = VecDeque::new();
+    let result = if n < play.vcpus {
+        let ended = guest(play, settings, n).and_then(|mut guest| {
+            work(play, settings, source, &mut kept, |op| guest.act(op))?;
+            Ok(guest.actor.tally.take())
+        });
+        play.guests.fetch_sub(1, Ordering::Relaxed);
+        ended
+    } else {
+        keeper(play, settings, n).and_then(|mut keeper| {
+            work(play, settings, source, &mut kept, |op| {
+                play.hold_back();
+                keeper.act(op)
+            })?;
+            keeper::finish(keeper)
+        })
+    };
+    let tally = result.unwrap_or_else(|violation| {
+        play.turns.fail(violation);
+        Tally::default()
+    });
+    (tally, kept.into())
+}
+
+fn work(
+    play: &Play<'_, '_>,
+    settings: &Settings,
+    source: Source,
+    kept: &mut VecDeque<Op>,
+    mut act: impl FnMut(&Op) -> Result<(), Violation>,
+) -> Result<(), Violation> {
+    for op in source {
+        if play.turns.is_over() || play.done.load(Ordering::Relaxed) >= settings.steps {
+            break;
+        }
+        if kept.len() == KEPT {
+            kept.pop_front();
+        }
+        kept.push_back(op.clone());
+        act(&op)?;
+        if let Some(broken) = play.vm.broken() {
+            return Err(Violation::new(format!("the VM is dead: {broken}")));
+        }
+        play.turns.point();
+    }
+    Ok(())
+}
+
+/// Nothing else runs: every page that can be had is had at once.
+fn at_rest(play: &Play<'_, '_>, settings: &Settings) -> Result<(), Violation> {
+    let mut guest = guest(play, settings, 0)?;
+    // Above everything it wrote before.
+    guest.actor.value = 1 << 40;
+    for role in [0, 2] {
+        guest.act(&Op::Role(role))?;
+        for site in 0..SITES.len() as u8 {
+            let accesses = [Touch::Read, Touch::Write].into_iter().flat_map(|touch| {
+                (0..8).map(move |n| {
+                    let at = At { site, page: 67 * n };
+                    Access { touch, at, word: 1, speculates: false, lag: 0 }
+                })
+            });
+            let accesses: Vec<_> = accesses.collect();
+            // One by one: a page that cannot be had is no reason to give the others up.
+            for access in accesses {
+                guest.act(&Op::Run { processor: site, accesses: vec![access] })?;
+            }
+        }
+    }
+    match guest.actor.tally.take().outcomes.get("given up") {
+        None => Ok(()),
+        Some(n) => Err(Violation::new(format!("at rest {n} accesses made no progress"))),
+    }
+}
+
+/// The library's own checker.
+fn check(vm: &mut Vm<Host>, store: &Store) -> Result<(), Violation> {
+    let checked = vm.check(|backing, page| match store.witness(backing, page) {
+        Witness::Unknown => Witness::Unknown,
+        known => known,
+    });
+    match checked {
+        Ok(checked) if checked.is_clean() => Ok(()),
+        Ok(checked) => {
+            let first = checked.violations.first().map(ToString::to_string).unwrap_or_default();
+            let n = checked.violations.len();
+            Err(Violation::new(format!("the checker finds {n}: {first}")))
+        }
+        Err(why) => Err(Violation::new(format!("the checker: {why}"))),
+    }
+}
+
+/// Nothing is left, and nobody has written what was released.
+fn after(host: &Host, store: &Store, model: &Model) -> Result<(), Violation> {
+    match host.arena().tables() {
+        0 => {}
+        n => return Err(Violation::new(format!("{n} tables were lost"))),
+    }
+    host.arena().inspect_all()?;
+    store.compare(host.arena(), model)
+}

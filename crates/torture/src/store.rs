@@ -1,0 +1,343 @@
+//! The host's side of the guest's memory: which frame each page is in. The host moves pages,
+//! takes frames away and gives the contents back later, lets unwritten pages share one frame, and
+//! breaks that when somebody writes.
+//!
+//! It keeps the contract of [`Backing`]: a page that has a frame changes it only while an
+//! invalidation covers it. What the promise of an invalidation is worth is seen at once: as soon
+//! as it has returned, the old frame is poisoned and given to somebody else.
+
+use std::cell::{Cell, RefCell};
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use vmmu::addr::{Level, Pfn};
+use vmmu::check::Witness;
+use vmmu::entry::{Access, MemoryType};
+use vmmu::host::{Backing, Found, FrameAsk, HostFrame};
+use vmmu::{HostRange, Worker};
+
+use crate::Violation;
+use crate::arena::{Arena, BLOCKS, WORDS};
+use crate::host::Host;
+use crate::model::{HUGE_BACKING, Model, PAGES, TOUCHED, home_of, name_of, page_of};
+
+/// Where a page is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Place {
+    /// In a frame.
+    Frame(u64),
+    /// Its contents are kept elsewhere.
+    Away([u64; WORDS]),
+    /// All zeros: whoever reads it gets the shared frame.
+    Zeros,
+    /// Nothing: the guest's access cannot be completed.
+    Hole,
+}
+
+#[derive(Debug)]
+struct Page {
+    place: Mutex<Place>,
+    /// Somebody is changing the place.
+    busy: AtomicBool,
+}
+
+/// What the host does to a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// Puts it into another frame of the pool.
+    Move,
+    /// Puts it where it lies in one block with its neighbours.
+    Home,
+    /// Takes the frame and keeps the contents.
+    Steal,
+    /// Empties it; it shares the frame of zeros.
+    Empty,
+    /// Takes frame and contents.
+    Punch,
+    /// Nothing: an invalidation for no reason.
+    Touch,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Store {
+    pages: Box<[Page]>,
+    /// Pages that are not at home, by 2 MiB block; the last is for the whole huge backing.
+    strays: Box<[AtomicUsize]>,
+}
+
+fn block_of(page: usize) -> usize {
+    if page < BLOCKS as usize { page / 512 } else { BLOCKS as usize / 512 }
+}
+
+fn lock(place: &Mutex<Place>) -> MutexGuard<'_, Place> {
+    place.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Store {
+    /// All pages at home, all zero.
+    pub fn new(arena: &Arena) -> Result<Self, Violation> {
+        let page = |n| -> Result<Page, Violation> {
+            let home = home_of(n);
+            arena.take_page(n, Some(home))?;
+            let place = Mutex::new(Place::Frame(home));
+            Ok(Page { place, busy: AtomicBool::new(false) })
+        };
+        let pages = (0..PAGES).map(page).collect::<Result<_, _>>()?;
+        let strays = (0..=block_of(BLOCKS as usize)).map(|_| AtomicUsize::new(0)).collect();
+        Ok(Store { pages, strays })
+    }
+
+    fn is_whole(&self, block: usize) -> bool {
+        self.strays[block].load(Ordering::SeqCst) == 0
+    }
+
+    /// Pages in a row that nobody else is changing, from a first one on; maybe fewer.
+    fn occupy(&self, pages: Range<usize>) -> Occupied<'_> {
+        let free = |n: &usize| !self.pages[*n].busy.swap(true, Ordering::SeqCst);
+        let start = pages.start;
+        let end = pages.take_while(free).last().map_or(start, |last| last + 1);
+        Occupied { store: self, pages: start..end }
+    }
+
+    /// Does something to pages of one backing, under an invalidation. `false`: somebody else is
+    /// at them.
+    pub fn change(
+        &self,
+        worker: &mut Worker<'_, Host>,
+        host: &Host,
+        model: &Model,
+        pages: Range<usize>,
+        change: Change,
+    ) -> Result<bool, Violation> {
+        let occupied = self.occupy(pages);
+        let pages = occupied.pages.clone();
+        let (Some((backing, first)), false) = (name_of(pages.start), pages.is_empty()) else {
+            return Ok(false);
+        };
+        let last = name_of(pages.end - 1).map_or(first, |(_, last)| last);
+        let range = HostRange { backing, first, pages: last - first + 1 };
+        let invalidation = worker.invalidate_range(range);
+        for page in pages {
+            host.turns().point();
+            self.transform(host.arena(), model, page, change)?;
+        }
+        drop(invalidation);
+        drop(occupied);
+        Ok(true)
+    }
+
+    /// Changes one page that nobody can reach.
+    fn transform(
+        &self,
+        arena: &Arena,
+        model: &Model,
+        page: usize,
+        change: Change,
+    ) -> Result<(), Violation> {
+        let mut place = lock(&self.pages[page].place);
+        let home = home_of(page);
+        let strays = &self.strays[block_of(page)];
+        let was_home = *place == Place::Frame(home);
+        let contents = match *place {
+            Place::Frame(pfn) => arena.contents(pfn),
+            Place::Away(words) => words,
+            Place::Zeros | Place::Hole => [0; WORDS],
+        };
+        let next = match change {
+            Change::Touch => return Ok(()),
+            Change::Home if was_home => return Ok(()),
+            Change::Home => {
+                arena.take_page(page, Some(home))?;
+                Place::Frame(home)
+            }
+            Change::Move => match arena.take_page(page, None)? {
+                Some(pfn) => Place::Frame(pfn),
+                None => return Ok(()),
+            },
+            Change::Steal => Place::Away(contents),
+            Change::Empty => Place::Zeros,
+            Change::Punch => Place::Hole,
+        };
+        if let Place::Frame(pfn) = next {
+            arena.set_contents(pfn, &contents);
+        }
+        if was_home {
+            strays.fetch_add(1, Ordering::SeqCst);
+        }
+        let old = std::mem::replace(&mut *place, next);
+        if let Place::Frame(pfn) = old {
+            arena.release_page(pfn);
+        }
+        if next == Place::Zeros || next == Place::Hole {
+            model.pages[page].empty();
+        }
+        if next == Place::Frame(home) {
+            strays.fetch_sub(1, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    /// A frame for a page that has none: its contents come back. No invalidation is needed.
+    fn bring_back(&self, arena: &Arena, page: usize) -> Result<Option<u64>, Violation> {
+        let mut place = lock(&self.pages[page].place);
+        let Place::Away(words) = *place else { return Ok(None) };
+        let Some(pfn) = arena.take_page(page, None)? else { return Ok(None) };
+        arena.set_contents(pfn, &words);
+        *place = Place::Frame(pfn);
+        Ok(Some(pfn))
+    }
+
+    /// What is mapped where, for the checker at rest.
+    pub fn witness(&self, backing: u64, page: u64) -> Witness {
+        let Some(page) = page_of(backing, page) else {
+            // Pages of the huge backing that no guest uses are always at home.
+            return match backing {
+                HUGE_BACKING => Witness::Frame(Pfn(Arena::HUGE_HOME + page), Access::all()),
+                _ => Witness::Unknown,
+            };
+        };
+        match *lock(&self.pages[page].place) {
+            Place::Frame(pfn) => Witness::Frame(Pfn(pfn), Access::all()),
+            Place::Zeros => Witness::Frame(Pfn(Arena::ZEROS), Access::READ | Access::EXEC),
+            Place::Away(_) | Place::Hole => Witness::Unknown,
+        }
+    }
+
+    /// At rest: every page holds what the model says.
+    pub fn compare(&self, arena: &Arena, model: &Model) -> Result<(), Violation> {
+        for (n, page) in self.pages.iter().enumerate() {
+            let words = match *lock(&page.place) {
+                Place::Frame(pfn) => arena.contents(pfn),
+                Place::Away(words) => words,
+                Place::Zeros | Place::Hole => [0; WORDS],
+            };
+            for (word, (found, expected)) in words.iter().zip(model.pages[n].expected()).enumerate()
+            {
+                // A write of the library's that was overtaken by an emptying host may stand.
+                if let Err(what) = model.pages[n].judge(word, expected, *found) {
+                    return Err(Violation::new(format!("at the end page {n}: {what}")));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Pages that this thread alone is changing.
+#[derive(Debug)]
+struct Occupied<'s> {
+    store: &'s Store,
+    pages: Range<usize>,
+}
+
+impl Drop for Occupied<'_> {
+    fn drop(&mut self) {
+        for page in self.pages.clone() {
+            self.store.pages[page].busy.store(false, Ordering::SeqCst);
+        }
+    }
+}
+
+/// What the host answered last, to judge what the library makes of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answered {
+    /// Nothing was asked.
+    Nothing,
+    /// A frame.
+    Frame,
+    /// Nothing is there.
+    Hole,
+    /// Not now.
+    Pending,
+    /// Ask again.
+    Retry,
+}
+
+/// One thread's way to the store, with a worker of its own: the host may be called on top of a
+/// vCPU's thread and call the library in turn.
+#[derive(Debug)]
+pub struct Hands<'r, 'vm> {
+    pub store: &'r Store,
+    pub model: &'r Model,
+    pub host: &'vm Host,
+    pub worker: RefCell<Worker<'vm, Host>>,
+    pub answered: Cell<Answered>,
+    pub rng: RefCell<fastrand::Rng>,
+}
+
+impl Hands<'_, '_> {
+    fn answer(&self, ask: &FrameAsk) -> Result<Found, Violation> {
+        let host = self.host;
+        host.turns().point();
+        let whole = page_of(ask.backing, ask.page);
+        let Some(page) = whole else {
+            return Err(Violation::new(format!("a page nobody has was asked for: {ask:?}")));
+        };
+        let is_write = ask.access.contains(Access::WRITE);
+        let place = *lock(&self.store.pages[page].place);
+        let found = match place {
+            Place::Hole => Found::Hole,
+            Place::Away(_) if self.rng.borrow_mut().u8(..8) == 0 => Found::Pending,
+            Place::Away(_) => match self.store.bring_back(host.arena(), page)? {
+                Some(pfn) => frame(pfn, Level::K4, Access::all()),
+                None => Found::Retry,
+            },
+            Place::Zeros if is_write => {
+                let mut worker = self.worker.borrow_mut();
+                self.store.change(&mut worker, host, self.model, page..page + 1, Change::Move)?;
+                Found::Retry
+            }
+            Place::Zeros => frame(Arena::ZEROS, Level::K4, Access::READ | Access::EXEC),
+            Place::Frame(pfn) if pfn != home_of(page) => {
+                frame(pfn, Level::K4, self.allowed(page, is_write))
+            }
+            Place::Frame(pfn) => {
+                let is_whole = self.store.is_whole(block_of(page));
+                let level = match ask.backing {
+                    _ if page % 8 == 1 && is_write => Level::K4,
+                    HUGE_BACKING if is_whole => Level::G1,
+                    HUGE_BACKING => Level::K4,
+                    _ if is_whole => Level::M2,
+                    _ => Level::K4,
+                };
+                frame(pfn, level, self.allowed(page, is_write))
+            }
+        };
+        host.turns().point();
+        Ok(found)
+    }
+
+    /// Some pages are given for reading first, as if they had to be copied before a write.
+    fn allowed(&self, page: usize, is_write: bool) -> Access {
+        if page % 4 == 1 && !is_write { Access::READ | Access::EXEC } else { Access::all() }
+    }
+}
+
+fn frame(pfn: u64, level: Level, access: Access) -> Found {
+    Found::Frame(HostFrame { pfn: Pfn(pfn), level, access, memory: MemoryType::WriteBack })
+}
+
+impl Backing for Hands<'_, '_> {
+    fn find(&self, ask: &FrameAsk) -> Found {
+        let found = self.answer(ask).unwrap_or_else(|violation| {
+            self.host.turns().fail(violation);
+            Found::Hole
+        });
+        self.answered.set(match found {
+            Found::Frame(_) => Answered::Frame,
+            Found::Hole | Found::Poisoned => Answered::Hole,
+            Found::Pending => Answered::Pending,
+            Found::Retry => Answered::Retry,
+        });
+        found
+    }
+
+    fn bytes(&self, pfn: Pfn) -> Option<NonNull<u8>> {
+        self.host.arena().bytes(pfn.0)
+    }
+}
+
+const _: () = assert!(TOUCHED < 512);

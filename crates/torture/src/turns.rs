@@ -1,0 +1,172 @@
+//! Who runs when: all threads at once, or one at a time by seed; and when everybody stops.
+//!
+//! With turns, a thread runs until it comes to a *point*: between two accesses of a guest, in a
+//! hook of the host, in a wait. There the seed decides who goes on. Nothing else in a run depends
+//! on time, so a seed repeats it exactly.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use fastrand::Rng;
+
+use crate::Violation;
+
+thread_local! {
+    /// The number of this thread among those that take turns.
+    static ME: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// One in so many points passes the turn on.
+const EVERY: u32 = 4;
+
+#[derive(Debug)]
+struct State {
+    current: usize,
+    alive: Vec<bool>,
+    rng: Rng,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Turns {
+    by_seed: Option<Mutex<State>>,
+    wake: Vec<Condvar>,
+    stop: AtomicBool,
+    violation: Mutex<Option<Violation>>,
+    guard: AtomicBool,
+}
+
+impl Turns {
+    /// For so many threads; with a seed they take turns.
+    pub fn new(threads: usize, seed: Option<u64>) -> Self {
+        let state = |seed| {
+            let rng = Rng::with_seed(seed);
+            Mutex::new(State { current: 0, alive: vec![true; threads], rng })
+        };
+        Turns {
+            by_seed: seed.map(state),
+            wake: (0..threads).map(|_| Condvar::new()).collect(),
+            stop: AtomicBool::new(false),
+            violation: Mutex::new(None),
+            guard: AtomicBool::new(false),
+        }
+    }
+
+    /// This thread is number `me` from now on, and waits for its first turn.
+    pub fn enter(&self, me: usize) -> Seat<'_> {
+        ME.set(Some(me));
+        if let Some(state) = &self.by_seed {
+            let state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            drop(self.wait(state, me));
+        }
+        Seat { turns: self, me }
+    }
+
+    fn wait<'m>(
+        &self,
+        mut state: std::sync::MutexGuard<'m, State>,
+        me: usize,
+    ) -> std::sync::MutexGuard<'m, State> {
+        while state.current != me {
+            state = self.wake[me].wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state
+    }
+
+    /// Somebody else may run here.
+    pub fn point(&self) {
+        match &self.by_seed {
+            Some(state) => self.pass(state, EVERY),
+            None if fastrand::u32(..64) == 0 => std::thread::yield_now(),
+            None => {}
+        }
+    }
+
+    /// Somebody else has to run for this thread to go on.
+    pub fn relax(&self) {
+        match &self.by_seed {
+            Some(state) => self.pass(state, 1),
+            None => std::thread::yield_now(),
+        }
+    }
+
+    fn pass(&self, state: &Mutex<State>, every: u32) {
+        let Some(me) = ME.get() else { return };
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        if every > 1 && state.rng.u32(..every) != 0 {
+            return;
+        }
+        let State { current, alive, rng } = &mut *state;
+        let others = alive.iter().filter(|alive| **alive).count();
+        let nth = rng.usize(..others.max(1));
+        let next = alive.iter().enumerate().filter(|(_, alive)| **alive).nth(nth);
+        let next = next.map_or(me, |(n, _)| n);
+        if next == me {
+            return;
+        }
+        *current = next;
+        self.wake[next].notify_one();
+        drop(self.wait(state, me));
+    }
+
+    /// Held across what takes the library's slot guard: a thread that waited for that one would
+    /// spin without letting anybody else have a turn.
+    pub fn guard(&self) -> Option<Guard<'_>> {
+        self.by_seed.as_ref()?;
+        while self.guard.swap(true, Ordering::SeqCst) {
+            self.relax();
+        }
+        Some(Guard(self))
+    }
+
+    /// Something that must not be: everybody stops. The first one counts.
+    pub fn fail(&self, violation: Violation) {
+        let mut first = self.violation.lock().unwrap_or_else(PoisonError::into_inner);
+        first.get_or_insert(violation);
+        self.stop.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether everybody is to stop.
+    pub fn is_over(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// What must not be and was.
+    pub fn violation(&self) -> Option<Violation> {
+        self.violation.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// A thread's place among those that take turns; dropping it passes the turn on for good.
+#[derive(Debug)]
+pub struct Seat<'t> {
+    turns: &'t Turns,
+    me: usize,
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.turns.fail(Violation::new("the library panicked; see above".into()));
+        }
+        ME.set(None);
+        let Some(state) = &self.turns.by_seed else { return };
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.alive[self.me] = false;
+        if let Some(next) = state.alive.iter().position(|alive| *alive) {
+            state.current = next;
+            self.turns.wake[next].notify_one();
+        }
+    }
+}
+
+/// See [`Turns::guard`].
+#[derive(Debug)]
+pub struct Guard<'t>(&'t Turns);
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        self.0.guard.store(false, Ordering::SeqCst);
+    }
+}
