@@ -17,7 +17,7 @@ pub enum Access {
 bitflags! {
     /// What a chain of entries allows.
     #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-    pub struct Allows: u8 {
+    pub(crate) struct Allows: u8 {
         /// Data may be read.
         const READ = 1;
         /// Data may be written.

@@ -1,4 +1,12 @@
-//! Intel's page-modification log.
+//! Intel's page-modification log (Intel SDM volume 3, chapter "VMX Support for Address Translation",
+//! "Page-Modification Logging").
+//!
+//! * Whenever a dirty flag of the extended page tables becomes set, the guest-physical address,
+//!   with bits 0 to 11 clear, is written to the log and the index counts down.
+//! * Before an accessed or a dirty flag is set the index is looked at: if it is not below 512 the
+//!   guest exits, the flag is not set and the access is not made.
+//! * Pages of the guest's tables are logged too, since reading those counts as writing.
+//! * Without accessed and dirty flags there is no log.
 
 /// A page-modification log: 512 words in a page of host memory.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
