@@ -7,6 +7,7 @@ mod cpuid;
 mod guests;
 mod json;
 mod machine;
+mod probe;
 mod project;
 mod provide;
 mod report;
@@ -36,6 +37,7 @@ struct Line {
 #[derive(Debug, Subcommand)]
 enum Command {
     Boot(Box<boot::options::Options>),
+    Probe(probe::Options),
     Test(test::Options),
     Bench(bench::Options),
 }
@@ -43,6 +45,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Line::parse().command {
         Command::Boot(options) => boot::run(&options),
+        Command::Probe(options) => probe::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Bench(options) => bench::run(&options),
     };

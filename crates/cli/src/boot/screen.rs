@@ -15,6 +15,8 @@ use crate::report::grouped;
 pub enum Show {
     /// Console and live line.
     All,
+    /// A live line that counts the cases of a probe, of which there are so many.
+    Cases(u64),
     /// Nothing.
     Nothing,
 }
@@ -32,9 +34,17 @@ pub struct Screen {
 impl Screen {
     /// A live line appears only if standard error is a terminal.
     pub fn new(show: Show) -> Self {
-        let line = (show == Show::All && stderr().is_terminal()).then(|| {
-            let line = ProgressBar::new_spinner();
-            let style = ProgressStyle::with_template("{spinner} {elapsed} {msg}");
+        let line = (show != Show::Nothing && stderr().is_terminal()).then(|| {
+            let (line, style) = match show {
+                Show::Cases(count) => (
+                    ProgressBar::new(count),
+                    "{spinner} {elapsed} {bar:40} {human_pos} of {human_len} cases, {per_sec}",
+                ),
+                Show::All | Show::Nothing => {
+                    (ProgressBar::new_spinner(), "{spinner} {elapsed} {msg}")
+                }
+            };
+            let style = ProgressStyle::with_template(style);
             line.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
             line.set_message("starting");
             line.enable_steady_tick(Duration::from_millis(200));
@@ -64,6 +74,7 @@ impl Screen {
         }
         match (event, &self.line) {
             (Event::Live { stats, .. }, Some(line)) => line.set_message(live(stats)),
+            (Event::Probed { outcomes }, Some(line)) => line.inc(outcomes.len() as u64),
             (Event::Note { text }, Some(line)) => line.suspend(|| eprintln!("vmmu: {text}")),
             (Event::Note { text }, None) => eprintln!("vmmu: {text}"),
             _ => {}

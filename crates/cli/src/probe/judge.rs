@@ -1,0 +1,341 @@
+//! What the software walker says to a case, and how that compares with what the processor did.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use ::machine::{Context, Exit, Habits, Long, Memory, Nested, Npt, Paging, Processor};
+use hypervisor::probe::{self, Outcome, PER_FRAME, WORDS, Word};
+
+use super::{
+    bend::Bend,
+    draw::{self, Access, Drawn, STORED},
+    faults::{FAULTS, Fault, Makes},
+    quirks::{self, Quirks, Rules},
+    stage::{self, ARENA, bit},
+};
+
+/// Exit codes (AMD64 APM vol. 2, appendix C).
+pub mod exit {
+    /// Exception with vector 0; the others follow.
+    pub const EXCEPTION: u64 = 0x40;
+    /// Page fault.
+    pub const PAGE_FAULT: u64 = EXCEPTION + 14;
+    /// VMMCALL: the access was done.
+    pub const VMMCALL: u64 = 0x81;
+    /// Nested page fault.
+    pub const NESTED_FAULT: u64 = 0x400;
+}
+
+/// What the walker is told about the processor.
+#[derive(Debug, Clone, Copy)]
+pub struct Model {
+    /// Physical address width.
+    pub phys_bits: u8,
+    /// A rule left out.
+    pub bend: Option<Bend>,
+}
+
+/// How a case compares.
+#[derive(Debug)]
+pub enum Verdict {
+    /// The same.
+    Agreed,
+    /// Different exactly as known faults of the emulator say.
+    Known(Vec<&'static Fault>),
+    /// Different, with what the walker says.
+    Differs(Outcome),
+}
+
+/// The arena on this side.
+struct Stage<'j> {
+    words: &'j [AtomicU64],
+    /// Words somebody asked for: no others can have changed.
+    touched: RefCell<Vec<usize>>,
+    /// What is read where there is no memory. Nothing is ever written there: no bit of it says
+    /// that an entry is present.
+    nothing: AtomicU64,
+}
+
+impl Memory for Stage<'_> {
+    fn word(&self, address: u64) -> Option<&AtomicU64> {
+        let Some(index) = probe::index(ARENA, address) else { return Some(&self.nothing) };
+        self.touched.borrow_mut().push(index);
+        self.words.get(index)
+    }
+}
+
+/// Judges outcomes one after another.
+pub struct Judge {
+    model: Model,
+    image: Vec<Word>,
+    /// All zero but while a case is played.
+    words: Vec<AtomicU64>,
+}
+
+impl Judge {
+    /// For a processor.
+    pub fn new(model: Model) -> Self {
+        let words = (0..WORDS).map(|_| AtomicU64::new(0)).collect();
+        Self { model, image: stage::image(), words }
+    }
+
+    /// Compares.
+    pub fn judge(&self, drawn: &Drawn, seen: &Outcome) -> Verdict {
+        let expected = self.expected(drawn);
+        if expected == *seen {
+            return Verdict::Agreed;
+        }
+        // The fewest faults that explain it: another version of the emulator may have fewer.
+        let mut sets: Vec<u32> = (1..1 << FAULTS.len()).collect();
+        sets.sort_by_key(|set| set.count_ones());
+        for set in sets {
+            let met = FAULTS.iter().enumerate().filter(|(n, _)| set >> n & 1 == 1);
+            let met: Vec<&Fault> = met.map(|(_, fault)| fault).collect();
+            if self.with_faults(&met, drawn).is_some_and(|outcome| outcome == *seen) {
+                return Verdict::Known(met);
+            }
+        }
+        Verdict::Differs(expected)
+    }
+
+    /// What the software walker says about a processor with these faults; `None` if one of them
+    /// has nothing to do with the case.
+    fn with_faults(&self, faults: &[&Fault], drawn: &Drawn) -> Option<Outcome> {
+        let mut quirks = Quirks::default();
+        for fault in faults {
+            if let Makes::Walk(makes) = fault.makes {
+                makes(&mut quirks);
+            }
+        }
+        let mut outcome = self.with(quirks, drawn);
+        for fault in faults {
+            if let Makes::Outcome(makes) = fault.makes {
+                outcome = makes(drawn, &outcome)?;
+            }
+        }
+        Some(outcome)
+    }
+
+    /// What the software walker says.
+    pub fn expected(&self, drawn: &Drawn) -> Outcome {
+        self.with(Quirks::default(), drawn)
+    }
+
+    /// What it says about a processor with these quirks.
+    fn with(&self, quirks: Quirks, drawn: &Drawn) -> Outcome {
+        let set = || self.image.iter().chain(&drawn.case.words);
+        for word in set() {
+            self.words[usize::from(word.index)].store(word.value, Relaxed);
+        }
+        // What bits of present entries the walker is shown otherwise. Probed words are no entries.
+        let bent = |index: usize, value: u64| match value & bit::P != 0 {
+            true if index % PER_FRAME != stage::ENTRY => {
+                self.model.bend.map_or(value, |bend| bend.word(value)) & !quirks.ignored
+            }
+            _ => value,
+        };
+        let mut before: BTreeMap<usize, u64> = BTreeMap::new();
+        for index in set().map(|word| usize::from(word.index)) {
+            before.entry(index).or_insert_with(|| {
+                let value = self.words[index].load(Relaxed);
+                self.words[index].store(bent(index, value), Relaxed);
+                value
+            });
+        }
+        let stage =
+            Stage { words: &self.words, touched: RefCell::default(), nothing: AtomicU64::new(0) };
+        let mut outcome = self.play(quirks, &stage, drawn);
+        let mut touched = stage.touched.into_inner();
+        touched.sort_unstable();
+        touched.dedup();
+        for index in touched {
+            let before = before.get(&index).copied().unwrap_or(0);
+            let difference = self.words[index].swap(0, Relaxed) ^ bent(index, before);
+            if difference != 0 {
+                let word = Word { index: index as u16, value: before ^ difference };
+                outcome.changed.push(word);
+            }
+        }
+        for index in before.into_keys() {
+            self.words[index].store(0, Relaxed);
+        }
+        outcome
+    }
+
+    /// What the guest's accesses end in.
+    fn play(&self, quirks: Quirks, stage: &Stage<'_>, drawn: &Drawn) -> Outcome {
+        let registers = &drawn.case.registers;
+        let phys_bits = self.model.phys_bits;
+        let phys_bits = self.model.bend.map_or(phys_bits, |bend| bend.width(phys_bits));
+        let context = Context {
+            tag: 1,
+            nested: Nested::Npt(Npt {
+                levels: 4,
+                phys_bits,
+                nx: registers.host_nx,
+                gib_pages: true,
+            }),
+            root: registers.n_cr3,
+            paging: Paging::Long(Long {
+                cr3: registers.cr3 & bit::ADDRESS,
+                levels: 4,
+                wp: registers.cr0 >> 16 & 1 == 1,
+                nx: registers.efer >> 11 & 1 == 1,
+                smep: registers.cr4 >> 20 & 1 == 1,
+                smap: registers.cr4 >> 21 & 1 == 1 && registers.rflags >> 18 & 1 == 0,
+                user: registers.cpl == 3,
+                phys_bits,
+                gib_pages: true,
+            }),
+        };
+        let mut processor = Processor::with_habits(u64::from(drawn.number), Habits::nothing());
+        let mut outcome =
+            Outcome { exit: 0, info1: 0, info2: 0, rip: registers.rip, rbx: 0, changed: vec![] };
+        let access = match drawn.access {
+            Access::Read => machine::Access::Read,
+            Access::Write | Access::Exchange => machine::Access::Write,
+            Access::Fetch => machine::Access::Fetch,
+        };
+        let code = draw::code(drawn.access);
+        let reached = code
+            .map_or(Ok(()), |_| {
+                let fetch = machine::Access::Fetch;
+                processor.translate(stage, &context, registers.rip, fetch).map(|_| ())
+            })
+            .and_then(|()| match (quirks.loads_first, drawn.access) {
+                (true, Access::Exchange) => {
+                    let read = machine::Access::Read;
+                    processor.translate(stage, &context, drawn.linear, read).map(|_| ())
+                }
+                _ => Ok(()),
+            })
+            .and_then(|()| processor.translate(stage, &context, drawn.linear, access));
+        match reached {
+            Ok(reached) => {
+                let here = probe::index(ARENA, reached.hpa).is_some();
+                let word = stage.word(reached.hpa).filter(|_| here);
+                let value = word.map_or(0, |word| word.load(Relaxed));
+                outcome.exit = exit::VMMCALL;
+                outcome.rip = code.map_or(drawn.linear, |(_, end)| stage::code(end));
+                match drawn.access {
+                    Access::Read | Access::Exchange => outcome.rbx = value,
+                    Access::Write => {}
+                    // Zeros are an addition to where RAX says.
+                    Access::Fetch if word.is_none() => outcome.exit = exit::EXCEPTION + 13,
+                    Access::Fetch => {}
+                }
+                if let (Access::Write | Access::Exchange, Some(word)) = (drawn.access, word) {
+                    word.store(STORED, Relaxed);
+                }
+            }
+            Err(Exit::NestedFault(fault)) => {
+                outcome.exit = exit::NESTED_FAULT;
+                outcome.info1 = fault.code;
+                outcome.info2 = fault.gpa;
+            }
+            Err(Exit::PageFault { code, address }) => {
+                outcome.exit = exit::PAGE_FAULT;
+                outcome.info1 = u64::from(code);
+                outcome.info2 = address;
+            }
+            // Nothing a guest on nested tables can end in: shown as what it is, a difference.
+            Err(other) => panic!("the walker ends a guest on nested tables by {other:?}"),
+        }
+        if quirks.gigabyte_first {
+            let nested = Rules { root: registers.n_cr3, phys_bits, nx: registers.host_nx };
+            let root = registers.cr3 & bit::ADDRESS;
+            let guest = Rules { root, phys_bits, nx: registers.efer >> 11 & 1 == 1 };
+            quirks::access_gigabyte(stage, &context, nested, guest, &outcome);
+        }
+        outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::draw::draw;
+    use clap::ValueEnum;
+
+    fn judge(bend: Option<Bend>) -> Judge {
+        Judge::new(Model { phys_bits: 40, bend })
+    }
+
+    /// Whatever an outcome says wrong is noticed, unless it is one of the known faults.
+    #[test]
+    fn any_other_outcome_is_a_difference() {
+        let judge = judge(None);
+        let mut differ = 0;
+        for drawn in (0..300).map(|number| draw(5, number)) {
+            let right = judge.expected(&drawn);
+            assert!(matches!(judge.judge(&drawn, &right), Verdict::Agreed));
+            let mut wrong = vec![right.clone(); 7];
+            wrong[0].exit ^= 1;
+            wrong[1].info1 ^= 1 << 2;
+            wrong[2].info1 ^= 1 << 33;
+            wrong[3].info2 ^= 8;
+            wrong[4].rip ^= 1;
+            wrong[5].rbx ^= 1;
+            match wrong[6].changed.first_mut() {
+                Some(word) => word.value ^= bit::A,
+                None => wrong[6].changed.push(Word { index: 0, value: 1 }),
+            }
+            for wrong in wrong {
+                let verdict = judge.judge(&drawn, &wrong);
+                assert!(matches!(verdict, Verdict::Differs(_)), "case {}", drawn.number);
+                differ += 1;
+            }
+        }
+        assert_eq!(differ, 300 * 7);
+    }
+
+    /// Each fault is known, and most of what it does is its alone.
+    #[test]
+    fn a_known_fault_is_called_by_its_name() {
+        let judge = judge(None);
+        for fault in FAULTS {
+            let mut named = 0;
+            for drawn in (0..2000).map(|number| draw(6, number)) {
+                let Some(seen) = judge.with_faults(&[fault], &drawn) else { continue };
+                match judge.judge(&drawn, &seen) {
+                    Verdict::Agreed => {}
+                    Verdict::Known(known) => {
+                        assert_eq!(known.len(), 1, "case {}", drawn.number);
+                        named += u32::from(known[0].name == fault.name);
+                    }
+                    Verdict::Differs(_) => panic!("case {}", drawn.number),
+                }
+            }
+            assert!(named > 10, "{} was named {named} times", fault.name);
+        }
+    }
+
+    /// A walker that lacks a rule differs from what has it.
+    #[test]
+    fn every_bent_rule_is_missed() {
+        let right = judge(None);
+        for bend in Bend::value_variants() {
+            let bent = judge(Some(*bend));
+            let differs = (0..1000).map(|number| draw(7, number)).filter(|drawn| {
+                matches!(bent.judge(drawn, &right.expected(drawn)), Verdict::Differs(_))
+            });
+            assert!(differs.count() > 10, "{bend:?}");
+        }
+    }
+
+    #[test]
+    fn every_kind_of_end_is_drawn() {
+        let judge = judge(None);
+        let mut ends: Vec<u64> = (0..3000)
+            .map(|number| judge.expected(&draw(1, number)))
+            .map(|outcome| outcome.exit << 56 ^ outcome.info1)
+            .collect();
+        ends.sort_unstable();
+        ends.dedup();
+        // Done; #GP of what is no code; 16 codes of nested faults and 16 of page faults or so.
+        assert!(ends.len() >= 30, "{ends:x?}");
+    }
+}
