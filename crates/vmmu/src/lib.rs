@@ -94,9 +94,9 @@
 //!
 //! ## Features
 //!
-//! `protocol`, `defects` and `record` are for this crate's own models and tests.
+//! `protocol`, `defects`, `record` and `step` are for this crate's own models and tests.
 
-#![cfg_attr(not(any(test, loom, shuttle, feature = "record")), no_std)]
+#![cfg_attr(not(any(test, loom, shuttle, feature = "record", feature = "step")), no_std)]
 // No panic that a guest, a hook of the host or a failed allocation could reach.
 #![cfg_attr(
     not(test),
@@ -144,6 +144,12 @@ mod sync;
 pub mod tdp;
 mod vcpu;
 mod vm;
+#[cfg(any(feature = "record", feature = "step"))]
+#[cfg_attr(
+    not(all(feature = "record", feature = "step")),
+    allow(dead_code, reason = "each feature uses a part")
+)]
+mod watched;
 mod worker;
 
 /// The protocol itself: public for models, the compile-fail tests and the software machine only,
@@ -157,6 +163,8 @@ pub mod protocol {
     pub use crate::table::{Cache, Changed, Entry, Full, NeedPages, Page, Table, Then};
     pub use crate::tdp::{Insert, Mapped};
     pub use crate::tlb::Debt;
+    #[cfg(feature = "step")]
+    pub use crate::watched::{Step, schedule};
     pub use crate::withdraw::{
         GuestFrames, HostPages, Paused, Promise, Publication, Published, RootInvalid, SlotDying,
         Unloaded, Walk, Walked, Withdrawn,

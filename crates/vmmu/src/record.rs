@@ -8,7 +8,7 @@ use core::mem::offset_of;
 use crate::Vm;
 use crate::host::Host;
 use crate::line::Line;
-use crate::sync::writes;
+use crate::watched::writes;
 
 /// Bytes of a cache line.
 pub const LINE: usize = 64;
@@ -22,7 +22,7 @@ pub struct Written(pub Vec<usize>);
 /// Words of this thread's own are not among them: what a vCPU or worker keeps in itself, such as
 /// its stock of table pages, no other thread can reach. Nor is what the host's hooks write.
 pub fn written<R>(work: impl FnOnce() -> R) -> (R, Written) {
-    let (result, addresses) = writes::during(work);
+    let (result, addresses) = writes(work);
     let mut lines: Vec<usize> = addresses.iter().map(|address| address & !(LINE - 1)).collect();
     lines.sort_unstable();
     lines.dedup();
