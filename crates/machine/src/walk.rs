@@ -153,9 +153,7 @@ impl Processor {
                 }
                 Entry::Leaf(page, also) => {
                     allows &= also;
-                    if !allows.contains(wants.needs)
-                        || !allows.intersects(Allows::READ | Allows::FETCH)
-                    {
+                    if !allows.contains(wants.needs) {
                         return Err(nested.forbidden(gpa, wants, allows).into());
                     }
                     let mut dirty = true;
