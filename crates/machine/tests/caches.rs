@@ -629,6 +629,25 @@ fn what_upper_entries_forbade_stays_forbidden_through_their_cached_copies() {
     }
 }
 
+#[test]
+fn what_the_guests_upper_entries_forbade_stays_forbidden_through_their_cached_copies() {
+    for vendor in VENDORS {
+        for seed in 0..SEEDS {
+            let mut rig = long_rig(vendor);
+            let beside = LINEAR + 0x1000;
+            rig.guest_map(beside, GPA, 1, USER);
+            rig.guest_edit(LINEAR, 3, 0, 2);
+            let context = user(&rig);
+            let mut processor = Processor::new(seed);
+            for _ in 0..TRIES {
+                reads(&mut processor, &rig, &context, LINEAR);
+                let end = processor.translate(&rig.ram, &context, beside, Write);
+                assert_eq!(end, Err(Exit::PageFault { code: 7, address: beside }), "{vendor:?}");
+            }
+        }
+    }
+}
+
 // Faults and the caches.
 
 /// The three ways in which an entry makes no translation.
