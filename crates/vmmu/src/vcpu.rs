@@ -162,10 +162,6 @@ impl<'vm, H: Host> Vcpu<'vm, H> {
         }
     }
 
-    fn root_for_fault(&mut self) -> Option<RootName> {
-        self.load_root().ok().map(|(name, _)| name)
-    }
-
     /// The first half of a fault; see [`tdp`](crate::tdp). Never calls the host.
     pub fn fault(&mut self, ask: Ask) -> Step<'vm> {
         match self.root {
@@ -177,9 +173,18 @@ impl<'vm, H: Host> Vcpu<'vm, H> {
     /// A whole fault: asks `backing` for the frame, and the host for table pages. Also for
     /// prefaulting, before the first entry.
     pub fn fault_with(&mut self, backing: &dyn Backing, ask: Ask) -> Outcome {
-        let Some(root) = self.root_for_fault() else { return Outcome::OutOfMemory };
+        let root = self.load_root();
         let space = self.role.space;
-        let outcome = self.worker.faulter().fault_with(backing, root, space, ask);
+        let mut faulter = self.worker.faulter();
+        let outcome = match root {
+            Ok((root, _)) => faulter.fault_with(backing, root, space, ask),
+            // Drains end, and none of them waits for this fault.
+            Err(EnterError::RootsBusy) => faulter.refuse(Outcome::Retry),
+            Err(EnterError::Dead(broken)) => Outcome::Dead(broken),
+            Err(EnterError::OutOfMemory | EnterError::Foreign) => {
+                faulter.refuse(Outcome::OutOfMemory)
+            }
+        };
         let (vcpu, gfn, access) = (self.id, ask.gpa.gfn(), ask.access);
         let host = self.worker.participant.host();
         host.event(Event::Fault { vcpu, gfn, access, outcome });

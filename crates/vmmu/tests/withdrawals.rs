@@ -396,6 +396,31 @@ fn invalid_roots_are_drained_in_steps_while_invalidations_still_see_them() {
 }
 
 #[test]
+fn a_fault_that_finds_every_place_for_a_root_taken_by_drains_retries() {
+    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::K4);
+    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+    let mut worker = vm.worker().unwrap();
+    worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
+    let mut drains = Vec::new();
+    let outcome = loop {
+        match vcpu.fault_with(&frames, ask(0, Access::WRITE)) {
+            Outcome::Fixed(_) => drains.push(worker.invalidate_roots()),
+            outcome => break outcome,
+        }
+    };
+    // Not out of memory: there is nothing the host could give.
+    assert_eq!(outcome, Outcome::Retry);
+    assert_eq!(vm.stats().roots, drains.len() as u64);
+    let busy = vcpu.before_enter(Processor(0)).map(drop);
+    assert_eq!(busy, Err(vmmu::EnterError::RootsBusy));
+    while worker.drain(&mut drains[0], 8) == Progress::More {}
+    assert_eq!(vcpu.fault_with(&frames, ask(0, Access::WRITE)), Outcome::Fixed(Level::K4));
+    drop((vcpu, worker));
+    finish(vm);
+}
+
+#[test]
 fn the_big_hammer_ends_while_vcpus_fault_and_roots_never_run_out() {
     let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::K4);

@@ -188,6 +188,11 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
         }
     }
 
+    /// A fault that ended before it began.
+    pub(crate) fn refuse(&mut self, outcome: Outcome) -> Outcome {
+        counted(self.turn.line(), outcome)
+    }
+
     fn fill(&mut self) -> bool {
         let core = self.turn.core();
         self.cache.fill(self.turn.host(), core, 0).is_ok()
