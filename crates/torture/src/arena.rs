@@ -259,9 +259,8 @@ impl Arena {
     pub fn inspect_all(&self) -> Result<(), Violation> {
         let free = self.pool.lock().expect("no panic under it").clone();
         free.into_iter().try_for_each(|pfn| self.inspect(pfn))?;
-        let homes = (Self::HUGE_HOME..Self::LINEAR_HOME).filter(|pfn| {
-            matches!(self.owner(*pfn), Some(Owner::FreePage | Owner::FreeTable))
-        });
+        let homes = (Self::HUGE_HOME..Self::LINEAR_HOME)
+            .filter(|pfn| matches!(self.owner(*pfn), Some(Owner::FreePage | Owner::FreeTable)));
         homes.into_iter().try_for_each(|pfn| self.inspect(pfn))?;
         if self.contents(Self::ZEROS) != [0; WORDS] {
             return Err(Violation::new("the shared frame of zeros was written".into()));

@@ -1,7 +1,7 @@
 //! A vCPU's thread: it runs a guest on the software processors, and faults.
 
-use std::sync::atomic::Ordering;
 use std::sync::TryLockError;
+use std::sync::atomic::Ordering;
 
 use machine::{Context, Exit, Paging, Reached};
 use vmmu::addr::{Hpa, Pfn};
@@ -96,10 +96,13 @@ impl<'vm> Guest<'_, '_, 'vm> {
         let look = play.look(spot);
         let outcome = match self.vcpu.fault(ask(spot, wants, Cause::Guest)) {
             Step::Resolve(request) => {
+                // Dropped, if it is one too many, when the lock is not held.
+                let mut one_more = Some(request);
                 let mut posted = play.posted.lock().expect("no panic under it");
                 if posted.len() < 3 {
-                    posted.push_back(request);
+                    posted.extend(one_more.take());
                 }
+                drop(posted);
                 return Ok(());
             }
             Step::NeedPages(_) => return Ok(()),

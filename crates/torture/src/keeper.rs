@@ -4,9 +4,7 @@
 use vmmu::addr::{Gfn, GfnRange, Level, Pfn};
 use vmmu::entry::MemoryType;
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
-use vmmu::{
-    AccessError, AccessFailure, Deletion, Drain, HostRange, Progress, Role, Worker, Zap,
-};
+use vmmu::{AccessError, AccessFailure, Deletion, Drain, HostRange, Progress, Role, Worker, Zap};
 
 use crate::Violation;
 use crate::arena::{Arena, BLOCKS};
@@ -42,6 +40,14 @@ fn spec(id: SlotId, site: usize, view: View, largest: Level) -> SlotSpec {
     let mutability = if view.read_only { Mutability::ReadOnly } else { Mutability::ReadWrite };
     let range = GfnRange::sized(Gfn(place.start), place.pages).expect("sites are short");
     SlotSpec { id, space: AddressSpace(place.space), range, source, mutability, largest }
+}
+
+/// The page of the model that may be where `pages` begins, if the host may change it.
+fn page_at(pages: &op::Pages) -> Option<usize> {
+    let (site, offset) = Spot::of(pages.view & 1, pages.at).site?;
+    let views = SITES[site].views;
+    let page = views[pages.view as usize / 2 % views.len()].page(offset)?;
+    name_of(page).map(|_| page)
 }
 
 impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
@@ -138,7 +144,8 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
     fn change(&mut self, pages: op::Pages, change: op::Change) -> Result<bool, Violation> {
         let play = self.actor.play;
         let all = BLOCKS as usize + TOUCHED;
-        let (mut first, mut count) = (pages.first as usize % all, pages.count as usize);
+        let Some(mut first) = page_at(&pages) else { return Ok(false) };
+        let mut count = pages.count as usize;
         if count == 512 {
             first &= !511;
         }
@@ -179,7 +186,7 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
             any = true;
         }
         if self.long.is_some() && budget == 1 {
-            any = self.lasting(op::Pages { first: 0, count: 0 })?;
+            any = self.lasting(op::Pages { at: op::At { site: 0, page: 0 }, view: 0, count: 0 })?;
         }
         Ok(any)
     }
@@ -189,8 +196,8 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
             let ended = self.worker.invalidate_end(range);
             return ended.map(|()| true).map_err(|why| self.actor.bad(why.to_string()));
         }
-        let page = pages.first as usize % (BLOCKS as usize + TOUCHED);
-        let Some((backing, first)) = name_of(page) else { return Ok(false) };
+        let name = page_at(&pages).and_then(name_of);
+        let Some((backing, first)) = name else { return Ok(false) };
         let range = HostRange { backing, first, pages: u64::from(pages.count) };
         self.worker.invalidate_begin(range);
         self.long = Some(range);

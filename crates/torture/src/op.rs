@@ -19,6 +19,9 @@ pub enum Touch {
 
 /// Where: a site, or a place without memory, and a page of it. Both are cut down to what there
 /// is where it is used.
+///
+/// Threads that are everywhere never meet. So most choices follow a *focus*, the same for all,
+/// that moves on after a while.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct At {
     /// Which site of the address space; now and then none.
@@ -45,8 +48,10 @@ pub struct Access {
 /// Pages of the host's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Pages {
-    /// The first.
-    pub first: u32,
+    /// Where the first may be seen by a guest.
+    pub at: At,
+    /// Which of the things that may be there.
+    pub view: u8,
     /// How many at most.
     pub count: u16,
 }
@@ -157,20 +162,20 @@ impl Op {
     }
 
     /// What a vCPU's thread does next.
-    pub fn of_guest(rng: &mut Rng) -> Op {
+    pub fn of_guest(rng: &mut Rng, focus: At) -> Op {
         match rng.u32(..200) {
             0..2 => Op::Role(rng.u8(..)),
-            2..6 => Op::Prefault { at: At::any(rng), write: rng.bool() },
-            6..9 => Op::Post { at: At::any(rng), write: rng.bool() },
-            9..12 => Op::Starve { at: At::any(rng), tables: rng.u8(..3), huge: rng.bool() },
-            12..14 => Op::Read { at: At::any(rng), word: rng.u8(..) },
-            14 => Op::Write { at: At::any(rng) },
+            2..6 => Op::Prefault { at: At::any(rng, focus), write: rng.bool() },
+            6..9 => Op::Post { at: At::any(rng, focus), write: rng.bool() },
+            9..12 => Op::Starve { at: At::any(rng, focus), tables: rng.u8(..3), huge: rng.bool() },
+            12..14 => Op::Read { at: At::any(rng, focus), word: rng.u8(..) },
+            14 => Op::Write { at: At::any(rng, focus) },
             _ => {
                 // A few places again and again, so that there is something to remember.
-                let places: [At; 3] = std::array::from_fn(|_| At::any(rng));
+                let places: [At; 3] = std::array::from_fn(|_| At::any(rng, focus));
                 let accesses = (0..rng.usize(1..=30)).map(|_| {
                     let at = places[rng.usize(..3)];
-                    Access { at, ..Access::any(rng) }
+                    Access { at, ..Access::any(rng, focus) }
                 });
                 let accesses = accesses.collect();
                 Op::Run { processor: rng.u8(..), accesses }
@@ -179,20 +184,20 @@ impl Op {
     }
 
     /// What a thread of the host does next.
-    pub fn of_host(rng: &mut Rng) -> Op {
+    pub fn of_host(rng: &mut Rng, focus: At) -> Op {
         match rng.u32(..1000) {
-            0..100 => Op::Change { pages: Pages::any(rng), change: Change::Move },
+            0..100 => Op::Change { pages: Pages::any(rng, focus), change: Change::Move },
             100..200 => {
                 // Now and then a whole block, or no huge leaf would ever come back.
-                let pages = Pages::any(rng);
+                let pages = Pages::any(rng, focus);
                 let count = if rng.u8(..3) == 0 { 512 } else { pages.count };
                 Op::Change { pages: Pages { count, ..pages }, change: Change::Home }
             }
-            200..260 => Op::Change { pages: Pages::any(rng), change: Change::Steal },
-            260..300 => Op::Change { pages: Pages::any(rng), change: Change::Empty },
-            300..315 => Op::Change { pages: Pages::any(rng), change: Change::Punch },
-            315..345 => Op::Change { pages: Pages::any(rng), change: Change::Touch },
-            345..375 => Op::Long { pages: Pages::any(rng) },
+            200..260 => Op::Change { pages: Pages::any(rng, focus), change: Change::Steal },
+            260..300 => Op::Change { pages: Pages::any(rng, focus), change: Change::Empty },
+            300..315 => Op::Change { pages: Pages::any(rng, focus), change: Change::Punch },
+            315..345 => Op::Change { pages: Pages::any(rng, focus), change: Change::Touch },
+            345..375 => Op::Long { pages: Pages::any(rng, focus) },
             375..475 => {
                 let (site, view, largest) = (rng.u8(..), rng.u8(..), rng.u8(..));
                 Op::Create { site, view, largest }
@@ -202,19 +207,19 @@ impl Op {
             495..515 => Op::MoveSlot { back: rng.bool() },
             515..540 => Op::Limit { site: rng.u8(..), largest: rng.u8(..) },
             540..550 => Op::Impossible { site: rng.u8(..), which: rng.u8(..) },
-            550..580 => Op::Zap { at: At::any(rng), pages: rng.u16(1..600) },
+            550..580 => Op::Zap { at: At::any(rng, focus), pages: rng.u16(1..600) },
             580..600 => {
-                let at = At::any(rng);
+                let at = At::any(rng, focus);
                 Op::ZapSome { at, pages: rng.u16(1..2000), budget: rng.u8(1..4) }
             }
             600..605 => Op::Roots { budget: rng.u8(1..8) },
             605..608 => Op::ZapAll,
-            608..660 => Op::Read { at: At::any(rng), word: rng.u8(..) },
-            660..710 => Op::Write { at: At::any(rng) },
-            710..750 => Op::Exchange { at: At::any(rng) },
-            750..765 => Op::Translate { at: At::any(rng) },
+            608..660 => Op::Read { at: At::any(rng, focus), word: rng.u8(..) },
+            660..710 => Op::Write { at: At::any(rng, focus) },
+            710..750 => Op::Exchange { at: At::any(rng, focus) },
+            750..765 => Op::Translate { at: At::any(rng, focus) },
             765..767 => Op::Look,
-            767..780 => Op::Starve { at: At::any(rng), tables: 0, huge: rng.bool() },
+            767..780 => Op::Starve { at: At::any(rng, focus), tables: 0, huge: rng.bool() },
             780..920 => Op::Continue { budget: rng.u8(1..8) },
             _ => Op::Complete,
         }
@@ -222,34 +227,43 @@ impl Op {
 }
 
 impl At {
-    /// Mostly one of a few places, so that threads meet.
-    fn any(rng: &mut Rng) -> At {
-        let page = if rng.u8(..4) != 0 { 67 * rng.u32(..8) } else { rng.u32(..) };
-        At { site: rng.u8(..), page }
+    /// Mostly where everybody is just now, or in one of a few places.
+    fn any(rng: &mut Rng, focus: At) -> At {
+        let page = 67 * rng.u32(..8);
+        match rng.u8(..8) {
+            0 => At { site: rng.u8(..), page: rng.u32(..) },
+            1..4 => At { site: rng.u8(..), page },
+            4 => At { page, ..focus },
+            _ => focus,
+        }
+    }
+
+    /// Where everybody is just now.
+    pub fn focus(rng: &mut Rng) -> At {
+        At { site: rng.u8(..), page: 67 * rng.u32(..8) }
     }
 }
 
 impl Access {
-    fn any(rng: &mut Rng) -> Access {
+    fn any(rng: &mut Rng, focus: At) -> Access {
         let touch = match rng.u8(..8) {
             0..3 => Touch::Read,
             3..6 => Touch::Write,
             6 => Touch::Add,
             _ => Touch::Fetch,
         };
-        let (at, word) = (At::any(rng), rng.u8(..));
+        let (at, word) = (At::any(rng, focus), rng.u8(..));
         Access { touch, at, word, speculates: rng.u8(..16) == 0, lag: rng.u8(..4) }
     }
 }
 
 impl Pages {
-    fn any(rng: &mut Rng) -> Pages {
+    fn any(rng: &mut Rng, focus: At) -> Pages {
         let count = match rng.u8(..16) {
             0 => 512,
             1 => rng.u16(2..100),
             _ => 1,
         };
-        let first = if rng.u8(..4) != 0 { 67 * rng.u32(..16) } else { rng.u32(..) };
-        Pages { first, count }
+        Pages { at: At::any(rng, focus), view: rng.u8(..), count }
     }
 }

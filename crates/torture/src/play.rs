@@ -3,20 +3,20 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use machine::{Nested, Processor};
+use vmmu::Vm;
 use vmmu::addr::{Gfn, Gpa, Pfn};
+use vmmu::entry::Access;
 use vmmu::slot::{AddressSpace, SlotId};
 use vmmu::tdp::{Ask, Cause, MemoryFault, Outcome, Request};
-use vmmu::entry::Access;
-use vmmu::Vm;
 
 use crate::Violation;
 use crate::arena::Arena;
 use crate::host::Host;
-use crate::model::{DEVICES, Model, Possible, Said, SITES, TOUCHED, touched};
 use crate::model::Pages as From;
+use crate::model::{DEVICES, Model, Possible, SITES, Said, TOUCHED, touched};
 use crate::op::At;
 use crate::store::{Answered, Hands, Store};
 use crate::turns::Turns;
@@ -27,7 +27,7 @@ pub struct Play<'r, 'vm> {
     pub arena: &'r Arena,
     pub store: &'r Store,
     pub model: &'r Model,
-    pub turns: &'r Turns,
+    pub turns: &'r Arc<Turns>,
     pub nested: Nested,
     pub processors: &'r [Mutex<Processor>],
     /// Faults whose first half is done.
@@ -122,7 +122,8 @@ impl Spot {
         let sites = SITES.iter().enumerate().filter(|(_, site)| site.space == space);
         let count = sites.clone().count();
         // One in sixteen is a device.
-        let chosen = if at.site >= 240 { None } else { sites.clone().nth(at.site as usize % count) };
+        let chosen =
+            if at.site >= 240 { None } else { sites.clone().nth(at.site as usize % count) };
         let Some((n, site)) = chosen else {
             let gfn = DEVICES.start + u64::from(at.page) % (DEVICES.end - DEVICES.start);
             return Spot { space, gfn, site: None };
@@ -190,7 +191,7 @@ impl Seen {
 }
 
 /// Steps of everybody for one of the host's.
-const SHARE: u64 = 16;
+const SHARE: u64 = 10;
 
 impl Play<'_, '_> {
     /// The host's threads hold back, or guests would only fault.
@@ -325,13 +326,14 @@ impl<'vm> Actor<'_, '_, 'vm> {
         self.hands.answered.set(Answered::Nothing);
         let ask = ask(spot, access, cause);
         let (outcome, starved) = match tables {
-            Some(tables) => {
-                self.host().starving(tables, || vcpu.fault_with(&self.hands, ask))
-            }
+            Some(tables) => self.host().starving(tables, || vcpu.fault_with(&self.hands, ask)),
             None => (vcpu.fault_with(&self.hands, ask), false),
         };
-        self.met(outcome.name());
         let seen = self.play.since(look);
+        self.met(match outcome {
+            Outcome::Retry if seen.only().is_none() => "retry while slots change",
+            outcome => outcome.name(),
+        });
         self.play.judge(outcome, access, &seen, self.hands.answered.get(), starved)?;
         Ok(outcome)
     }

@@ -29,9 +29,11 @@ use crate::turns::Turns;
 /// Host-physical address width of the software processors, in bits.
 const PHYS_BITS: u8 = 46;
 /// Threads of the host.
-const HOSTS: usize = 2;
+const HOSTS: usize = 3;
 /// The most vCPUs: every thread has a word of its own in each page.
 pub const MOST_VCPUS: usize = 12;
+/// Steps after which everybody goes elsewhere.
+const FOCUS: u64 = 1024;
 /// Operations of each thread that are kept for a replay.
 const KEPT: usize = 400;
 
@@ -170,16 +172,17 @@ pub struct Failure {
 
 /// Where operations come from.
 enum Source {
-    Seed(Box<Rng>, fn(&mut Rng) -> Op),
+    Seed(Box<Rng>, fn(&mut Rng, At) -> Op),
     List(std::vec::IntoIter<Op>),
 }
 
-impl Iterator for Source {
-    type Item = Op;
-
-    fn next(&mut self) -> Option<Op> {
+impl Source {
+    fn next(&mut self, settings: &Settings, done: u64) -> Option<Op> {
         match self {
-            Source::Seed(rng, next) => Some(next(rng)),
+            Source::Seed(rng, next) => {
+                let mut when = Rng::with_seed(settings.seed ^ done / FOCUS);
+                Some(next(rng, At::focus(&mut when)))
+            }
             Source::List(list) => list.next(),
         }
     }
@@ -214,8 +217,9 @@ fn all_operations() -> BTreeMap<&'static str, u64> {
     // Every kind is chosen sooner or later.
     let mut rng = Rng::with_seed(0);
     for _ in 0..20_000 {
-        names.insert(Op::of_guest(&mut rng).name(), 0);
-        names.insert(Op::of_host(&mut rng).name(), 0);
+        let focus = At::focus(&mut rng);
+        names.insert(Op::of_guest(&mut rng, focus).name(), 0);
+        names.insert(Op::of_host(&mut rng, focus).name(), 0);
     }
     names
 }
@@ -434,14 +438,15 @@ fn one_thread(
 fn work(
     play: &Play<'_, '_>,
     settings: &Settings,
-    source: Source,
+    mut source: Source,
     kept: &mut VecDeque<Op>,
     mut act: impl FnMut(&Op) -> Result<(), Violation>,
 ) -> Result<(), Violation> {
-    for op in source {
-        if play.turns.is_over() || play.done.load(Ordering::Relaxed) >= settings.steps {
-            break;
-        }
+    while let done = play.done.load(Ordering::Relaxed)
+        && done < settings.steps
+        && !play.turns.is_over()
+        && let Some(op) = source.next(settings, done)
+    {
         if kept.len() == KEPT {
             kept.pop_front();
         }

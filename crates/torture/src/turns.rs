@@ -1,12 +1,13 @@
 //! Who runs when: all threads at once, or one at a time by seed; and when everybody stops.
 //!
 //! With turns, a thread runs until it comes to a *point*: between two accesses of a guest, in a
-//! hook of the host, in a wait. There the seed decides who goes on. Nothing else in a run depends
+//! hook of the host, in a wait; and, in a build with the feature `step`, before every access of
+//! the library to a shared word. There the seed decides who goes on. Nothing else in a run depends
 //! on time, so a seed repeats it exactly.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use fastrand::Rng;
 
@@ -15,10 +16,16 @@ use crate::Violation;
 thread_local! {
     /// The number of this thread among those that take turns.
     static ME: Cell<Option<usize>> = const { Cell::new(None) };
+    /// The turns it takes part in.
+    static TURNS: RefCell<Option<Arc<Turns>>> = const { RefCell::new(None) };
 }
 
 /// One in so many points passes the turn on.
 const EVERY: u32 = 4;
+/// One in so many accesses of the library to a shared word does.
+const EVERY_ACCESS: u32 = 48;
+/// With free threads, one in so many is interrupted there.
+const INTERRUPT: u32 = 4096;
 
 #[derive(Debug)]
 struct State {
@@ -54,8 +61,19 @@ impl Turns {
     }
 
     /// This thread is number `me` from now on, and waits for its first turn.
-    pub fn enter(&self, me: usize) -> Seat<'_> {
+    pub fn enter(self: &Arc<Self>, me: usize) -> Seat<'_> {
         ME.set(Some(me));
+        TURNS.set(Some(Arc::clone(self)));
+        #[cfg(feature = "step")]
+        vmmu::protocol::schedule(|step| {
+            // Not in a thread that is ending, nor for the one that only looks on.
+            let turns = TURNS.try_with(|turns| turns.borrow().clone()).ok().flatten();
+            match (turns, step) {
+                (None, _) => {}
+                (Some(turns), vmmu::protocol::Step::Access) => turns.access(),
+                (Some(turns), vmmu::protocol::Step::Wait) => turns.relax(),
+            }
+        });
         if let Some(state) = &self.by_seed {
             let state = state.lock().unwrap_or_else(PoisonError::into_inner);
             drop(self.wait(state, me));
@@ -79,6 +97,20 @@ impl Turns {
         match &self.by_seed {
             Some(state) => self.pass(state, EVERY),
             None if fastrand::u32(..64) == 0 => std::thread::yield_now(),
+            None => {}
+        }
+    }
+
+    /// The library is about to look at or change a shared word.
+    #[cfg(feature = "step")]
+    fn access(&self) {
+        match &self.by_seed {
+            Some(state) => self.pass(state, EVERY_ACCESS),
+            None if fastrand::u32(..INTERRUPT) == 0 => {
+                for _ in 0..fastrand::u32(1..8) {
+                    std::thread::yield_now();
+                }
+            }
             None => {}
         }
     }
@@ -151,6 +183,7 @@ impl Drop for Seat<'_> {
             self.turns.fail(Violation::new("the library panicked; see above".into()));
         }
         ME.set(None);
+        TURNS.set(None);
         let Some(state) = &self.turns.by_seed else { return };
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         state.alive[self.me] = false;
