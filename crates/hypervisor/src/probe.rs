@@ -59,13 +59,15 @@ pub struct Case {
     pub words: Vec<Word>,
 }
 
-/// What the guest starts with. 64-bit mode with flat segments, interrupts off.
+/// What the guest starts with. Flat segments, interrupts off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registers {
     /// Top nested table.
     pub n_cr3: u64,
     /// EFER.NXE of the hypervisor, which nested tables go by.
     pub host_nx: bool,
+    /// Whether the code is 64-bit; 32-bit otherwise.
+    pub long: bool,
     /// CR0.
     pub cr0: u64,
     /// CR3.
@@ -200,6 +202,7 @@ mod tests {
         let registers = Registers {
             n_cr3: 0,
             host_nx: true,
+            long: true,
             cr0: 0,
             cr3: 0,
             cr4: 0,

@@ -15,8 +15,13 @@ use crate::report::grouped;
 pub enum Show {
     /// Console and live line.
     All,
-    /// A live line that counts the cases of a probe, of which there are so many.
-    Cases(u64),
+    /// A live line that counts the cases of a probe.
+    Cases {
+        /// Those that were run before.
+        before: u64,
+        /// All of them.
+        of: u64,
+    },
     /// Nothing.
     Nothing,
 }
@@ -36,8 +41,8 @@ impl Screen {
     pub fn new(show: Show) -> Self {
         let line = (show != Show::Nothing && stderr().is_terminal()).then(|| {
             let (line, style) = match show {
-                Show::Cases(count) => (
-                    ProgressBar::new(count),
+                Show::Cases { before, of } => (
+                    ProgressBar::new(of).with_position(before),
                     "{spinner} {elapsed} {bar:40} {human_pos} of {human_len} cases, {per_sec}",
                 ),
                 Show::All | Show::Nothing => {

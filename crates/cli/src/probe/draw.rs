@@ -11,7 +11,9 @@
 use fastrand::Rng;
 use hypervisor::probe::{BLOCK, BLOCKS, Case, FRAMES, Registers, Word};
 
-use super::stage::{self, ARENA, CODE_SLOT, ENTRY, HIGH_SLOT, OFFSET, at, bit, page, slot};
+use super::stage::{
+    self, ARENA, CODE_SLOT, ENTRY, FLAT_CODE_SLOT, HIGH_SLOT, OFFSET, at, bit, page, slot,
+};
 
 /// Whose entries are drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +24,8 @@ pub enum Class {
     Guest,
     /// Both.
     Both,
+    /// The nested tables' again, under a guest without paging.
+    Flat,
 }
 
 /// What the guest does.
@@ -31,6 +35,8 @@ pub enum Access {
     Read,
     /// Stores a word.
     Write,
+    /// Loads a word, then stores one.
+    Update,
     /// Exchanges a word with a register.
     Exchange,
     /// Executes at the address.
@@ -46,7 +52,8 @@ pub struct Drawn {
     pub class: Class,
     /// What the guest does.
     pub access: Access,
-    /// With which linear address.
+    /// With which linear address. Data is accessed at it; without paging, where it is 32 bits, at
+    /// the upper half of the word.
     pub linear: u64,
     /// The case.
     pub case: Case,
@@ -55,13 +62,28 @@ pub struct Drawn {
 /// What is stored.
 pub const STORED: u64 = 0x7772_6974_7465_6e21;
 
-/// Where in the code each access begins, in bytes, and where its VMMCALL is.
-pub const fn code(access: Access) -> Option<(u64, u64)> {
-    match access {
-        Access::Read => Some((0, 3)),
-        Access::Write => Some((8, 11)),
-        Access::Exchange => Some((16, 22)),
-        Access::Fetch => None,
+/// Linear addresses of the instructions that make an access, and of the VMMCALL behind them.
+/// Nothing for a fetch, which needs none.
+pub fn code(access: Access, class: Class) -> Vec<u64> {
+    // In 32-bit code the first byte of an instruction is another one.
+    let (address, first): (fn(u64) -> u64, u64) = match class {
+        Class::Flat => (stage::flat_code, 1),
+        _ => (stage::code, 0),
+    };
+    let offsets = match access {
+        Access::Read => vec![first, 3],
+        Access::Write => vec![8 + first, 11],
+        Access::Exchange => vec![16 + first, 22],
+        Access::Update => vec![32 + first, 35 + first, 38],
+        Access::Fetch => vec![],
+    };
+    offsets.into_iter().map(address).collect()
+}
+
+impl Drawn {
+    /// Whether the guest has no paging.
+    pub fn flat(&self) -> bool {
+        self.class == Class::Flat
     }
 }
 
@@ -73,9 +95,10 @@ pub fn draw(seed: u64, number: u32) -> Drawn {
 struct Draw {
     rng: Rng,
     class: Class,
+    access: Access,
     words: Vec<Word>,
     /// Chance of an entry to break a rule, of 256.
-    breaks: u8,
+    breaks: u16,
     /// Entry of the nested PDPT in use.
     high: usize,
     /// Whether the guest's entries are a user's.
@@ -92,14 +115,28 @@ enum Side {
 impl Draw {
     fn new(seed: u64, number: u32) -> Self {
         let mut rng = Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(number));
-        let (class, breaks) = match rng.u8(0..4) {
-            0 | 1 => (Class::Nested, 45),
-            2 => (Class::Guest, 45),
-            _ => (Class::Both, 14),
+        let (class, entries) = match rng.u8(0..8) {
+            0..3 => (Class::Nested, 4),
+            3..5 => (Class::Guest, 4),
+            // Every entry of the guest is found through up to four others.
+            5..7 => (Class::Both, 16),
+            _ => (Class::Flat, 3),
         };
-        let high = Self::entry_number(&mut rng);
+        // Rules broken on the way.
+        let breaks = [64, 192, 400][rng.usize(0..3)] / entries;
+        let high = match class {
+            Class::Flat => rng.usize(0..FLAT_CODE_SLOT),
+            _ => Self::entry_number(&mut rng),
+        };
+        let access = match rng.u8(0..10) {
+            0..3 => Access::Read,
+            3..5 => Access::Write,
+            5 => Access::Update,
+            6 => Access::Exchange,
+            _ => Access::Fetch,
+        };
         let user = rng.bool();
-        Self { rng, class, words: Vec::new(), breaks, high, user }
+        Self { rng, class, access, words: Vec::new(), breaks, high, user }
     }
 
     fn chance(&mut self, percent: u8) -> bool {
@@ -171,7 +208,7 @@ impl Draw {
         if leaf && level > 1 {
             entry |= bit::PS;
         }
-        if self.rng.u8(..) >= self.breaks {
+        if self.rng.u16(0..256) >= self.breaks {
             return entry;
         }
         let with = |entry: u64, address: u64| entry & !bit::ADDRESS | address;
@@ -187,7 +224,10 @@ impl Draw {
                 entry | off & !(1 << 12)
             }
             70..84 => entry ^ bit::PS,
-            84..88 => entry | 1 << self.rng.u32(33..39),
+            // Without paging, what is executed where nothing is could reach anything.
+            84..88 if (self.class, self.access) != (Class::Flat, Access::Fetch) => {
+                entry | 1 << self.rng.u32(33..39)
+            }
             88..96 => {
                 let page = self.any_page();
                 let page = if side == Side::Guest { self.gpa(page) } else { page };
@@ -204,8 +244,10 @@ impl Draw {
     /// The nested tables for guest-physical addresses from 512 GiB on.
     fn nested(&mut self) {
         let leaf = self.leaf();
-        let root = self.entry(Side::Nested, 4, false, at(0, page::N_3));
-        self.put(page::N_ROOT, HIGH_SLOT, root);
+        if self.class != Class::Flat {
+            let root = self.entry(Side::Nested, 4, false, at(0, page::N_3));
+            self.put(page::N_ROOT, HIGH_SLOT, root);
+        }
         for block in 0..BLOCKS {
             let (is_leaf, target) = match leaf >= 2 {
                 true => (true, if self.chance(80) { at(block, 0) } else { at(1 - block, 0) }),
@@ -222,7 +264,8 @@ impl Draw {
         let target = if leaf == 3 { ARENA } else { at(0, page::N_2) };
         let entry = self.entry(Side::Nested, 3, leaf == 3, target);
         let high = self.high;
-        self.put(page::N_3, high, entry);
+        let table = if self.class == Class::Flat { page::N_FIXED_3 } else { page::N_3 };
+        self.put(table, high, entry);
     }
 
     /// The guest's tables for `linear`.
@@ -232,7 +275,7 @@ impl Draw {
         // With nested tables drawn, the last step of the guest's leads there.
         let last = |draw: &mut Self, physical| match draw.class {
             Class::Nested => draw.high(physical - ARENA),
-            Class::Guest | Class::Both => draw.gpa(physical),
+            Class::Guest | Class::Both | Class::Flat => draw.gpa(physical),
         };
         let target = self.gpa(at(0, page::G_3));
         let entry = self.entry(Side::Guest, 4, false, target);
@@ -266,12 +309,6 @@ impl Draw {
     }
 
     fn case(mut self, number: u32) -> Drawn {
-        let access = match self.rng.u8(0..10) {
-            0..4 => Access::Read,
-            4..6 => Access::Write,
-            6 => Access::Exchange,
-            _ => Access::Fetch,
-        };
         let at_user = self.rng.bool();
         let linear = self.linear();
         match self.class {
@@ -292,8 +329,10 @@ impl Draw {
                 self.nested();
                 self.guest(linear);
             }
+            Class::Flat => self.nested(),
         }
-        let registers = self.registers(access, at_user, linear);
+        let registers = self.registers(at_user, linear);
+        let access = self.access;
         let mut words = vec![stage::code_leaf(at_user)];
         words.append(&mut self.words);
         Drawn { number, class: self.class, access, linear, case: Case { registers, words } }
@@ -312,15 +351,39 @@ impl Draw {
         let block = self.rng.u64(0..BLOCKS as u64);
         let frame = self.rng.u64(0..FRAMES as u64);
         let low = block * BLOCK + frame * 4096 + OFFSET;
+        if self.class == Class::Flat {
+            let half = if self.access == Access::Fetch { 0 } else { 4 };
+            return (self.high as u64) << 30 | low | half;
+        }
         let address = top << 39 | high << 30 | low;
         ((address << 16) as i64 >> 16) as u64
     }
 
-    fn registers(&mut self, access: Access, user: bool, linear: u64) -> Registers {
+    fn registers(&mut self, user: bool, linear: u64) -> Registers {
         let on = |condition: bool, bit: u64| if condition { bit } else { 0 };
+        let start = code(self.access, self.class).first().copied();
+        if self.class == Class::Flat {
+            return Registers {
+                n_cr3: at(0, page::N_ROOT) | on(self.chance(20), 3 << 3),
+                host_nx: self.chance(85),
+                long: false,
+                // NE, ET, PE; and not PG.
+                cr0: 0x31 | on(self.chance(50), 1 << 16),
+                cr3: 0,
+                cr4: on(self.chance(50), 1 << 5),
+                efer: on(self.chance(50), 1 << 11),
+                cpl: if user { 3 } else { 0 },
+                rflags: 2,
+                rip: start.unwrap_or(linear),
+                rax: 0,
+                rsi: linear,
+                rdi: STORED,
+            };
+        }
         Registers {
-            n_cr3: at(0, page::N_ROOT),
+            n_cr3: at(0, page::N_ROOT) | on(self.chance(20), 3 << 3),
             host_nx: self.chance(85),
+            long: true,
             // PG, NE, ET, PE; WP.
             cr0: 0x8000_0031 | on(self.chance(75), 1 << 16),
             cr3: at(0, page::G_ROOT) | on(self.chance(20), 3 << 3),
@@ -331,7 +394,7 @@ impl Draw {
             cpl: if user { 3 } else { 0 },
             // The reserved one; AC.
             rflags: 2 | on(self.chance(30), 1 << 18),
-            rip: code(access).map_or(linear, |(start, _)| stage::code(start)),
+            rip: start.unwrap_or(linear),
             // Not canonical: should anything be executed that is not VMMCALL, it ends here.
             rax: 1 << 63,
             rsi: linear,
@@ -383,11 +446,11 @@ mod tests {
 
     #[test]
     fn every_class_access_and_level_is_drawn() {
-        let seen: HashSet<_> = (0..500)
+        let seen: HashSet<_> = (0..3000)
             .map(|number| draw(1, number))
             .map(|d| (d.class as u8, d.access as u8, d.case.registers.cpl))
             .collect();
-        assert_eq!(seen.len(), 3 * 4 * 2);
+        assert_eq!(seen.len(), 4 * 5 * 2);
     }
 
     #[test]
@@ -396,7 +459,7 @@ mod tests {
             let linear = draw(3, number).linear;
             assert_eq!(((linear << 16) as i64 >> 16) as u64, linear);
             assert!(linear % GIB < 2 * BLOCK);
-            assert_eq!(linear % 4096, OFFSET);
+            assert!([OFFSET, OFFSET + 4].contains(&(linear % 4096)));
         }
     }
 }

@@ -178,79 +178,113 @@ impl Judge {
                 nx: registers.host_nx,
                 gib_pages: true,
             }),
-            root: registers.n_cr3,
-            paging: Paging::Long(Long {
-                cr3: registers.cr3 & bit::ADDRESS,
-                levels: 4,
-                wp: registers.cr0 >> 16 & 1 == 1,
-                nx: registers.efer >> 11 & 1 == 1,
-                smep: registers.cr4 >> 20 & 1 == 1,
-                smap: registers.cr4 >> 21 & 1 == 1 && registers.rflags >> 18 & 1 == 0,
-                user: registers.cpl == 3,
-                phys_bits,
-                gib_pages: true,
-            }),
+            root: registers.n_cr3 & bit::ADDRESS,
+            paging: if drawn.flat() {
+                Paging::Off
+            } else {
+                Paging::Long(Long {
+                    cr3: registers.cr3 & bit::ADDRESS,
+                    levels: 4,
+                    wp: registers.cr0 >> 16 & 1 == 1,
+                    nx: registers.efer >> 11 & 1 == 1,
+                    smep: registers.cr4 >> 20 & 1 == 1,
+                    smap: registers.cr4 >> 21 & 1 == 1 && registers.rflags >> 18 & 1 == 0,
+                    user: registers.cpl == 3,
+                    phys_bits,
+                    gib_pages: true,
+                })
+            },
         };
         let mut processor = Processor::with_habits(u64::from(drawn.number), Habits::nothing());
         let mut outcome =
             Outcome { exit: 0, info1: 0, info2: 0, rip: registers.rip, rbx: 0, changed: vec![] };
-        let access = match drawn.access {
-            Access::Read => machine::Access::Read,
-            Access::Write | Access::Exchange => machine::Access::Write,
-            Access::Fetch => machine::Access::Fetch,
+        let code = draw::code(drawn.access, drawn.class);
+        let steps = match (drawn.access, code.as_slice()) {
+            (Access::Fetch, _) => vec![(drawn.linear, machine::Access::Fetch)],
+            (Access::Read, &[rip, ..]) => vec![(rip, machine::Access::Read)],
+            (Access::Exchange, &[rip, ..]) if quirks.loads_first => {
+                vec![(rip, machine::Access::Read), (rip, machine::Access::Write)]
+            }
+            (Access::Write | Access::Exchange, &[rip, ..]) => {
+                vec![(rip, machine::Access::Write)]
+            }
+            (Access::Update, &[first, second, ..]) => {
+                vec![(first, machine::Access::Read), (second, machine::Access::Write)]
+            }
+            (_, _) => vec![],
         };
-        let code = draw::code(drawn.access);
-        let reached = code
-            .map_or(Ok(()), |_| {
-                let fetch = machine::Access::Fetch;
-                processor.translate(stage, &context, registers.rip, fetch).map(|_| ())
-            })
-            .and_then(|()| match (quirks.loads_first, drawn.access) {
-                (true, Access::Exchange) => {
-                    let read = machine::Access::Read;
-                    processor.translate(stage, &context, drawn.linear, read).map(|_| ())
+        outcome.exit = exit::VMMCALL;
+        for (rip, access) in steps {
+            outcome.rip = rip;
+            let reached = match access {
+                machine::Access::Fetch => Ok(()),
+                _ => {
+                    let fetched = processor.translate(stage, &context, rip, machine::Access::Fetch);
+                    fetched.map(|_| ())
                 }
-                _ => Ok(()),
-            })
-            .and_then(|()| processor.translate(stage, &context, drawn.linear, access));
-        match reached {
-            Ok(reached) => {
-                let here = probe::index(ARENA, reached.hpa).is_some();
-                let word = stage.word(reached.hpa).filter(|_| here);
-                let value = word.map_or(0, |word| word.load(Relaxed));
-                outcome.exit = exit::VMMCALL;
-                outcome.rip = code.map_or(drawn.linear, |(_, end)| stage::code(end));
-                match drawn.access {
-                    Access::Read | Access::Exchange => outcome.rbx = value,
-                    Access::Write => {}
-                    // Zeros are an addition to where RAX says.
-                    Access::Fetch if word.is_none() => outcome.exit = exit::EXCEPTION + 13,
-                    Access::Fetch => {}
+            };
+            match reached.and_then(|()| processor.translate(stage, &context, drawn.linear, access))
+            {
+                Ok(reached) => self.access(stage, drawn, access, reached.hpa, &mut outcome),
+                Err(Exit::NestedFault(fault)) => {
+                    outcome.exit = exit::NESTED_FAULT;
+                    outcome.info1 = fault.code;
+                    outcome.info2 = fault.gpa;
+                    break;
                 }
-                if let (Access::Write | Access::Exchange, Some(word)) = (drawn.access, word) {
-                    word.store(STORED, Relaxed);
+                Err(Exit::PageFault { code, address }) => {
+                    outcome.exit = exit::PAGE_FAULT;
+                    outcome.info1 = u64::from(code);
+                    outcome.info2 = address;
+                    break;
                 }
+                // Nothing a guest on nested tables can end in, and all memory answers.
+                Err(other) => panic!("the walker ends a guest on nested tables by {other:?}"),
             }
-            Err(Exit::NestedFault(fault)) => {
-                outcome.exit = exit::NESTED_FAULT;
-                outcome.info1 = fault.code;
-                outcome.info2 = fault.gpa;
-            }
-            Err(Exit::PageFault { code, address }) => {
-                outcome.exit = exit::PAGE_FAULT;
-                outcome.info1 = u64::from(code);
-                outcome.info2 = address;
-            }
-            // Nothing a guest on nested tables can end in: shown as what it is, a difference.
-            Err(other) => panic!("the walker ends a guest on nested tables by {other:?}"),
+        }
+        if outcome.exit == exit::VMMCALL
+            && let Some(last) = code.last()
+        {
+            outcome.rip = *last;
         }
         if quirks.gigabyte_first {
-            let nested = Rules { root: registers.n_cr3, phys_bits, nx: registers.host_nx };
+            let nested =
+                Rules { root: registers.n_cr3 & bit::ADDRESS, phys_bits, nx: registers.host_nx };
             let root = registers.cr3 & bit::ADDRESS;
             let guest = Rules { root, phys_bits, nx: registers.efer >> 11 & 1 == 1 };
             quirks::access_gigabyte(stage, &context, nested, guest, &outcome);
         }
         outcome
+    }
+    /// What an access that is allowed does.
+    fn access(
+        &self,
+        stage: &Stage<'_>,
+        drawn: &Drawn,
+        access: machine::Access,
+        address: u64,
+        outcome: &mut Outcome,
+    ) {
+        let here = probe::index(ARENA, address & !7).is_some();
+        let word = stage.word(address & !7).filter(|_| here);
+        let value = word.map_or(0, |word| word.load(Relaxed));
+        // The upper half is all of it that 32-bit code accesses.
+        let (kept, shift) = if drawn.flat() { (0xffff_ffff, 32) } else { (0, 0) };
+        match access {
+            machine::Access::Read if drawn.access == Access::Exchange => {}
+            machine::Access::Read => outcome.rbx = value >> shift,
+            machine::Access::Write => {
+                if drawn.access == Access::Exchange {
+                    outcome.rbx = value >> shift;
+                }
+                if let Some(word) = word {
+                    word.store(value & kept | STORED << shift, Relaxed);
+                }
+            }
+            // Zeros are an addition to where RAX says.
+            machine::Access::Fetch if !here => outcome.exit = exit::EXCEPTION + 13,
+            machine::Access::Fetch => {}
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use comfy_table::{Table, presets};
 use hypervisor::{
-    probe::Probe,
+    probe::{Outcome, Probe},
     wire::{self, Job},
 };
 use serde_json::{Value, json};
@@ -48,6 +48,8 @@ use crate::{
 
 /// Differences that are printed in full.
 const SHOWN: usize = 3;
+/// Cases that are run in one machine.
+const TOGETHER: u32 = 20_000;
 
 /// Compare the processor's page walker with the software one.
 #[derive(Debug, Clone, Args)]
@@ -85,120 +87,110 @@ pub struct Options {
 
 /// Runs the cases and compares. An error is something missing (exit status 2).
 pub fn run(options: &Options) -> Result<Status> {
-    let cases: Vec<Drawn> = match options.only {
-        Some(number) => vec![draw::draw(options.seed, number)],
-        None => (0..options.cases).map(|number| draw::draw(options.seed, number)).collect(),
+    let numbers = options.only.map_or(0..options.cases, |number| number..number + 1);
+    let setup = Setup {
+        qemu: provide(QEMU)?,
+        hypervisor: Project::find()?.build_hypervisor()?,
+        accel: options.accel,
+        timeout: Duration::from_secs(options.timeout),
     };
-    let run = on_processor(options, &cases)?;
-    if let Some(status) = failed(&run) {
-        return Ok(status);
-    }
-    let phys_bits = run.phys_bits.context("the hypervisor did not say what it runs on")?;
-    if run.outcomes.len() != cases.len() {
-        say!("{} outcomes of {} cases (exit status 4)", run.outcomes.len(), cases.len());
-        return Ok(Status::Fault);
-    }
-    let judge = Judge::new(Model { phys_bits, bend: options.bend });
-    let mut tally = Comparison::default();
-    for (drawn, seen) in cases.iter().zip(&run.outcomes) {
-        *tally.ends.entry(show::end(seen)).or_default() += 1;
-        tally.changed += seen.changed.len() as u64;
-        let verdict = judge.judge(drawn, seen);
-        if options.only.is_some() {
-            screen::write(show::case(drawn, &judge.expected(drawn), seen).as_bytes());
+    let mut comparison = Comparison::default();
+    let mut first = numbers.start;
+    while first < numbers.end {
+        let cases = first..numbers.end.min(first.saturating_add(TOGETHER));
+        first = cases.end;
+        let progress = Show::Cases { before: u64::from(cases.start), of: numbers.end.into() };
+        let cases: Vec<Drawn> = cases.map(|number| draw::draw(options.seed, number)).collect();
+        let run = setup.run(&cases, Screen::new(progress))?;
+        if let Some(status) = failed(&run, cases.len()) {
+            return Ok(status);
         }
-        match verdict {
-            Verdict::Agreed => tally.agreed += 1,
-            Verdict::Known(faults) => {
-                tally.known += 1;
-                for fault in faults {
-                    *tally.faults.entry(fault.name).or_default() += 1;
-                }
-            }
-            Verdict::Differs(expected) => {
-                tally.differ.push(drawn.number);
-                let kind = show::difference(&expected, seen);
-                tally.kinds.entry(kind).or_default().push(drawn.number);
-                if tally.differ.len() <= SHOWN && options.only.is_none() {
-                    let again = format!("--seed {} --only {}", options.seed, drawn.number);
-                    let case = show::case(drawn, &expected, seen);
-                    screen::write(format!("DIFFERENCE ({again})\n{case}\n").as_bytes());
-                }
-            }
+        let phys_bits = run.phys_bits.context("the hypervisor did not say what it runs on")?;
+        let judge = Judge::new(Model { phys_bits, bend: options.bend });
+        comparison.took += run.wall;
+        for (drawn, seen) in cases.iter().zip(&run.outcomes) {
+            comparison.add(options, &judge, drawn, seen);
         }
     }
-    screen::write(format!("{}\n\n", tally.table(cases.len()).trim_fmt()).as_bytes());
-    let status = if tally.differ.is_empty() { Status::Ended } else { Status::Failed };
+    screen::write(format!("{}\n\n", comparison.table().trim_fmt()).as_bytes());
     if let Some(path) = &options.json {
-        let document = tally.document(options, cases.len(), &run);
-        fs::write(path, serde_json::to_vec_pretty(&document)?)
+        fs::write(path, serde_json::to_vec_pretty(&comparison.document(options))?)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
-    match status {
-        Status::Ended => screen::write(b"vmmu: the walkers agree\n"),
-        _ => say!("the walkers differ in {} cases (exit status 1)", tally.differ.len()),
+    if comparison.differ.is_empty() {
+        screen::write(b"vmmu: the walkers agree\n");
+        return Ok(Status::Ended);
     }
-    Ok(status)
+    say!("the walkers differ in {} cases (exit status 1)", comparison.differ.len());
+    Ok(Status::Failed)
 }
 
-/// Has the hypervisor run the cases.
-fn on_processor(options: &Options, cases: &[Drawn]) -> Result<Run> {
-    let project = Project::find()?;
-    let qemu = provide(QEMU)?;
-    let hypervisor = project.build_hypervisor()?;
-    let mut bytes = Vec::new();
-    for drawn in cases {
-        bytes = postcard::to_extend(&drawn.case, bytes).context("cannot encode a case")?;
+/// What every run of the machine needs.
+struct Setup {
+    qemu: PathBuf,
+    hypervisor: PathBuf,
+    accel: Accel,
+    timeout: Duration,
+}
+
+impl Setup {
+    /// Has the hypervisor run the cases.
+    fn run(&self, cases: &[Drawn], screen: Screen) -> Result<Run> {
+        let mut bytes = Vec::new();
+        for drawn in cases {
+            bytes = postcard::to_extend(&drawn.case, bytes).context("cannot encode a case")?;
+        }
+        let job = Job {
+            version: wire::VERSION,
+            paging: wire::Paging::Npt,
+            pages: wire::PageLimit::K4,
+            phys_bits: None,
+            hide: Vec::new(),
+            // No signals: nothing is to run but the cases.
+            exact: true,
+            inject: None,
+            churn: None,
+            guests: Vec::new(),
+            probe: Some(Probe {
+                arena: stage::ARENA,
+                image: stage::image(),
+                count: cases.len() as u32,
+                cases: &bytes,
+            }),
+        };
+        let folder = tempfile::tempdir().context("cannot make a temporary directory")?;
+        let file = folder.path().join("job");
+        let job = postcard::to_stdvec(&job).context("cannot encode the job")?;
+        fs::write(&file, &job).with_context(|| format!("cannot write {}", file.display()))?;
+        machine::affordable(Size(256 * MIB + job.len() as u64))?;
+        let machine = Machine {
+            qemu: self.qemu.clone(),
+            kernel: self.hypervisor.clone(),
+            job: file,
+            control: folder.path().join("control"),
+            cpus: 1,
+            // So that there is memory at 4 GiB; what is not touched costs nothing.
+            memory: Size(3 * GIB),
+            accel: self.accel,
+            threads: Threads::Single,
+            clock: Clock::Host,
+            gdb: None,
+        };
+        session::run(&machine, Vec::new(), self.timeout, None, screen)
     }
-    let job = Job {
-        version: wire::VERSION,
-        paging: wire::Paging::Npt,
-        pages: wire::PageLimit::K4,
-        phys_bits: None,
-        hide: Vec::new(),
-        // No signals: nothing is to run but the cases.
-        exact: true,
-        inject: None,
-        churn: None,
-        guests: Vec::new(),
-        probe: Some(Probe {
-            arena: stage::ARENA,
-            image: stage::image(),
-            count: cases.len() as u32,
-            cases: &bytes,
-        }),
-    };
-    let folder = tempfile::tempdir().context("cannot make a temporary directory")?;
-    let job_file = folder.path().join("job");
-    let job = postcard::to_stdvec(&job).context("cannot encode the job")?;
-    fs::write(&job_file, &job).with_context(|| format!("cannot write {}", job_file.display()))?;
-    let machine = Machine {
-        qemu,
-        kernel: hypervisor,
-        job: job_file,
-        control: folder.path().join("control"),
-        cpus: 1,
-        // So that there is memory at 4 GiB; what is not touched costs nothing.
-        memory: Size(3 * GIB),
-        accel: options.accel,
-        threads: Threads::Single,
-        clock: Clock::Host,
-        gdb: None,
-    };
-    machine::affordable(Size(256 * MIB + job.len() as u64))?;
-    let timeout = Duration::from_secs(options.timeout);
-    let screen = Screen::new(Show::Cases(cases.len() as u64));
-    session::run(&machine, Vec::new(), timeout, None, screen)
 }
 
 /// What kept the cases from being run, said to the user.
-fn failed(run: &Run) -> Option<Status> {
+fn failed(run: &Run, cases: usize) -> Option<Status> {
     let (status, what) = match (&run.failure, run.cut) {
         (Some(what), _) => (Status::Fault, format!("the hypervisor failed: {what}")),
         (None, Cut::TimeOut) => (Status::TimeOut, "time-out".to_owned()),
         (None, Cut::Interrupt) => (Status::Failed, "interrupted".to_owned()),
         (None, Cut::No) if !run.spoke => {
             (Status::Fault, format!("the hypervisor never spoke\n{}", run.complaints))
+        }
+        (None, Cut::No) if run.outcomes.len() != cases => {
+            (Status::Fault, format!("{} outcomes of {cases} cases came", run.outcomes.len()))
         }
         (None, Cut::No) => return None,
     };
@@ -209,6 +201,8 @@ fn failed(run: &Run) -> Option<Status> {
 /// All cases together.
 #[derive(Debug, Default)]
 struct Comparison {
+    /// Whose entries were drawn, how often.
+    classes: BTreeMap<&'static str, u64>,
     /// What the processor did, how often.
     ends: BTreeMap<String, u64>,
     /// Words that accesses and walks changed.
@@ -218,18 +212,58 @@ struct Comparison {
     faults: BTreeMap<&'static str, u64>,
     /// Numbers of the cases that differ.
     differ: Vec<u32>,
-    /// Kinds of difference: what the processor did, what the walker says.
+    /// The same, by kind of difference.
     kinds: BTreeMap<String, Vec<u32>>,
+    /// How long the machine ran.
+    took: Duration,
 }
 
 impl Comparison {
-    fn table(&self, cases: usize) -> Table {
+    /// Compares one case.
+    fn add(&mut self, options: &Options, judge: &Judge, drawn: &Drawn, seen: &Outcome) {
+        *self.classes.entry(show::class(drawn.class)).or_default() += 1;
+        *self.ends.entry(show::end(seen)).or_default() += 1;
+        self.changed += seen.changed.len() as u64;
+        if options.only.is_some() {
+            let expected = judge.expected(drawn);
+            screen::write(show::case(drawn, &expected, seen).as_bytes());
+        }
+        match judge.judge(drawn, seen) {
+            Verdict::Agreed => self.agreed += 1,
+            Verdict::Known(faults) => {
+                self.known += 1;
+                for fault in faults {
+                    *self.faults.entry(fault.name).or_default() += 1;
+                }
+            }
+            Verdict::Differs(expected) => {
+                self.differ.push(drawn.number);
+                let kind = show::difference(&expected, seen);
+                self.kinds.entry(kind).or_default().push(drawn.number);
+                if self.differ.len() <= SHOWN && options.only.is_none() {
+                    let again = format!("--seed {} --only {}", options.seed, drawn.number);
+                    let case = show::case(drawn, &expected, seen);
+                    screen::write(format!("DIFFERENCE ({again})\n{case}\n").as_bytes());
+                }
+            }
+        }
+    }
+
+    fn cases(&self) -> u64 {
+        self.classes.values().sum()
+    }
+
+    fn table(&self) -> Table {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
         let mut row = |name: &str, count: u64| {
             table.add_row([name.to_owned(), grouped(count)]);
         };
-        row("cases", cases as u64);
+        row("cases", self.cases());
+        for (class, count) in &self.classes {
+            row(&format!("  {class}"), *count);
+        }
+        row("what the processor did", self.ends.values().sum());
         for (end, count) in &self.ends {
             row(&format!("  {end}"), *count);
         }
@@ -246,7 +280,7 @@ impl Comparison {
         table
     }
 
-    fn document(&self, options: &Options, cases: usize, run: &Run) -> Value {
+    fn document(&self, options: &Options) -> Value {
         let faults: Vec<Value> = FAULTS
             .iter()
             .map(|fault| {
@@ -257,14 +291,15 @@ impl Comparison {
         json!({
             "format": 1,
             "seed": options.seed,
-            "cases": cases,
+            "cases": self.cases(),
+            "classes": self.classes,
             "ends": self.ends,
             "words_changed": self.changed,
             "agreed": self.agreed,
             "known": self.known,
             "faults": faults,
             "differ": self.differ,
-            "host_seconds": run.wall.as_secs_f64(),
+            "host_seconds": self.took.as_secs_f64(),
         })
     }
 }

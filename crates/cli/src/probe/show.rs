@@ -5,10 +5,20 @@ use std::fmt::Write as _;
 use hypervisor::probe::Outcome;
 
 use super::{
-    draw::Drawn,
+    draw::{Class, Drawn},
     judge::exit,
     stage::{self, ENTRY, bit},
 };
+
+/// What is drawn.
+pub fn class(class: Class) -> &'static str {
+    match class {
+        Class::Nested => "nested entries drawn",
+        Class::Guest => "the guest's entries drawn",
+        Class::Both => "both drawn",
+        Class::Flat => "nested entries drawn, a guest without paging",
+    }
+}
 
 /// How a case ended, with everything that tells one kind of end from another.
 pub fn end(outcome: &Outcome) -> String {
@@ -102,8 +112,11 @@ pub fn case(drawn: &Drawn, expected: &Outcome, seen: &Outcome) -> String {
     let mut text = String::new();
     writeln!(
         text,
-        "case {}: {:?} at {:#x}, entries drawn: {:?}",
-        drawn.number, drawn.access, drawn.linear, drawn.class
+        "case {}: {:?} at {:#x}; {}",
+        drawn.number,
+        drawn.access,
+        drawn.linear,
+        class(drawn.class)
     )
     .ok();
     let l = drawn.linear;

@@ -8,7 +8,8 @@
 //!
 //! Guest-physical addresses below 512 GiB are the same physical ones, by tables that are never
 //! drawn; what is drawn decides about those from 512 GiB on. The guest's own tables are divided in
-//! the same way: its code is mapped by tables that are never drawn.
+//! the same way: its code is mapped by tables that are never drawn. A guest without paging has its
+//! code at 3 GiB, and what is drawn decides about what is below.
 
 use std::collections::BTreeMap;
 
@@ -89,6 +90,10 @@ pub const CODE_SLOT: usize = 1;
 /// Entry of the nested top table that is drawn.
 pub const HIGH_SLOT: usize = 1;
 
+/// Entry of the fixed nested PDPT that maps the code of a guest without paging.
+pub const FLAT_CODE_SLOT: usize = 3;
+
+// In 32-bit code the prefix of 64-bit operands is an instruction of its own, which counts EAX down.
 /// `mov rbx, [rsi]`, then VMMCALL; HLT behind it ends what an emulator translates in one go.
 const READ: [u8; 8] = [0x48, 0x8b, 0x1e, 0x0f, 0x01, 0xd9, 0xf4, 0xf4];
 /// `mov [rsi], rdi`, then VMMCALL.
@@ -96,6 +101,12 @@ const WRITE: [u8; 8] = [0x48, 0x89, 0x3e, 0x0f, 0x01, 0xd9, 0xf4, 0xf4];
 /// `xchg [rsi], rdi`, `mov rbx, rdi`, then VMMCALL.
 const EXCHANGE: [[u8; 8]; 2] = [
     [0x48, 0x87, 0x3e, 0x48, 0x89, 0xfb, 0x0f, 0x01],
+    [0xd9, 0xf4, 0xf4, 0xf4, 0xf4, 0xf4, 0xf4, 0xf4],
+];
+
+/// `mov rbx, [rsi]`, `mov [rsi], rdi`, then VMMCALL.
+const UPDATE: [[u8; 8]; 2] = [
+    [0x48, 0x8b, 0x1e, 0x48, 0x89, 0x3e, 0x0f, 0x01],
     [0xd9, 0xf4, 0xf4, 0xf4, 0xf4, 0xf4, 0xf4, 0xf4],
 ];
 
@@ -145,6 +156,7 @@ pub fn image() -> Vec<Word> {
     };
     word(0, N_ROOT, 0, at(0, N_FIXED_3) | table);
     word(0, N_FIXED_3, four, at(0, N_FIXED_2) | table);
+    word(0, N_FIXED_3, FLAT_CODE_SLOT, at(0, N_FIXED_2) | table);
     word(0, G_ROOT, CODE_SLOT, at(0, G_FIXED_3) | table);
     word(0, G_FIXED_3, 0, at(0, G_FIXED_2) | table);
     for block in 0..BLOCKS {
@@ -153,7 +165,7 @@ pub fn image() -> Vec<Word> {
             word(block, frame, ENTRY, signature(block, frame));
         }
     }
-    let code = [READ, WRITE, EXCHANGE[0], EXCHANGE[1]];
+    let code = [READ, WRITE, EXCHANGE[0], EXCHANGE[1], UPDATE[0], UPDATE[1]];
     for (entry, bytes) in code.into_iter().enumerate() {
         word(0, CODE, entry, u64::from_le_bytes(bytes));
     }
@@ -171,6 +183,11 @@ pub fn code_leaf(user: bool) -> Word {
 /// Linear address of byte `offset` of the guest's code.
 pub const fn code(offset: u64) -> u64 {
     (CODE_SLOT as u64) << 39 | (page::CODE as u64) << 12 | offset
+}
+
+/// The same for a guest without paging.
+pub const fn flat_code(offset: u64) -> u64 {
+    (FLAT_CODE_SLOT as u64) << 30 | (page::CODE as u64) << 12 | offset
 }
 
 /// A case with its words over the image, in the order of their numbers.

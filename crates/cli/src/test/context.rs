@@ -1,10 +1,14 @@
 //! What every step of the tests has at hand: the project, a place for logs, and a voice.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::mpsc::{self, RecvTimeoutError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -35,6 +39,8 @@ pub struct Context {
     logs: PathBuf,
     /// How much is wanted.
     pub length: Length,
+    /// What has been run, and what it wrote.
+    outputs: Mutex<BTreeMap<String, String>>,
 }
 
 /// What a program did.
@@ -53,7 +59,7 @@ impl Context {
     pub fn new(project: Project, length: Length) -> Result<Self> {
         let logs = project.scratch("test");
         fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
-        Ok(Context { project, logs, length })
+        Ok(Context { project, logs, length, outputs: Mutex::default() })
     }
 
     /// The workspace.
@@ -101,7 +107,17 @@ impl Context {
         drop(ended);
         voice.join().ok();
         let output = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
+        self.outputs().insert(name.to_owned(), output.clone());
         Ok(Ran { status: status.code(), output, took: began.elapsed() })
+    }
+
+    fn outputs(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        self.outputs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What `name` wrote, if it has been run.
+    pub fn output(&self, name: &str) -> Option<String> {
+        self.outputs().get(name).cloned()
     }
 
     /// One test: says how it went, with the end of its log if it failed.

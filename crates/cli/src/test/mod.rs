@@ -1,11 +1,14 @@
 //! `vmmu test`: every test of the workspace, as named steps with their times.
 
 mod context;
+mod corpus;
 mod hostile;
 mod measures;
+mod models;
 mod runs;
 mod source;
 mod tally;
+mod walkers;
 
 use std::time::Instant;
 
@@ -36,6 +39,9 @@ pub struct Options {
     /// More rounds of the same
     #[arg(long)]
     long: bool,
+    /// Only the step `corpus`: put every defect back and say who catches it
+    #[arg(long, conflicts_with = "only")]
+    corpus: bool,
 }
 
 /// One step.
@@ -71,9 +77,11 @@ const STEPS: &[Step] = &[
     step("build", "the bare-metal binaries", Needs::Nothing, source::build),
     step("units", "unit and integration tests of every crate", Needs::Nothing, source::units),
     step("docs", "doc tests and documentation", Needs::Nothing, source::documentation),
-    step("models", "the protocol under loom", Needs::Nothing, source::models),
+    step("models", "the protocol under loom and shuttle", Needs::Nothing, models::models),
+    step("corpus", "every defect put back and caught", Needs::Nothing, corpus::corpus),
     step("lines", "cache lines a fault writes", Needs::Nothing, measures::lines),
     step("counts", "instructions against their bounds", Needs::Valgrind, measures::counts),
+    step("walkers", "the processor's walker and ours", Needs::Qemu, walkers::walkers),
     step("builtin", "the built-in guest, also offline", Needs::Qemu, runs::builtin),
     step("multiboot", "modules, sparse RAM, 1 GiB pages", Needs::Qemu, runs::multiboot),
     step("hostile", "guests that mean harm", Needs::Qemu, hostile::guests),
@@ -98,10 +106,11 @@ pub fn run(options: &Options) -> Result<Status> {
         let known: Vec<_> = STEPS.iter().map(|step| step.name).collect();
         bail!("no step `{unknown}`; there are {}", known.join(", "));
     }
-    let wanted: Vec<&Step> = STEPS
-        .iter()
-        .filter(|step| options.only.is_empty() || options.only.iter().any(|o| o == step.name))
-        .collect();
+    let is_wanted = |step: &&Step| match options.corpus {
+        true => step.name == "corpus",
+        false => options.only.is_empty() || options.only.iter().any(|o| o == step.name),
+    };
+    let wanted: Vec<&Step> = STEPS.iter().filter(is_wanted).collect();
     let project = Project::find()?;
     if wanted.iter().any(|step| step.needs == Needs::Valgrind) {
         provide(VALGRIND)?;

@@ -1,4 +1,4 @@
-//! Steps that compile and run on the host: format, lints, unit tests, documentation, models.
+//! Steps that compile and run on the host: format, lints, unit tests, documentation.
 
 use std::process::Command;
 
@@ -146,26 +146,4 @@ pub fn documentation(context: &Context) -> Result<Tally> {
     let flags = [("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links")];
     tally += single(context, "cargo doc", &["doc", "--workspace", "--no-deps"], &flags)?;
     Ok(tally)
-}
-
-/// The protocol under every interleaving, and each of its pieces taken out and seen missing.
-pub fn models(context: &Context) -> Result<Tally> {
-    if !context.project().root().join("crates/vmmu/tests/loom/main.rs").exists() {
-        return Ok(context.ignore("loom models", "crates/vmmu/tests/loom is not there"));
-    }
-    let folder = context.project().scratch("loom");
-    let folder = folder.display().to_string();
-    let tests = [
-        "test",
-        "--release",
-        "--package",
-        "vmmu",
-        "--features",
-        "protocol,defects",
-        "--test",
-        "loom",
-        "--target-dir",
-        &folder,
-    ];
-    harness(context, "loom models", &tests, &[("RUSTFLAGS", "--cfg loom")])
 }

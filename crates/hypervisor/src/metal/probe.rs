@@ -133,7 +133,7 @@ impl Stage {
             limit: !0,
             base: 0,
         };
-        vmcb.cs = flat(0x10, 0xa9b);
+        vmcb.cs = flat(0x10, if registers.long { 0xa9b } else { 0xc9b });
         for segment in [&mut vmcb.es, &mut vmcb.ss, &mut vmcb.ds, &mut vmcb.fs, &mut vmcb.gs] {
             *segment = flat(0x18, 0xc93);
         }
