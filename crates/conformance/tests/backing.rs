@@ -1,0 +1,71 @@
+//! Backings: a good one passes, and for each rule there is one that breaks it.
+
+mod support;
+
+use conformance::{BackingOptions, Verdict, check_backing};
+use support::{BadFrames, Frames, assert_broken, assert_kept};
+use vmmu::entry::npt;
+
+fn options() -> BackingOptions {
+    let format = npt::format(npt::NptOptions::default()).unwrap();
+    BackingOptions { format: Some(format), ..BackingOptions::new(7, 0..2048) }
+}
+
+#[test]
+fn a_good_backing_passes() {
+    let frames = Frames::new(BadFrames::No);
+    for page in [3, 700, 701, 2047] {
+        frames.move_page(page, true);
+    }
+    let report = check_backing(&frames, &options());
+    assert_kept(&report, &[]);
+    println!("{report}");
+}
+
+#[test]
+fn each_bad_backing_is_caught() {
+    for (bad, rule) in [
+        (BadFrames::RetriesForever, "B1"),
+        (BadFrames::Panics, "B1"),
+        (BadFrames::Moves, "B2"),
+        (BadFrames::CopiesOnWrite, "B3"),
+        (BadFrames::DeniesWrites, "B4"),
+        (BadFrames::GivesWriteOnly, "B5"),
+        (BadFrames::HasHugeBlocks, "B6"),
+        (BadFrames::IsShifted, "B7"),
+        (BadFrames::HasHolesInBlocks, "B8"),
+        (BadFrames::GivesWideFrames, "B9"),
+        (BadFrames::HasOddBytes, "B10"),
+        (BadFrames::HasOtherBytesEachTime, "B11"),
+        (BadFrames::SharesBytes, "B12"),
+    ] {
+        let report = check_backing(&Frames::new(bad), &options());
+        assert_broken(&report, rule);
+    }
+}
+
+#[test]
+fn a_backing_without_bytes_is_not_judged_by_them() {
+    struct Bare(Frames);
+    impl vmmu::host::Backing for Bare {
+        fn find(&self, ask: &vmmu::host::FrameAsk) -> vmmu::host::Found {
+            self.0.find(ask)
+        }
+    }
+    let report = check_backing(&Bare(Frames::new(BadFrames::No)), &options());
+    assert_kept(&report, &["B11", "B12"]);
+}
+
+#[test]
+fn contents_are_as_before() {
+    use vmmu::host::Backing;
+    let frames = Frames::new(BadFrames::No);
+    let pfn = vmmu::addr::Pfn(0x40_0000);
+    let word = |frames: &Frames| frames.bytes(pfn).unwrap().cast::<u64>();
+    // SAFETY: a page of the backing's memory, used by nobody else.
+    unsafe { word(&frames).write(0x1234_5678) };
+    let options = BackingOptions { pages: 0..1, ..options() };
+    assert!(matches!(check_backing(&frames, &options).verdict("B12"), Some(Verdict::Passed(_))));
+    // SAFETY: as above.
+    assert_eq!(unsafe { word(&frames).read() }, 0x1234_5678);
+}
