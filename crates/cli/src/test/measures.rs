@@ -1,6 +1,11 @@
-//! Steps that measure: cache lines written, instructions executed.
+//! Steps that measure and sanitize: cache lines written, instructions executed, memory errors,
+//! data races.
 
-use std::{fs::File, process::Stdio, time::Instant};
+use std::{
+    fs::File,
+    process::{Command, Stdio},
+    time::Instant,
+};
 
 use anyhow::Result;
 
@@ -43,6 +48,85 @@ pub fn counts(context: &Context) -> Result<Tally> {
     for name in bounds.lost(&counts) {
         println!("     FAILED            {name}: has a bound and was not counted");
         tally += Tally::FAILED;
+    }
+    Ok(tally)
+}
+
+/// What every build with a sanitizer needs: its own target, or proc macros would be built with it
+/// too.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// cargo of the nightly toolchain, or why there is none. `$CARGO` is the stable one's own binary;
+/// the one in the search path chooses.
+fn nightly(context: &Context) -> Result<Command, String> {
+    let cargo = || {
+        let mut command = Command::new("cargo");
+        // A missing toolchain is to be an error, not a download.
+        command
+            .arg("+nightly")
+            .env("RUSTUP_AUTO_INSTALL", "0")
+            .current_dir(context.project().root());
+        command
+    };
+    match cargo().arg("--version").stdin(Stdio::null()).output() {
+        Ok(output) if output.status.success() => Ok(cargo()),
+        _ => Err("no nightly toolchain is installed".into()),
+    }
+}
+
+/// Library and judge with every access checked, and with leaks counted.
+pub fn asan(context: &Context) -> Result<Tally> {
+    let name = "address sanitizer";
+    let mut command = match nightly(context) {
+        Ok(command) => command,
+        Err(why) => return Ok(context.ignore(name, &why)),
+    };
+    command.args(["test", "--no-fail-fast", "--lib", "--tests", "--target", TARGET]);
+    for package in ["vmmu", "machine", "torture"] {
+        command.args(["--package", package]);
+    }
+    command
+        .args(["--features", "vmmu/protocol", "--target-dir"])
+        .arg(context.project().scratch("asan"))
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
+        .env("RUSTFLAGS", "-Zsanitizer=address");
+    tests(context, name, command)
+}
+
+/// What of the library is shared without being atomic, watched for data races; and two defects
+/// that must be reported.
+pub fn tsan(context: &Context) -> Result<Tally> {
+    let name = "thread sanitizer";
+    let root = context.project().root();
+    let suppressions = root.join("crates/vmmu/tests/races.suppressions");
+    let races = |arguments: &[&str]| {
+        let mut command = nightly(context)?;
+        command
+            .args(["test", "--package", "vmmu", "--features", "protocol,defects"])
+            .args(["--test", "races", "--target", TARGET, "--target-dir"])
+            .arg(context.project().scratch("tsan"))
+            .args(["--", "--test-threads=1"])
+            .args(arguments)
+            .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
+            .env("RUSTFLAGS", "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer")
+            .env("TSAN_OPTIONS", format!("suppressions={}", suppressions.display()));
+        Ok(command)
+    };
+    let mut tally = match races(&[]) {
+        Ok(command) => tests(context, name, command)?,
+        Err(why) => return Ok(context.ignore(name, &why)),
+    };
+    // The alarms were counted as ignored tests.
+    tally.ignored = 0;
+    for defect in ["a_slot_set_changed_without_waiting", "memory_taken_without_waiting"] {
+        let name = format!("{name} on {defect}");
+        let command = races(&["--ignored", defect]).map_err(anyhow::Error::msg)?;
+        let ran = context.run(&name, command)?;
+        let verdict = match ran.output.contains("ThreadSanitizer: data race") {
+            true if ran.status != Some(0) => Ok(()),
+            _ => Err("the defect was not reported".to_owned()),
+        };
+        tally += context.check(&name, verdict, ran.took);
     }
     Ok(tally)
 }
