@@ -99,7 +99,7 @@ pub fn tsan(context: &Context) -> Result<Tally> {
     let name = "thread sanitizer";
     let root = context.project().root();
     let suppressions = root.join("crates/vmmu/tests/races.suppressions");
-    let races = |arguments: &[&str]| {
+    let races = |arguments: &[&str]| -> Result<Command, String> {
         let mut command = nightly(context)?;
         command
             .args(["test", "--package", "vmmu", "--features", "protocol,defects"])
