@@ -56,6 +56,7 @@ impl Model {
             Err(why) => {
                 println!("{neighbour} fails: {executions} executions, {seconds:.2} s: {why}");
                 assert!(why.contains(complaint), "{neighbour} should fail with: {complaint}");
+                println!("caught {} by loom::{neighbour}", defect.name());
             }
         }
     }

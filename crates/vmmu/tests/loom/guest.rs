@@ -50,6 +50,11 @@ impl<'vm> Guest<'vm> {
         Guest { vcpu, machine, keeps: Keeps::Leaf, tlb: None, upper: None }
     }
 
+    /// The host.
+    pub fn machine(&self) -> &'vm Machine {
+        self.machine
+    }
+
     /// The same on a processor that keeps something else.
     pub fn keeping(self, keeps: Keeps) -> Self {
         Guest { keeps, ..self }

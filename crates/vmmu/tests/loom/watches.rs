@@ -3,7 +3,7 @@
 use loom::thread::spawn;
 use vmmu::addr::{Gfn, Level};
 use vmmu::host::VcpuId;
-use vmmu::protocol::{Defect, HostPages, Participant};
+use vmmu::protocol::{Defect, HostPages};
 use vmmu::tdp::Step;
 
 use crate::explore::{Model, saw};
@@ -57,53 +57,84 @@ fn fault_on_a_spare() {
     rig.end();
 }
 
-/// What the second of two invalidations does while the first is under way.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Second {
-    Begins,
-    Ends,
-}
-
-/// Two hosts' callbacks at once: the second takes pages back that include the first's. It has
-/// nothing to walk; what it could spoil is what it publishes, hits and ends.
-fn fault_against_two(second: Second) {
+/// Two hosts' callbacks at once: the second begins to take pages back that include the first's. It
+/// has nothing to walk; what it could spoil is what it publishes and hits.
+fn fault_beside_a_beginning() {
     let rig = Rig::new(1, 2);
-    let machine = rig.vm.host();
-    let mut guest = rig.guest();
-    // The tables are there, so the fault is one exchange.
-    let _ = guest.fault(read(Gfn(3)), Level::K4);
-    let first = rig.worker();
-    let begin = |mut turn: Participant<'static, Machine>| {
-        let _published = turn.publish(HostPages::named(pages(0, 2)));
-    };
-    let end = |mut worker: Worker<'static, Machine>| {
-        worker.invalidate_end(pages(0, 2)).expect("it was begun");
-    };
-    let invalidating = match second {
-        Second::Begins => {
-            let participant = rig.participant();
-            spawn(move || begin(participant))
-        }
-        Second::Ends => {
-            begin(rig.participant());
-            let worker = rig.worker();
-            spawn(move || end(worker))
-        }
-    };
-    let faulting = spawn(move || {
+    let (mut guest, mut second) = (with_tables(&rig), rig.participant());
+    let fault = move || {
         let _ = guest.fault(read(PAGE), Level::K4);
         guest
+    };
+    three(&rig, fault, move || {
+        let _published = second.publish(HostPages::new(pages(0, 2)));
+        second
     });
-    let migrating = spawn(move || migrate(first, machine));
-    let mut guest = faulting.join().expect("a fault");
-    migrating.join().expect("an invalidation");
-    invalidating.join().expect("an invalidation");
-    if second == Second::Begins {
-        end(rig.worker());
-    }
-    check(&mut guest, machine, PAGE);
-    drop(guest);
     rig.end();
+}
+
+/// The same for a fault that has been admitted before.
+fn completion_beside_a_beginning() {
+    let rig = Rig::new(1, 2);
+    let (mut guest, mut second) = (with_tables(&rig), rig.participant());
+    let step = guest.vcpu.fault(read(PAGE));
+    let fault = move || {
+        if let Step::Resolve(request) = step {
+            let found = guest.machine().find(&request.frame_ask(), Level::K4);
+            let outcome = guest.vcpu.complete(request.provide(found)).expect("enough pages");
+            saw(outcome.name());
+        }
+        guest
+    };
+    three(&rig, fault, move || {
+        let _published = second.publish(HostPages::new(pages(0, 2)));
+        second
+    });
+    rig.end();
+}
+
+/// The second began before, and ends.
+fn fault_beside_an_end() {
+    let rig = Rig::new(1, 2);
+    let (mut guest, mut second) = (with_tables(&rig), rig.worker());
+    second.invalidate_begin(pages(0, 2));
+    let fault = move || {
+        let _ = guest.fault(read(PAGE), Level::K4);
+        guest
+    };
+    three(&rig, fault, move || {
+        second.invalidate_end(pages(0, 2)).expect("it was begun");
+        second
+    });
+    rig.end();
+}
+
+/// A vCPU for whose page there are tables already, so that its fault is one exchange.
+fn with_tables(rig: &Rig) -> Guest<'static> {
+    let mut guest = rig.guest();
+    let _ = guest.fault(read(Gfn(3)), Level::K4);
+    guest
+}
+
+/// A fault, an invalidation that moves its page, and something third.
+fn three<T: 'static>(
+    rig: &Rig,
+    fault: impl FnOnce() -> Guest<'static> + 'static,
+    third: impl FnOnce() -> T + 'static,
+) {
+    let (machine, mut first) = (rig.vm.host(), rig.worker());
+    let faulting = spawn(fault);
+    let migrating = spawn(move || {
+        let invalidation = first.invalidate_range(pages(0, 1));
+        machine.migrate(OLD, NEW);
+        drop(invalidation);
+        first
+    });
+    let third = spawn(third);
+    let mut guest = faulting.join().expect("a fault");
+    drop(migrating.join().expect("an invalidation"));
+    drop(third.join().expect("an invalidation"));
+    check(&mut guest, machine, PAGE);
 }
 
 /// One invalidation of page 0 against a fault on `gfn`, as a leaf of at most `level`.
@@ -230,10 +261,9 @@ fn a_spare_watch_that_is_not_hit_is_no_better() {
     A8.fails("a9", Defect::HitsNoWatch, COMPLAINT);
 }
 
-const A7: Model =
-    Model { name: "a7", preemptions: 2, run: || fault_against_two(Second::Begins) };
-const A12: Model =
-    Model { name: "a12", preemptions: 2, run: || fault_against_two(Second::Ends) };
+const A7: Model = Model { name: "a7", preemptions: 1, run: fault_beside_a_beginning };
+const A12: Model = Model { name: "a12", preemptions: 2, run: fault_beside_an_end };
+const A15: Model = Model { name: "a15", preemptions: 2, run: completion_beside_a_beginning };
 
 #[test]
 fn a_fault_never_maps_what_was_invalidated_meanwhile() {
@@ -243,6 +273,16 @@ fn a_fault_never_maps_what_was_invalidated_meanwhile() {
 #[test]
 fn a_second_invalidation_that_begins_changes_nothing() {
     A7.holds(&["fixed", "retry"]);
+}
+
+#[test]
+fn a_second_invalidation_that_begins_after_the_admission_changes_nothing() {
+    A15.holds(&["fixed", "retry"]);
+}
+
+#[test]
+fn beside_a_second_invalidation_a_walk_without_exclusion_does() {
+    A15.fails("a16", Defect::WalkWithoutExclusion, COMPLAINT);
 }
 
 #[test]
