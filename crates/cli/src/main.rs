@@ -11,12 +11,12 @@ mod probe;
 mod project;
 mod provide;
 mod report;
-mod size;
 mod test;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use loaders::size;
 
 use crate::boot::outcome::Status;
 

@@ -241,7 +241,7 @@ fn information(
 mod tests {
     use super::*;
     use crate::{
-        guests::ram,
+        ram,
         size::{MIB, Size},
     };
 

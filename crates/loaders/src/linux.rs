@@ -197,7 +197,7 @@ fn page_tables(gpa: u64) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{guests::ram, size::Size};
+    use crate::{ram, size::Size};
 
     fn kernel() -> Vec<u8> {
         let header = setup_header {
