@@ -245,6 +245,8 @@ struct Run<'o, 'b, B> {
     backing: &'b B,
     rng: Rng,
     processors: Vec<machine::Processor>,
+    /// Pages of the slot where something happens just now.
+    hot: [u64; 4],
     /// Guest-physical address of a word to what was last written, or first read.
     words: BTreeMap<u64, u64>,
     wrong: Wrong,
@@ -252,9 +254,14 @@ struct Run<'o, 'b, B> {
 }
 
 impl<B: Backing> Run<'_, '_, B> {
+    /// Somewhere in the slot, mostly where something has happened lately: what a processor has
+    /// cached must be touched again soon after it was taken back.
     fn word(&mut self) -> u64 {
-        let range = self.options.range;
-        let gfn = range.start().0 + self.rng.u64(..range.pages());
+        let place = self.rng.usize(..self.hot.len());
+        if self.rng.u8(..8) == 0 {
+            self.hot[place] = self.rng.u64(..self.options.range.pages());
+        }
+        let gfn = self.options.range.start().0 + self.hot[place];
         // Few words of each page, so that they are met again.
         (gfn << 12) + self.rng.u64(..4) * 1016
     }
@@ -446,6 +453,7 @@ pub fn check_together<H: Host, B: Backing>(
         processors: (0..u64::from(options.processors))
             .map(|n| machine::Processor::with_habits(options.seed ^ n, Habits::default()))
             .collect(),
+        hot: [0; 4],
         words: BTreeMap::new(),
         wrong: Wrong::default(),
         done: Done::default(),

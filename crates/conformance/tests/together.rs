@@ -110,7 +110,7 @@ fn is_leaf(word: u64) -> bool {
 #[test]
 fn a_host_that_touches_its_table_pages_is_caught() {
     let spoils: OnEvent = |pool, event| {
-        if event == 50 {
+        if event == 10 {
             // A reserved bit in every leaf.
             while pool
                 .tamper(|word| (is_leaf(word) && word >> 51 & 1 == 0).then_some(word | 1 << 51))
@@ -119,13 +119,13 @@ fn a_host_that_touches_its_table_pages_is_caught() {
         }
     };
     let marks: OnEvent = |pool, event| {
-        if event == 50 {
+        if event == 10 {
             // A bit that the processor ignores.
             pool.tamper(|word| is_leaf(word).then_some(word | 1 << 10));
         }
     };
     let unlinks: OnEvent = |pool, event| {
-        if event == 50 {
+        if event == 10 {
             pool.tamper(|word| (word & 7 == 7 && !is_leaf(word)).then_some(0));
         }
     };
