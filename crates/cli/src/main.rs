@@ -12,6 +12,7 @@ mod project;
 mod provide;
 mod report;
 mod test;
+mod torture;
 
 use std::process::ExitCode;
 
@@ -40,6 +41,7 @@ enum Command {
     Probe(probe::Options),
     Test(test::Options),
     Bench(bench::Options),
+    Torture(torture::Options),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Probe(options) => probe::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Torture(options) => torture::run(&options),
     };
     let status = result.unwrap_or_else(|e| {
         say!("{e:#}");

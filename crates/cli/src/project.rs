@@ -90,6 +90,17 @@ impl Project {
         self.executable(command, "workload")
     }
 
+    /// The torture, with these features. It has a target directory of its own, so that the
+    /// features of others do not make it be built again.
+    pub fn build_torture(&self, features: &str) -> Result<PathBuf> {
+        let mut command = Command::new(cargo());
+        command
+            .args(["build", "--release", "--package", "torture", "--bin", "torture"])
+            .args(["--features", features, "--target-dir"])
+            .arg(self.scratch("tortured"));
+        self.executable(command, "torture")
+    }
+
     fn build_metal(&self, name: &str) -> Result<PathBuf> {
         let mut command = Command::new(cargo());
         command.args(["build", "--package", name, "--bin", name]).args([

@@ -137,7 +137,11 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
                 return self.actor.access_by_library(&mut self.worker, space & 1, op);
             }
         };
-        self.actor.ran(if done { op.name() } else { "nothing to do" });
+        if done {
+            self.actor.ran(op.name());
+        } else {
+            self.actor.met("nothing to do");
+        }
         Ok(())
     }
 
@@ -204,12 +208,17 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
         Ok(true)
     }
 
+    /// The next site from this one on that has a slot, or has none, and that nobody is changing.
+    fn a_place(&self, site: usize, with_slot: bool) -> Option<Place<'r>> {
+        let sites = (site..SITES.len()).chain(0..site);
+        let mut places = sites.filter_map(|site| self.actor.play.places.occupy(site));
+        places.find(|place| place.slot().is_some() == with_slot)
+    }
+
     fn create(&mut self, site: usize, view: u8, largest: Level) -> Result<bool, Violation> {
         let play = self.actor.play;
-        let Some(place) = play.places.occupy(site) else { return Ok(false) };
-        if place.slot().is_some() {
-            return Ok(false);
-        }
+        let Some(place) = self.a_place(site, false) else { return Ok(false) };
+        let site = place.site;
         let Some(id) = place.number() else { return Ok(false) };
         let n = view as usize % SITES[site].views.len();
         let spec = spec(id, site, SITES[site].views[n], largest);
@@ -225,7 +234,8 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
 
     fn delete(&mut self, site: usize) -> Result<bool, Violation> {
         let play = self.actor.play;
-        let Some(place) = play.places.occupy(site) else { return Ok(false) };
+        let Some(place) = self.a_place(site, true) else { return Ok(false) };
+        let site = place.site;
         let Some(id) = place.slot() else { return Ok(false) };
         play.model.begin(site, None);
         let deleted = self.worker.delete_slot(id);
@@ -239,9 +249,9 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
     fn delete_some(&mut self, site: usize, budget: u64) -> Result<bool, Violation> {
         let play = self.actor.play;
         if self.deletion.is_none() {
-            let Some(place) = play.places.occupy(site) else { return Ok(false) };
+            let Some(place) = self.a_place(site, true) else { return Ok(false) };
             let Some(id) = place.slot() else { return Ok(false) };
-            play.model.begin(site, None);
+            play.model.begin(place.site, None);
             match self.worker.begin_delete(id) {
                 Ok(deletion) => self.deletion = Some((deletion, place, id)),
                 Err(why) => return Err(self.actor.bad(format!("deleting {id:?}: {why}"))),

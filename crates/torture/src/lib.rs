@@ -17,19 +17,19 @@
 //! exactly. With free threads the operations are what repeats: those that led to a failure are
 //! written down, [shortened](shrink) and can be run again.
 
-pub mod arena;
+mod arena;
 mod guest;
 mod host;
 mod keeper;
-pub mod model;
-pub mod op;
+mod model;
+mod op;
 mod play;
 mod run;
 pub mod shrink;
 mod store;
-pub mod turns;
+mod turns;
 
-pub use run::{Failure, Plan, Report, Settings, Tables, replay, run};
+pub use run::{Failure, MOST_VCPUS, Plan, Report, Settings, Tables, replay, run};
 
 /// Something that must not be.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]

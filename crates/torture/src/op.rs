@@ -190,20 +190,20 @@ impl Op {
             100..200 => {
                 // Now and then a whole block, or no huge leaf would ever come back.
                 let pages = Pages::any(rng, focus);
-                let count = if rng.u8(..3) == 0 { 512 } else { pages.count };
+                let count = if rng.bool() { 512 } else { pages.count };
                 Op::Change { pages: Pages { count, ..pages }, change: Change::Home }
             }
             200..260 => Op::Change { pages: Pages::any(rng, focus), change: Change::Steal },
             260..300 => Op::Change { pages: Pages::any(rng, focus), change: Change::Empty },
             300..315 => Op::Change { pages: Pages::any(rng, focus), change: Change::Punch },
             315..345 => Op::Change { pages: Pages::any(rng, focus), change: Change::Touch },
-            345..375 => Op::Long { pages: Pages::any(rng, focus) },
-            375..475 => {
+            345..370 => Op::Long { pages: Pages::any(rng, focus) },
+            370..460 => {
                 let (site, view, largest) = (rng.u8(..), rng.u8(..), rng.u8(..));
                 Op::Create { site, view, largest }
             }
-            475..485 => Op::Delete { site: rng.u8(..) },
-            485..495 => Op::DeleteSome { site: rng.u8(..), budget: rng.u8(1..5) },
+            460..480 => Op::Delete { site: rng.u8(..) },
+            480..495 => Op::DeleteSome { site: rng.u8(..), budget: rng.u8(1..5) },
             495..515 => Op::MoveSlot { back: rng.bool() },
             515..540 => Op::Limit { site: rng.u8(..), largest: rng.u8(..) },
             540..550 => Op::Impossible { site: rng.u8(..), which: rng.u8(..) },
@@ -212,15 +212,15 @@ impl Op {
                 let at = At::any(rng, focus);
                 Op::ZapSome { at, pages: rng.u16(1..2000), budget: rng.u8(1..4) }
             }
-            600..605 => Op::Roots { budget: rng.u8(1..8) },
-            605..608 => Op::ZapAll,
-            608..660 => Op::Read { at: At::any(rng, focus), word: rng.u8(..) },
-            660..710 => Op::Write { at: At::any(rng, focus) },
-            710..750 => Op::Exchange { at: At::any(rng, focus) },
+            600..622 => Op::Roots { budget: rng.u8(1..8) },
+            622..627 => Op::ZapAll,
+            627..670 => Op::Read { at: At::any(rng, focus), word: rng.u8(..) },
+            670..715 => Op::Write { at: At::any(rng, focus) },
+            715..750 => Op::Exchange { at: At::any(rng, focus) },
             750..765 => Op::Translate { at: At::any(rng, focus) },
             765..767 => Op::Look,
             767..780 => Op::Starve { at: At::any(rng, focus), tables: 0, huge: rng.bool() },
-            780..920 => Op::Continue { budget: rng.u8(1..8) },
+            780..960 => Op::Continue { budget: rng.u8(1..8) },
             _ => Op::Complete,
         }
     }

@@ -57,6 +57,17 @@ impl Tables {
     pub const ALL: [Tables; 5] =
         [Tables::Npt, Tables::Ept, Tables::EptWithoutFlags, Tables::Npt5, Tables::Ept5];
 
+    /// The name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Tables::Npt => "npt",
+            Tables::Ept => "ept",
+            Tables::EptWithoutFlags => "ept-without-flags",
+            Tables::Npt5 => "npt5",
+            Tables::Ept5 => "ept5",
+        }
+    }
+
     fn levels(self) -> u8 {
         if matches!(self, Tables::Npt5 | Tables::Ept5) { 5 } else { 4 }
     }
@@ -180,7 +191,7 @@ impl Source {
     fn next(&mut self, settings: &Settings, done: u64) -> Option<Op> {
         match self {
             Source::Seed(rng, next) => {
-                let mut when = Rng::with_seed(settings.seed ^ done / FOCUS);
+                let mut when = Rng::with_seed(settings.seed ^ (done / FOCUS));
                 Some(next(rng, At::focus(&mut when)))
             }
             Source::List(list) => list.next(),

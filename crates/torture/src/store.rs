@@ -297,7 +297,7 @@ impl Hands<'_, '_> {
             Place::Frame(pfn) => {
                 let is_whole = self.store.is_whole(block_of(page));
                 let level = match ask.backing {
-                    _ if page % 8 == 1 && is_write => Level::K4,
+                    _ if page % 2 == 1 && is_write => Level::K4,
                     HUGE_BACKING if is_whole => Level::G1,
                     HUGE_BACKING => Level::K4,
                     _ if is_whole => Level::M2,
@@ -310,9 +310,10 @@ impl Hands<'_, '_> {
         Ok(found)
     }
 
-    /// Some pages are given for reading first, as if they had to be copied before a write.
+    /// Some pages are given for reading first, as if they had to be copied before a write; and
+    /// for writing only one by one, so that a write splits what a read has mapped in one piece.
     fn allowed(&self, page: usize, is_write: bool) -> Access {
-        if page % 4 == 1 && !is_write { Access::READ | Access::EXEC } else { Access::all() }
+        if page % 2 == 1 && !is_write { Access::READ | Access::EXEC } else { Access::all() }
     }
 }
 

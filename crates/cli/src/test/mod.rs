@@ -8,6 +8,7 @@ mod models;
 mod runs;
 mod source;
 mod tally;
+mod torture;
 mod walkers;
 
 use std::time::Instant;
@@ -81,6 +82,7 @@ const STEPS: &[Step] = &[
     step("corpus", "every defect put back and caught", Needs::Nothing, corpus::corpus),
     step("lines", "cache lines a fault writes", Needs::Nothing, measures::lines),
     step("counts", "instructions against their bounds", Needs::Valgrind, measures::counts),
+    step("torture", "random operations from threads", Needs::Nothing, torture::torture),
     step("walkers", "the processor's walker and ours", Needs::Qemu, walkers::walkers),
     step("asan", "library and judge, with every access checked", Needs::Nothing, measures::asan),
     step("tsan", "the library watched for data races", Needs::Nothing, measures::tsan),

@@ -1,0 +1,110 @@
+//! The torture: every format, both ways of running threads; and that it hears its alarms.
+
+use std::{env, fs, process::Command};
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use super::{
+    context::{Context, Length, Ran},
+    tally::Tally,
+};
+
+/// All of it.
+pub fn torture(context: &Context) -> Result<Tally> {
+    let (main, others, turns) = match context.length {
+        Length::Usual => (300_000, 100_000, 100_000),
+        Length::Long => (10_000_000, 3_000_000, 1_000_000),
+    };
+    let mut tally = Tally::default();
+    let mut whole = |name: &str, line: &str| -> Result<Value> {
+        let (ran, report) = run(context, name, line)?;
+        let verdict = match ran.status {
+            Some(0) => Ok(()),
+            status => Err(format!("exit status {status:?} instead of 0")),
+        };
+        tally += context.check(name, verdict, ran.took);
+        Ok(report)
+    };
+    for format in ["npt", "ept"] {
+        whole(
+            &format!("torture, {format}, {main} steps"),
+            &format!("--format {format} --steps {main} --seed 1"),
+        )?;
+    }
+    let line = format!("--format npt --format ept --steps {main} --seed 2 --plain");
+    whole("torture of the library as it is shipped", &line)?;
+    for format in ["npt5", "ept5", "ept-without-flags"] {
+        whole(
+            &format!("torture, {format}, {others} steps"),
+            &format!("--format {format} --steps {others} --seed 3"),
+        )?;
+    }
+    let line = format!("--format npt --format ept --steps {turns} --seed 4 --deterministic");
+    let name = "torture by turns";
+    let first = whole(name, &line)?;
+    let again = whole("torture by the same turns", &line)?;
+    let digests = |report: &Value| -> Vec<String> {
+        let runs = report["runs"].as_array().cloned().unwrap_or_default();
+        runs.iter().filter_map(|run| run["digest"].as_str().map(str::to_owned)).collect()
+    };
+    let verdict = match (digests(&first), digests(&again)) {
+        (first, again) if first.len() == 2 && first == again => Ok(()),
+        (first, again) => Err(format!("{first:?} and {again:?}")),
+    };
+    tally += context.check("a seed repeats exactly", verdict, Default::default());
+    tally += alarms(context)?;
+    Ok(tally)
+}
+
+/// What must not pass, does not.
+fn alarms(context: &Context) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let name = "alarm: operations that never ran";
+    let (ran, _) = run(context, name, "--steps 200 --seed 1")?;
+    let verdict = if ran.status == Some(1) && ran.output.contains("never ran") {
+        Ok(())
+    } else {
+        Err(format!("exit status {:?}", ran.status))
+    };
+    tally += context.check(name, verdict, ran.took);
+
+    // A failure is shortened, written down, and fails again.
+    let name = "alarm: a failure is shortened and repeats";
+    let folder = context.file("torture failures", "d");
+    fs::create_dir_all(&folder)?;
+    let defect = "--defect leaves_overlapping_huge_leaf";
+    let line = format!("{defect} --format npt --seed 1 --deterministic");
+    let (ran, _) = run(context, name, &format!("{line} --failures {}", folder.display()))?;
+    let plan = folder.join("failure-npt-1.json");
+    let mut verdict = match ran.status {
+        Some(1) if ran.output.contains("are enough") => Ok(()),
+        status => Err(format!("exit status {status:?}, or not shortened")),
+    };
+    if verdict.is_ok() {
+        let line = format!("{defect} --replay {}", plan.display());
+        let (again, _) = run(context, "a failure again", &line)?;
+        if again.status != Some(1) {
+            verdict = Err(format!("the plan ends with {:?}", again.status));
+        }
+        let line = format!("--replay {}", plan.display());
+        let (without, _) = run(context, "a failure again, without the defect", &line)?;
+        if verdict.is_ok() && without.status != Some(0) {
+            verdict = Err(format!("without the defect the plan ends with {:?}", without.status));
+        }
+    }
+    tally += context.check(name, verdict, ran.took);
+    Ok(tally)
+}
+
+/// Runs the command as a user would type it.
+pub fn run(context: &Context, name: &str, line: &str) -> Result<(Ran, Value)> {
+    let file = context.file(name, "json");
+    fs::remove_file(&file).ok();
+    let mut command = Command::new(env::current_exe().context("cannot find this program")?);
+    command.arg("torture").args(line.split_whitespace()).arg("--json").arg(&file);
+    command.current_dir(context.project().root());
+    let ran = context.run(name, command)?;
+    let report = fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    Ok((ran, report.unwrap_or_default()))
+}
