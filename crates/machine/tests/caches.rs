@@ -1062,6 +1062,78 @@ fn a_walk_nobody_asked_for_goes_where_the_guest_may_not() {
     }
 }
 
+// While nobody changes the tables.
+
+/// Choices that repeat: a linear congruential generator, good enough to pick bits.
+struct Picks(u64);
+
+impl Picks {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (self.0 >> 33) % end
+    }
+}
+
+/// Tables of both kinds with some bits flipped.
+fn flipped(vendor: Vendor, seed: u64) -> Rig {
+    let mut picks = Picks(seed);
+    let mut rig = Rig::of(vendor);
+    for page in 0..4 {
+        rig.guest_map(LINEAR + page * 0x1000, GPA + page * 0x1000, 1, USER);
+        rig.map(GPA + page * 0x1000, OLD + page * 0x1000, 1);
+    }
+    let bits = [0, 1, 2, 7, 8, 50, 51, 63];
+    let places: Vec<_> = (0..picks.below(4))
+        .map(|_| {
+            let page = picks.below(4) * 0x1000;
+            let level = 1 + picks.below(2) as u32;
+            // In the guest's tables, in the nested ones, and in those for the guest's tables.
+            match picks.below(3) {
+                0 => rig.guest_at(LINEAR + page, level) - TABLES,
+                1 => rig.at(GPA + page, level),
+                _ => rig.at(rig.guest_at(LINEAR + page, level), 1),
+            }
+        })
+        .collect();
+    for place in places {
+        rig.set(place, rig.word(place) ^ 1 << bits[picks.below(8) as usize]);
+    }
+    rig
+}
+
+#[test]
+fn caches_are_not_to_be_seen_while_nobody_changes_the_tables() {
+    for vendor in VENDORS {
+        let (mut reached, mut exits) = (0, BTreeSet::new());
+        for seed in 0..200 {
+            let (plain, caching) = (flipped(vendor, seed), flipped(vendor, seed));
+            let mut nothing = Processor::with_habits(0, Habits::nothing());
+            let mut chance = Processor::new(seed);
+            let mut picks = Picks(!seed);
+            let supervisor = Long { smap: false, ..Long::new(plain.cr3) };
+            let contexts = [user(&plain), plain.paged(supervisor), plain.off()];
+            for _ in 0..150 {
+                let context = &contexts[picks.below(3) as usize];
+                let start = if *context == contexts[2] { GPA } else { LINEAR };
+                let address = start + picks.below(4 * 0x1000);
+                let access = support::ACCESSES[picks.below(3) as usize];
+                let one = nothing.translate(&plain.ram, context, address, access);
+                let other = chance.translate(&caching.ram, context, address, access);
+                let place = |end: Result<machine::Reached, Exit>| end.map(|end| (end.hpa, end.gpa));
+                assert_eq!(place(one), place(other), "{vendor:?} seed {seed}");
+                match one {
+                    Ok(_) => reached += 1,
+                    Err(exit) => drop(exits.insert(format!("{exit:?}"))),
+                }
+            }
+            let words = |rig: &Rig| (0..rig.ram.len()).map(|n| rig.word(n as u64 * 8)).collect();
+            let (one, other): (Vec<u64>, Vec<u64>) = (words(&plain), words(&caching));
+            assert_eq!(one, other, "{vendor:?} seed {seed}: the flags differ");
+        }
+        assert!(reached > 1000 && exits.len() > 20, "{vendor:?}: {reached}, {}", exits.len());
+    }
+}
+
 // Bounds and repetition.
 
 #[test]
