@@ -237,6 +237,7 @@ mod tests {
         assert_eq!(arena.changed(), []);
         assert_eq!(memory[5].load(Relaxed), 50);
         assert_eq!(memory[9].load(Relaxed), 0);
+        assert_eq!(memory[16_383].load(Relaxed), 0, "nothing is left of the case before");
         arena.clear();
         assert!(memory.iter().all(|word| word.load(Relaxed) == 0));
     }

@@ -54,8 +54,8 @@ struct Stage<'j> {
     words: &'j [AtomicU64],
     /// Words somebody asked for: no others can have changed.
     touched: RefCell<Vec<usize>>,
-    /// What is read where there is no memory. Nothing is ever written there: no bit of it says
-    /// that an entry is present.
+    /// What is read where there is no memory: QEMU reads zeros. Nothing is ever written there,
+    /// since that is no entry that is present.
     nothing: AtomicU64,
 }
 
@@ -110,7 +110,7 @@ impl Judge {
                 makes(&mut quirks);
             }
         }
-        let mut outcome = self.with(quirks, drawn);
+        let (mut outcome, _) = self.with(quirks, drawn);
         for fault in faults {
             if let Makes::Outcome(makes) = fault.makes {
                 outcome = makes(drawn, &outcome)?;
@@ -121,11 +121,16 @@ impl Judge {
 
     /// What the software walker says.
     pub fn expected(&self, drawn: &Drawn) -> Outcome {
-        self.with(Quirks::default(), drawn)
+        self.with(Quirks::default(), drawn).0
     }
 
-    /// What it says about a processor with these quirks.
-    fn with(&self, quirks: Quirks, drawn: &Drawn) -> Outcome {
+    /// Numbers of the words it looks at, ascending.
+    pub fn walked(&self, drawn: &Drawn) -> Vec<usize> {
+        self.with(Quirks::default(), drawn).1
+    }
+
+    /// What it says about a processor with these quirks, and the words it looks at.
+    fn with(&self, quirks: Quirks, drawn: &Drawn) -> (Outcome, Vec<usize>) {
         let set = || self.image.iter().chain(&drawn.case.words);
         for word in set() {
             self.words[usize::from(word.index)].store(word.value, Relaxed);
@@ -151,7 +156,7 @@ impl Judge {
         let mut touched = stage.touched.into_inner();
         touched.sort_unstable();
         touched.dedup();
-        for index in touched {
+        for &index in &touched {
             let before = before.get(&index).copied().unwrap_or(0);
             let difference = self.words[index].swap(0, Relaxed) ^ bent(index, before);
             if difference != 0 {
@@ -162,7 +167,7 @@ impl Judge {
         for index in before.into_keys() {
             self.words[index].store(0, Relaxed);
         }
-        outcome
+        (outcome, touched)
     }
 
     /// What the guest's accesses end in.
@@ -256,6 +261,7 @@ impl Judge {
         }
         outcome
     }
+
     /// What an access that is allowed does.
     fn access(
         &self,

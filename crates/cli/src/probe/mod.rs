@@ -225,8 +225,8 @@ impl Comparison {
         *self.ends.entry(show::end(seen)).or_default() += 1;
         self.changed += seen.changed.len() as u64;
         if options.only.is_some() {
-            let expected = judge.expected(drawn);
-            screen::write(show::case(drawn, &expected, seen).as_bytes());
+            let case = show::case(drawn, &judge.walked(drawn), &judge.expected(drawn), seen);
+            screen::write(case.as_bytes());
         }
         match judge.judge(drawn, seen) {
             Verdict::Agreed => self.agreed += 1,
@@ -242,7 +242,7 @@ impl Comparison {
                 self.kinds.entry(kind).or_default().push(drawn.number);
                 if self.differ.len() <= SHOWN && options.only.is_none() {
                     let again = format!("--seed {} --only {}", options.seed, drawn.number);
-                    let case = show::case(drawn, &expected, seen);
+                    let case = show::case(drawn, &judge.walked(drawn), &expected, seen);
                     screen::write(format!("DIFFERENCE ({again})\n{case}\n").as_bytes());
                 }
             }

@@ -106,8 +106,8 @@ fn entry(value: u64) -> String {
     text
 }
 
-/// Everything about a case and what came of it.
-pub fn case(drawn: &Drawn, expected: &Outcome, seen: &Outcome) -> String {
+/// Everything about a case and what came of it, with a mark at the words the walker looks at.
+pub fn case(drawn: &Drawn, walked: &[usize], expected: &Outcome, seen: &Outcome) -> String {
     let registers = &drawn.case.registers;
     let mut text = String::new();
     writeln!(
@@ -144,7 +144,8 @@ pub fn case(drawn: &Drawn, expected: &Outcome, seen: &Outcome) -> String {
     .ok();
     for word in stage::whole(&drawn.case).filter(|word| usize::from(word.index) % 512 != ENTRY) {
         if !stage::name(word.index).starts_with("code") {
-            writeln!(text, "  {:<24} {}", stage::name(word.index), entry(word.value)).ok();
+            let mark = if walked.contains(&word.index.into()) { '>' } else { ' ' };
+            writeln!(text, "{mark} {:<24} {}", stage::name(word.index), entry(word.value)).ok();
         }
     }
     for (who, outcome) in [("the processor", seen), ("the walker", expected)] {

@@ -55,7 +55,7 @@ pub fn run(probe: &Probe<'_>) -> Result<(), String> {
     arena.clear();
     for (number, block) in blocks.iter().enumerate() {
         if let Some(word) = block.iter().position(|word| word.load(Relaxed) != 0) {
-            return Err(format!("word {word:#x} of block {number} was written by nobody's leave"));
+            return Err(format!("word {word:#x} of block {number} was written without leave"));
         }
     }
     Ok(())
@@ -154,8 +154,8 @@ impl Stage {
         svm::close_gate();
         // SAFETY: the register exists; no table of this program has the no-execute bit, so
         // whether it means something makes no difference here. The control block is the stage's
-        // own; it lets the guest do nothing but access what its tables lead to, and whoever made
-        // the case answers for those (probe.rs in the CLI: only the arena and what is not there).
+        // own; it lets the guest do nothing but access what its tables lead to, and who draws the
+        // cases answers for those: they lead into the arena, or to where nothing is.
         unsafe {
             let efer = svm::rdmsr(EFER);
             let nx = if registers.host_nx { NXE } else { 0 };
