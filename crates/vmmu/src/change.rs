@@ -4,7 +4,7 @@ use crate::addr::{Gfn, GfnRange, Level};
 use crate::entry::Format;
 use crate::host::Host;
 use crate::section::Owing;
-use crate::slot::{SlotError, SlotGuard, SlotId, SlotInfo, SlotSpec, Source};
+use crate::slot::{Room, SlotError, SlotGuard, SlotId, SlotInfo, SlotSpec, Source};
 use crate::table::Page;
 use crate::withdraw::{GuestFrames, Paused, Progress, Promise, SlotDying};
 use crate::worker::Worker;
@@ -23,6 +23,9 @@ impl<H: Host> Worker<'_, H> {
         self.alive().map_err(SlotError::Dead)?;
         self.check(spec)?;
         let mut guard = self.participant.slots();
+        while guard.make_room(spec)? == Room::AfterExclusion {
+            self.participant.exclude();
+        }
         guard.add(spec)?;
         if !defect!(SlotLiveAtOnce) {
             self.participant.exclude();
@@ -77,6 +80,7 @@ impl<H: Host> Worker<'_, H> {
         guard.check_move(&spec)?;
         let dying = guard.dying(id)?;
         self.bury(&mut guard, dying);
+        // There is room: that of the same slot at its old place.
         guard.add(&spec)?;
         self.participant.exclude();
         guard.come(&spec);

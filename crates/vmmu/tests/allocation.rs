@@ -1,27 +1,34 @@
-//! Every allocation of the library may fail: the n-th for every n. A failure that was not asked
-//! for fallibly would abort this process.
+//! Every allocation of the library may fail, of the heap and of table pages: the n-th for every n,
+//! in a whole life and in every operation by itself. A failed operation says so and has changed
+//! nothing. A failure of the heap that was not asked for fallibly would abort this process.
 
 mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::{Cell, UnsafeCell};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ptr::NonNull;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use support::{ask, backed, linear, npt, range};
-use vmmu::addr::{Gfn, Level, Pfn};
+use vmmu::addr::{Gfn, Gpa, Level, Pfn};
 use vmmu::check::Witness;
 use vmmu::entry::{Access, MemoryType};
 use vmmu::host::{
     Backing, Contents, Cpus, Found, FrameAsk, HostFrame, Observer, PageAsk, TablePage, TablePages,
     VcpuId,
 };
-use vmmu::slot::{AddressSpace, SlotId};
-use vmmu::tdp::Outcome;
-use vmmu::{Config, HostRange, Processor, Vm};
+use vmmu::slot::{AddressSpace, SlotId, SlotInfo, SlotSpec};
+use vmmu::tdp::{Outcome, Step};
+use vmmu::{
+    Broken, Config, HostRange, NeedPages, Processor, Progress, Role, Translation, Vcpu, Vm, Worker,
+};
 
 thread_local! {
     /// Allocations of this thread that still succeed.
     static LEFT: Cell<u64> = const { Cell::new(u64::MAX) };
+    /// Whether one was refused.
+    static REFUSED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The system's, until a thread has used up what it was allowed.
@@ -31,7 +38,10 @@ struct Failing;
 unsafe impl GlobalAlloc for Failing {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let is_left = LEFT.with(|left| match left.get() {
-            0 => false,
+            0 => {
+                REFUSED.set(true);
+                false
+            }
             u64::MAX => true,
             n => {
                 left.set(n - 1);
@@ -53,9 +63,11 @@ static ALLOCATOR: Failing = Failing;
 
 /// Runs `f` with `n` allocations, and says whether they were enough.
 fn with_allocations<T>(n: u64, f: impl FnOnce() -> T) -> (T, bool) {
+    REFUSED.set(false);
     LEFT.set(n);
     let result = f();
-    (result, LEFT.replace(u64::MAX) > 0)
+    LEFT.set(u64::MAX);
+    (result, !REFUSED.get())
 }
 
 const PAGES: usize = 64;
@@ -69,10 +81,31 @@ unsafe impl Sync for Page {}
 static MEMORY: [Page; PAGES] = [const { Page(UnsafeCell::new([0; 512])) }; PAGES];
 
 /// A host that allocates nothing.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Frugal {
     /// One bit for each page that is out.
     out: AtomicU64,
+    /// Pages that will be refused after so many more, if that has been said.
+    left: Mutex<Option<u64>>,
+    refused: AtomicBool,
+}
+
+impl Frugal {
+    /// Whether one more page may be given.
+    fn spend(&self) -> bool {
+        let mut left = self.left.lock().unwrap();
+        match left.as_mut() {
+            None => true,
+            Some(0) => {
+                self.refused.store(true, Ordering::SeqCst);
+                false
+            }
+            Some(n) => {
+                *n -= 1;
+                true
+            }
+        }
+    }
 }
 
 const FIRST: u64 = 0x10;
@@ -85,6 +118,9 @@ unsafe impl TablePages for Frugal {
     }
 
     fn take(&self, _: PageAsk) -> Option<TablePage> {
+        if !self.spend() {
+            return None;
+        }
         let free = |out: u64| (out != u64::MAX).then(|| out | 1 << out.trailing_ones());
         let out = self.out.fetch_update(Ordering::SeqCst, Ordering::SeqCst, free).ok()?;
         let pfn = Pfn(FIRST + u64::from(out.trailing_ones()));
@@ -110,7 +146,34 @@ impl Backing for Identity {
         let (access, memory) = (Access::all(), MemoryType::WriteBack);
         Found::Frame(HostFrame { pfn: Pfn(ask.page), level: Level::M2, access, memory })
     }
+
+    fn bytes(&self, _: Pfn) -> Option<NonNull<u8>> {
+        Some(NonNull::from(&RAM.0).cast())
+    }
 }
+
+/// The same, for reading and fetching only.
+struct ForReading;
+
+impl Backing for ForReading {
+    fn find(&self, ask: &FrameAsk) -> Found {
+        let (access, memory) = (Access::READ | Access::EXEC, MemoryType::WriteBack);
+        Found::Frame(HostFrame { pfn: Pfn(ask.page), level: Level::M2, access, memory })
+    }
+}
+
+/// The same page by page.
+struct Pages;
+
+impl Backing for Pages {
+    fn find(&self, ask: &FrameAsk) -> Found {
+        let (access, memory) = (Access::all(), MemoryType::WriteBack);
+        Found::Frame(HostFrame { pfn: Pfn(ask.page), level: Level::K4, access, memory })
+    }
+}
+
+/// What every page of the guest's memory shows.
+static RAM: Page = Page(UnsafeCell::new([0; 512]));
 
 /// Where nobody reads.
 struct Nowhere;
@@ -173,4 +236,336 @@ fn the_nth_allocation_may_fail_for_every_n() {
         n += 1;
     }
     assert!(n > 5, "the library does allocate");
+}
+
+/// A VM with a vCPU, a worker, and what the operations are tried on.
+struct World<'vm> {
+    vm: &'vm Vm<Frugal>,
+    vcpu: Vcpu<'vm, Frugal>,
+    worker: Worker<'vm, Frugal>,
+}
+
+/// Slots: pages of a backing in blocks; pinned ones; the same in the other address space.
+const BACKED: u64 = 0;
+const LINEAR: u64 = 0x800;
+const MMIO: u64 = 0x4000;
+/// A page that is mapped before the operation, and one of a block that is.
+const MAPPED: u64 = 0x200;
+const SMALL: u64 = 0x900;
+/// One of a block that may only be read.
+const READ_ONLY: u64 = 0x600;
+
+/// One operation. `act` says whether it was done; it can be done again after a failure.
+struct Operation {
+    name: &'static str,
+    /// Whether it may fail for want of memory.
+    may_fail: bool,
+    act: fn(&mut World<'_>) -> bool,
+}
+
+const fn can_fail(name: &'static str, act: fn(&mut World<'_>) -> bool) -> Operation {
+    Operation { name, may_fail: true, act }
+}
+
+const fn never_fails(name: &'static str, act: fn(&mut World<'_>) -> bool) -> Operation {
+    Operation { name, may_fail: false, act }
+}
+
+/// Whether a fault got its page.
+fn faulted(world: &mut World<'_>, backing: &dyn Backing, gfn: u64, access: Access) -> bool {
+    match world.vcpu.fault_with(backing, ask(gfn, access)) {
+        // Retry: what is in the way of a permission that must not grow in place has gone.
+        Outcome::Fixed(_) | Outcome::Emulate | Outcome::Retry => true,
+        Outcome::OutOfMemory => false,
+        other => panic!("gfn {gfn:#x}: {other:?}"),
+    }
+}
+
+/// Both halves of a fault in a row, the second by the worker.
+fn two_steps(world: &mut World<'_>, gfn: u64) -> bool {
+    loop {
+        match world.vcpu.fault(ask(gfn, Access::READ)) {
+            Step::NeedPages(NeedPages(n)) if world.vcpu.reserve(n).is_err() => return false,
+            Step::NeedPages(_) => {}
+            Step::Done(Outcome::Fixed(_)) => return true,
+            Step::Done(other) => panic!("gfn {gfn:#x}: {other:?}"),
+            Step::Resolve(request) => {
+                let Found::Frame(found) = Identity.find(&request.frame_ask()) else {
+                    panic!("no frame")
+                };
+                let parked = request.park();
+                let request = world.worker.unpark(parked).expect("its own");
+                let mut frame = request.provide(found);
+                loop {
+                    match world.worker.complete(frame) {
+                        Ok(Outcome::Fixed(_)) => return true,
+                        Ok(other) => panic!("gfn {gfn:#x}: {other:?}"),
+                        Err(short) if world.worker.reserve(short.need.0).is_err() => return false,
+                        Err(short) => frame = short.frame,
+                    }
+                }
+            }
+        }
+    }
+}
+
+const SPACE: AddressSpace = AddressSpace(0);
+const SOME: HostRange = HostRange { backing: 7, first: MAPPED, pages: 1 };
+
+/// Every operation of the interface on a living VM.
+const OPERATIONS: &[Operation] = &[
+    can_fail("worker", |world| world.vm.worker().is_some()),
+    can_fail("vcpu", |world| world.vm.vcpu(VcpuId(1)).is_some()),
+    can_fail("reserve", |world| world.worker.reserve(20).is_ok()),
+    can_fail("before_enter", |world| {
+        // With another role, so that a root is missing.
+        world.vcpu.set_role(Role { flavour: 1, ..Role::PLAIN });
+        let entered = world.vcpu.before_enter(Processor(0)).map(drop);
+        world.vcpu.set_role(Role::PLAIN);
+        entered.is_ok()
+    }),
+    can_fail("create_slot, backed", |world| {
+        world.worker.create_slot(&backed(9, range(0x9000, 0x10))).is_ok()
+    }),
+    can_fail("create_slot, linear", |world| {
+        world.worker.create_slot(&linear(9, range(0x9000, 0x10), 0x7000)).is_ok()
+    }),
+    can_fail("create_slot, other address space", |world| {
+        let spec = SlotSpec { space: AddressSpace(1), ..backed(9, range(0, 0x10)) };
+        world.worker.create_slot(&spec).is_ok()
+    }),
+    never_fails("delete_slot", |world| world.worker.delete_slot(SlotId(0)).is_ok()),
+    never_fails("delete_some", |world| {
+        let mut deletion = world.worker.begin_delete(SlotId(1)).expect("it is there");
+        while world.worker.delete_some(&mut deletion, 1) == Progress::More {}
+        true
+    }),
+    never_fails("move_slot", |world| world.worker.move_slot(SlotId(0), Gfn(0x9000)).is_ok()),
+    never_fails("limit_slot", |world| world.worker.limit_slot(SlotId(0), Level::K4).is_ok()),
+    never_fails("slot", |world| world.worker.slot(SlotId(0)).is_ok()),
+    can_fail("fault_with, linear", |world| faulted(world, &Identity, LINEAR + 0x201, Access::READ)),
+    can_fail("fault_with, backed, huge", |world| {
+        faulted(world, &Identity, BACKED + 0x400, Access::WRITE)
+    }),
+    can_fail("fault_with, backed, small", |world| {
+        faulted(world, &Pages, BACKED + 0x401, Access::READ)
+    }),
+    can_fail("fault_with, splitting", |world| faulted(world, &Pages, READ_ONLY, Access::WRITE)),
+    can_fail("fault_with, MMIO", |world| faulted(world, &Identity, MMIO, Access::READ)),
+    can_fail("fault and complete, backed", |world| two_steps(world, BACKED + 0x401)),
+    can_fail("fault and complete, linear", |world| two_steps(world, LINEAR + 0x202)),
+    never_fails("zap", |world| {
+        world.worker.zap(SPACE, range(MAPPED, 1));
+        true
+    }),
+    never_fails("zap_some", |world| {
+        let mut zap = world.worker.begin_zap(SPACE, range(0, 0x1000));
+        while world.worker.zap_some(&mut zap, 1) == Progress::More {}
+        true
+    }),
+    never_fails("invalidate_range", |world| {
+        drop(world.worker.invalidate_range(SOME));
+        true
+    }),
+    never_fails("invalidate_begin and end", |world| {
+        world.worker.invalidate_begin(SOME);
+        world.worker.invalidate_end(SOME).is_ok()
+    }),
+    never_fails("invalidate_roots and drain", |world| {
+        let mut drain = world.worker.invalidate_roots();
+        while world.worker.drain(&mut drain, 1) == Progress::More {}
+        true
+    }),
+    never_fails("zap_all", |world| {
+        world.worker.zap_all();
+        true
+    }),
+    never_fails("read", |world| {
+        let read = world.worker.read(&Identity, SPACE, Gpa(MAPPED << 12 | 0xffc), &mut [0; 8]);
+        read.is_ok()
+    }),
+    never_fails("write", |world| {
+        world.worker.write(&Identity, SPACE, Gpa(0x7ff << 12), &[0; 8]).is_ok()
+    }),
+    never_fails("compare_exchange", |world| {
+        let at = Gpa(MAPPED << 12);
+        world.worker.compare_exchange(&Identity, SPACE, at, 0_u64, 0).is_ok()
+    }),
+    never_fails("translate", |world| {
+        world.worker.translate(Role::PLAIN, Gfn(MAPPED).gpa()).is_some()
+    }),
+    can_fail("dump", |world| world.worker.dump(&mut Nowhere).is_ok()),
+    never_fails("stats", |world| world.vm.stats().roots == 1),
+];
+
+/// What a failed operation must leave as it was.
+#[derive(PartialEq, Debug)]
+struct Snapshot {
+    slots: Vec<Option<SlotInfo>>,
+    translations: Vec<Option<Translation>>,
+    /// Leaves now and ever, tables, roots, splits, zaps, invalidations, debts leaked.
+    counts: ([u64; 3], [u64; 3], [u64; 6]),
+    broken: Option<Broken>,
+}
+
+fn snapshot(world: &mut World<'_>) -> Snapshot {
+    let stats = world.vm.stats();
+    let places = [BACKED, MAPPED, 0x401, READ_ONLY, LINEAR, SMALL, LINEAR + 0x201, MMIO, 0x9000];
+    Snapshot {
+        slots: (0..12).map(|id| world.worker.slot(SlotId(id)).ok()).collect(),
+        translations: places
+            .iter()
+            .map(|gfn| world.worker.translate(Role::PLAIN, Gfn(*gfn).gpa()))
+            .collect(),
+        counts: (
+            stats.leaves,
+            stats.mapped,
+            [
+                stats.tables,
+                stats.roots,
+                stats.splits,
+                stats.zapped,
+                stats.invalidations,
+                stats.debts_leaked,
+            ],
+        ),
+        broken: world.vm.broken(),
+    }
+}
+
+/// Which memory runs out.
+#[derive(Clone, Copy, Debug)]
+enum Memory {
+    Heap,
+    TablePages,
+}
+
+/// Tries an operation with `n` allocations: whether any was refused.
+fn starve(operation: &Operation, memory: Memory, n: u64) -> bool {
+    let Operation { name, may_fail, act } = operation;
+    let vm = Vm::new(Frugal::default(), &Config::new(npt(), 2)).expect("memory");
+    prepare(&vm);
+    let refused = {
+        let mut world = World::new(&vm);
+        let before = snapshot(&mut world);
+        let (done, refused) = match memory {
+            Memory::Heap => {
+                let (done, enough) = with_allocations(n, || act(&mut world));
+                (done, !enough)
+            }
+            Memory::TablePages => {
+                *vm.host().left.lock().unwrap() = Some(n);
+                let done = act(&mut world);
+                *vm.host().left.lock().unwrap() = None;
+                (done, vm.host().refused.load(Ordering::SeqCst))
+            }
+        };
+        if !done {
+            assert!(refused, "{name} failed with memory left");
+            assert!(may_fail, "{name} failed for want of memory ({memory:?}, {n})");
+            let after = snapshot(&mut world);
+            assert_eq!(after, before, "{name} failed and changed something ({memory:?}, {n})");
+            assert!(act(&mut world), "{name} fails for ever after ({memory:?}, {n})");
+        }
+        refused
+    };
+    let mut vm = vm;
+    let checked = vm.check(|_, page| Witness::Frame(Pfn(page), Access::all())).expect("memory");
+    assert!(checked.is_clean(), "{name} ({memory:?}, {n}): {:?}", checked.violations);
+    let host = vm.teardown();
+    assert_eq!(host.out.into_inner(), 0, "{name} lost table pages ({memory:?}, {n})");
+    refused
+}
+
+impl<'vm> World<'vm> {
+    /// With empty stocks, and the root loaded.
+    fn new(vm: &'vm Vm<Frugal>) -> Self {
+        let mut world =
+            World { vm, vcpu: vm.vcpu(VcpuId(0)).unwrap(), worker: vm.worker().unwrap() };
+        drop(world.vcpu.before_enter(Processor(0)).unwrap());
+        world
+    }
+}
+
+/// As many slots as make the next one need memory, a root, a huge leaf, a huge one that may only be read, and a small one.
+fn prepare(vm: &Vm<Frugal>) {
+    let mut world = World::new(vm);
+    world.worker.create_slot(&backed(0, range(BACKED, 0x800))).unwrap();
+    let small = SlotSpec { largest: Level::K4, ..linear(1, range(LINEAR, 0x800), 0x5000) };
+    world.worker.create_slot(&small).unwrap();
+    for id in 2..8 {
+        let space = AddressSpace(u8::from(id >= 4));
+        let spec = backed(id, range(0x2000 + u64::from(id) * 0x10, 0x10));
+        world.worker.create_slot(&SlotSpec { space, ..spec }).unwrap();
+    }
+    assert!(faulted(&mut world, &Identity, MAPPED, Access::WRITE));
+    assert!(faulted(&mut world, &ForReading, READ_ONLY, Access::READ));
+    assert!(faulted(&mut world, &Identity, SMALL, Access::READ));
+}
+
+#[test]
+fn the_nth_allocation_of_every_operation_may_fail_for_every_n() {
+    for operation in OPERATIONS {
+        let mut refusals = 0;
+        for memory in [Memory::Heap, Memory::TablePages] {
+            let mut n = 0;
+            while starve(operation, memory, n) {
+                n += 1;
+            }
+            refusals += n;
+        }
+        let name = operation.name;
+        assert_eq!(refusals > 0, operation.may_fail, "{name}: {refusals} allocations refused");
+    }
+}
+
+#[test]
+fn slots_move_and_go_without_memory_whatever_was_made_before() {
+    // So many slots of each kind, made one kind after the other, fill the vectors of both copies
+    // of the set to every relation of length and capacity.
+    for counts in (0..125).map(|n| [n % 5, n / 5 % 5, n / 25].map(|n| n * 2 + 1)) {
+        let vm = Vm::new(Frugal::default(), &Config::new(npt(), 1)).unwrap();
+        let mut worker = vm.worker().unwrap();
+        let mut ids = Vec::new();
+        for (kind, count) in counts.into_iter().enumerate() {
+            for _ in 0..count {
+                let id = ids.len() as u32;
+                let place = range(u64::from(id) * 0x10, 0x10);
+                let spec = match kind {
+                    0 => linear(id, place, 0x1000 + u64::from(id) * 0x10),
+                    1 => backed(id, place),
+                    _ => SlotSpec { space: AddressSpace(1), ..backed(id, place) },
+                };
+                worker.create_slot(&spec).unwrap();
+                ids.push(SlotId(id));
+            }
+        }
+        for (n, id) in ids.iter().enumerate() {
+            let to = Gfn(0x10_0000 + n as u64 * 0x10);
+            let (moved, _) = with_allocations(0, || worker.move_slot(*id, to));
+            assert_eq!(moved, Ok(()), "{counts:?}: slot {n} of {}", ids.len());
+            let (deleted, _) = with_allocations(0, || worker.delete_slot(*id));
+            assert_eq!(deleted, Ok(()), "{counts:?}: slot {n} of {}", ids.len());
+        }
+    }
+}
+
+#[test]
+fn a_check_that_gets_no_memory_says_so_and_can_be_made_again() {
+    let mut vm = Vm::new(Frugal::default(), &Config::new(npt(), 2)).unwrap();
+    prepare(&vm);
+    let mut n = 0;
+    loop {
+        let stats = vm.stats();
+        let (checked, enough) = with_allocations(n, || vm.check(|_, _| Witness::Unknown));
+        assert_eq!(checked.is_ok(), enough, "{n} allocations");
+        assert_eq!(vm.stats(), stats);
+        if enough {
+            assert!(checked.unwrap().is_clean());
+            break;
+        }
+        n += 1;
+    }
+    assert!(n > 1, "the checker does allocate");
+    assert_eq!(vm.teardown().out.into_inner(), 0);
 }

@@ -4,7 +4,7 @@
 //! call that swaps the set, the holder excludes.
 
 use super::set::Edit;
-use super::{SlotError, SlotId, SlotInfo, SlotSpec};
+use super::{Room, SlotError, SlotId, SlotInfo, SlotSpec};
 use crate::host::Host;
 use crate::root::{PLACES, Phase};
 use crate::section::Turn;
@@ -41,6 +41,12 @@ impl SlotGuard<'_> {
     /// The slot of that number.
     pub fn info(&mut self, id: SlotId) -> Result<SlotInfo, SlotError> {
         self.edit().info(id)
+    }
+
+    /// Makes room for a new slot: a step, after which the caller may have to exclude and ask again.
+    /// Without it, deleting this slot or another may need memory.
+    pub fn make_room(&mut self, spec: &SlotSpec) -> Result<Room, SlotError> {
+        self.edit().make_room(spec)
     }
 
     /// Publishes a new slot as coming. Exclude, then let it [`come`](Self::come).

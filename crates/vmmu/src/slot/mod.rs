@@ -22,7 +22,7 @@ use crate::sync::{AtomicU64, Ordering};
 
 pub use guard::SlotGuard;
 pub(crate) use set::{Hint, Region, SlotSet};
-pub use set::{SlotError, Slots};
+pub use set::{Room, SlotError, Slots};
 
 /// Number of a slot of one VM, below [`Config::slots`](crate::Config::slots). The host chooses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

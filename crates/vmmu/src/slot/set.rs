@@ -3,7 +3,9 @@
 //! Sections read the current copy; whoever holds the guard edits the other one, makes it current
 //! and excludes before he edits again. Lookup by guest frame and by host page are binary searches.
 //! A copy is plain values, so the cost of a change is one pass over them, and only creating a slot
-//! can need memory: it is reserved before anything is published.
+//! can need memory: before it is published, room for it is made in both copies. So each of them has
+//! at all times room for what the current one holds, and what comes after the creation, a move
+//! or the deletion of any slot, allocates nothing.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -94,14 +96,33 @@ impl SlotSet {
         self.iter().find(|region| region.id == id)
     }
 
-    fn reserve(&mut self, like: &SlotSet, more: usize) -> Result<(), NoMemory> {
+    /// Lengths of the vectors with one region more.
+    fn lengths_with(&self, spec: &SlotSpec) -> ([usize; AddressSpace::COUNT], usize) {
+        let mut regions = [0; AddressSpace::COUNT];
+        for (n, (length, list)) in regions.iter_mut().zip(&self.regions).enumerate() {
+            *length = list.len() + usize::from(n == usize::from(spec.space.0));
+        }
+        let is_backed = matches!(spec.source, Source::Backed { .. });
+        (regions, self.backed.len() + usize::from(is_backed))
+    }
+
+    /// Makes room for what `like` has, and for one region more.
+    fn reserve(&mut self, like: &SlotSet, more: &SlotSpec) -> Result<(), NoMemory> {
         fn room<T>(to: &mut Vec<T>, n: usize) -> Result<(), NoMemory> {
             to.try_reserve(n.saturating_sub(to.len())).map_err(|_| NoMemory)
         }
-        for (to, from) in self.regions.iter_mut().zip(&like.regions) {
-            room(to, from.len() + more)?;
+        let (regions, backed) = like.lengths_with(more);
+        for (to, length) in self.regions.iter_mut().zip(regions) {
+            room(to, length)?;
         }
-        room(&mut self.backed, like.backed.len() + more)
+        room(&mut self.backed, backed)
+    }
+
+    /// Whether there is room for one region more.
+    fn has_room(&self, more: &SlotSpec) -> bool {
+        let (regions, backed) = self.lengths_with(more);
+        let mut lists = self.regions.iter().zip(regions);
+        lists.all(|(list, length)| list.capacity() >= length) && self.backed.capacity() >= backed
     }
 
     /// Becomes `like` without `without` and with `with`. Allocates nothing if reserved.
@@ -288,6 +309,16 @@ impl Slots {
     }
 }
 
+/// Whether there is room for a slot that is to be made.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Room {
+    /// There is.
+    There,
+    /// In one of two copies: exclude, and ask again.
+    AfterExclusion,
+}
+
 /// Changes under the slot guard: the caller holds it and excludes after each.
 pub(crate) struct Edit<'g> {
     slots: &'g Slots,
@@ -348,8 +379,23 @@ impl<'g> Edit<'g> {
         Ok(())
     }
 
-    /// Publishes a new slot as coming. Checked against everything but the host's reservations.
-    pub(crate) fn add(&mut self, spec: &SlotSpec) -> Result<(), SlotError> {
+    /// Makes room for a slot in both copies. [`Room::AfterExclusion`]: one copy has it and is now
+    /// current; exclude, and ask again.
+    pub(crate) fn make_room(&mut self, spec: &SlotSpec) -> Result<Room, SlotError> {
+        self.check_add(spec)?;
+        let (now, next, place) = self.sets();
+        next.reserve(now, spec)?;
+        if now.has_room(spec) {
+            return Ok(Room::There);
+        }
+        next.rebuild(now, None, None);
+        // Nothing has changed.
+        next.generation = now.generation;
+        self.slots.current.store(place, Ordering::Release);
+        Ok(Room::AfterExclusion)
+    }
+
+    fn check_add(&mut self, spec: &SlotSpec) -> Result<(), SlotError> {
         if spec.id.0 as usize >= self.slots.words.len() {
             return Err(SlotError::Id(spec.id));
         }
@@ -359,13 +405,20 @@ impl<'g> Edit<'g> {
         if self.slots.word(spec.id) != Word::NONE {
             return Err(SlotError::Taken(spec.id));
         }
+        let (now, ..) = self.sets();
+        match now.overlapping(spec.space, spec.range) {
+            Some(other) => Err(overlap(spec, other)),
+            None => Ok(()),
+        }
+    }
+
+    /// Publishes a new slot as coming. Checked against everything but the host's reservations.
+    pub(crate) fn add(&mut self, spec: &SlotSpec) -> Result<(), SlotError> {
+        self.check_add(spec)?;
         let region =
             Region { range: spec.range, space: spec.space, id: spec.id, source: spec.source };
         let (now, next, place) = self.sets();
-        if let Some(other) = now.overlapping(spec.space, spec.range) {
-            return Err(overlap(spec, other));
-        }
-        next.reserve(now, 1)?;
+        next.reserve(now, spec)?;
         next.rebuild(now, None, Some(region));
         self.set_word(spec.id, SlotState::Coming, spec);
         self.slots.current.store(place, Ordering::Release);
