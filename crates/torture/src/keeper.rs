@@ -24,6 +24,9 @@ pub struct Keeper<'p, 'r, 'vm> {
     pub drain: Option<Drain>,
 }
 
+/// The two sites between which a slot moves.
+const SWAPPED: [usize; 2] = [1, 8];
+
 fn largest(n: u8) -> Level {
     Level::LEAVES[[2, 2, 1, 0][n as usize % 4]]
 }
@@ -50,6 +53,12 @@ fn page_at(pages: &op::Pages) -> Option<usize> {
     name_of(page).map(|_| page)
 }
 
+/// The number of a site; of any, where there is never a slot.
+fn site_at(site: op::Where) -> usize {
+    let spot = Spot::of(site.space & 1, site.at);
+    spot.site.map_or(site.at.page as usize % SITES.len(), |(site, _)| site)
+}
+
 impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
     /// Does one operation.
     pub fn act(&mut self, op: &Op) -> Result<(), Violation> {
@@ -60,27 +69,27 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
             Op::Long { pages } => self.lasting(*pages)?,
             Op::Create { site, view, largest } => {
                 let _guard = turns.guard();
-                self.create(*site as usize % SITES.len(), *view, self::largest(*largest))?
+                self.create(site_at(*site), *view, self::largest(*largest))?
             }
             Op::Delete { site } => {
                 let _guard = turns.guard();
-                self.delete(*site as usize % SITES.len())?
+                self.delete(site_at(*site))?
             }
             Op::DeleteSome { site, budget } => {
                 let _guard = turns.guard();
-                self.delete_some(*site as usize % SITES.len(), u64::from(*budget))?
+                self.delete_some(site_at(*site), u64::from(*budget))?
             }
-            Op::MoveSlot { back } => {
+            Op::MoveSlot => {
                 let _guard = turns.guard();
-                self.move_slot(*back)?
+                self.move_slot()?
             }
             Op::Limit { site, largest } => {
                 let _guard = turns.guard();
-                self.limit(*site as usize % SITES.len(), self::largest(*largest))?
+                self.limit(site_at(*site), self::largest(*largest))?
             }
             Op::Impossible { site, which } => {
                 let _guard = turns.guard();
-                self.impossible(*site as usize % SITES.len(), *which)?
+                self.impossible(site_at(*site), *which)?
             }
             Op::Zap { at, pages } => {
                 let spot = Spot::of(at.site & 1, *at);
@@ -211,7 +220,13 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
     /// The next site from this one on that has a slot, or has none, and that nobody is changing.
     fn a_place(&self, site: usize, with_slot: bool) -> Option<Place<'r>> {
         let sites = (site..SITES.len()).chain(0..site);
-        let mut places = sites.filter_map(|site| self.actor.play.places.occupy(site));
+        let places = &self.actor.play.places;
+        // One of the two that can change places stays empty.
+        let is_kept = |site: usize| {
+            let partner = SWAPPED.iter().position(|n| *n == site).map(|n| SWAPPED[1 - n]);
+            !with_slot && partner.is_some_and(|site| places.has_slot(site))
+        };
+        let mut places = sites.filter(|n| !is_kept(*n)).filter_map(|n| places.occupy(n));
         places.find(|place| place.slot().is_some() == with_slot)
     }
 
@@ -267,9 +282,12 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
         Ok(true)
     }
 
-    fn move_slot(&mut self, back: bool) -> Result<bool, Violation> {
-        let (from, to) = if back { (8, 1) } else { (1, 8) };
+    fn move_slot(&mut self) -> Result<bool, Violation> {
         let play = self.actor.play;
+        let [mut from, mut to] = SWAPPED;
+        if play.places.has_slot(to) {
+            (from, to) = (to, from);
+        }
         let (Some(source), Some(target)) = (play.places.occupy(from), play.places.occupy(to))
         else {
             return Ok(false);

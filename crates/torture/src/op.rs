@@ -30,6 +30,15 @@ pub struct At {
     pub page: u32,
 }
 
+/// A site as the host names it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Where {
+    /// A place in it.
+    pub at: At,
+    /// Which address space.
+    pub space: u8,
+}
+
 /// One access of a guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Access {
@@ -87,17 +96,17 @@ pub enum Op {
     /// An invalidation that lasts begins, or the one that lasts ends.
     Long { pages: Pages },
     /// A slot is made where there is none.
-    Create { site: u8, view: u8, largest: u8 },
+    Create { site: Where, view: u8, largest: u8 },
     /// A slot is deleted at once.
-    Delete { site: u8 },
+    Delete { site: Where },
     /// A slot is deleted in steps; or the next steps of that.
-    DeleteSome { site: u8, budget: u8 },
+    DeleteSome { site: Where, budget: u8 },
     /// A slot changes places.
-    MoveSlot { back: bool },
+    MoveSlot,
     /// The largest leaf of a slot changes.
-    Limit { site: u8, largest: u8 },
+    Limit { site: Where, largest: u8 },
     /// A change of slots that cannot be.
-    Impossible { site: u8, which: u8 },
+    Impossible { site: Where, which: u8 },
     /// Guest frames are zapped at once.
     Zap { at: At, pages: u16 },
     /// Guest frames are zapped in steps; or the next steps of that.
@@ -145,7 +154,7 @@ impl Op {
             Op::Create { .. } => "create slot",
             Op::Delete { .. } => "delete slot",
             Op::DeleteSome { .. } => "delete slot in steps",
-            Op::MoveSlot { .. } => "move slot",
+            Op::MoveSlot => "move slot",
             Op::Limit { .. } => "limit slot",
             Op::Impossible { .. } => "impossible slot",
             Op::Zap { .. } => "zap",
@@ -166,10 +175,10 @@ impl Op {
         match rng.u32(..200) {
             0..2 => Op::Role(rng.u8(..)),
             2..6 => Op::Prefault { at: At::any(rng, focus), write: rng.bool() },
-            6..9 => Op::Post { at: At::any(rng, focus), write: rng.bool() },
-            9..12 => Op::Starve { at: At::any(rng, focus), tables: rng.u8(..3), huge: rng.bool() },
-            12..14 => Op::Read { at: At::any(rng, focus), word: rng.u8(..) },
-            14 => Op::Write { at: At::any(rng, focus) },
+            6..14 => Op::Post { at: At::any(rng, focus), write: rng.bool() },
+            14..17 => Op::Starve { at: At::any(rng, focus), tables: rng.u8(..3), huge: rng.bool() },
+            17..19 => Op::Read { at: At::any(rng, focus), word: rng.u8(..) },
+            19 => Op::Write { at: At::any(rng, focus) },
             _ => {
                 // A few places again and again, so that there is something to remember.
                 let places: [At; 3] = std::array::from_fn(|_| At::any(rng, focus));
@@ -199,14 +208,14 @@ impl Op {
             315..345 => Op::Change { pages: Pages::any(rng, focus), change: Change::Touch },
             345..370 => Op::Long { pages: Pages::any(rng, focus) },
             370..460 => {
-                let (site, view, largest) = (rng.u8(..), rng.u8(..), rng.u8(..));
+                let (site, view, largest) = (Where::any(rng, focus), rng.u8(..), rng.u8(..));
                 Op::Create { site, view, largest }
             }
-            460..480 => Op::Delete { site: rng.u8(..) },
-            480..495 => Op::DeleteSome { site: rng.u8(..), budget: rng.u8(1..5) },
-            495..515 => Op::MoveSlot { back: rng.bool() },
-            515..540 => Op::Limit { site: rng.u8(..), largest: rng.u8(..) },
-            540..550 => Op::Impossible { site: rng.u8(..), which: rng.u8(..) },
+            460..480 => Op::Delete { site: Where::any(rng, focus) },
+            480..495 => Op::DeleteSome { site: Where::any(rng, focus), budget: rng.u8(1..5) },
+            495..515 => Op::MoveSlot,
+            515..540 => Op::Limit { site: Where::any(rng, focus), largest: rng.u8(..) },
+            540..550 => Op::Impossible { site: Where::any(rng, focus), which: rng.u8(..) },
             550..580 => Op::Zap { at: At::any(rng, focus), pages: rng.u16(1..600) },
             580..600 => {
                 let at = At::any(rng, focus);
@@ -241,6 +250,12 @@ impl At {
     /// Where everybody is just now.
     pub fn focus(rng: &mut Rng) -> At {
         At { site: rng.u8(..), page: 67 * rng.u32(..8) }
+    }
+}
+
+impl Where {
+    fn any(rng: &mut Rng, focus: At) -> Where {
+        Where { at: At::any(rng, focus), space: rng.u8(..4) / 3 }
     }
 }
 

@@ -39,6 +39,8 @@ pub struct Play<'r, 'vm> {
     pub host_done: &'r AtomicU64,
     /// vCPUs' threads that are at work.
     pub guests: &'r AtomicU64,
+    /// The host's threads that are.
+    pub hosts: &'r AtomicU64,
     pub vcpus: usize,
 }
 
@@ -57,6 +59,11 @@ impl Places {
             slots: SITES.iter().map(|_| Mutex::new(None)).collect(),
             free: Mutex::new((0..SITES.len() as u32 + 2).map(SlotId).collect()),
         }
+    }
+
+    /// Whether there is a slot in a site now.
+    pub fn has_slot(&self, site: usize) -> bool {
+        self.slots[site].lock().expect("no panic under it").is_some()
     }
 
     /// The right to change what is in a site, unless somebody else has it.
@@ -192,14 +199,25 @@ impl Seen {
 
 /// Steps of everybody for one of the host's.
 const SHARE: u64 = 10;
+/// Steps by which guests may be ahead of that.
+const AHEAD: u64 = 100;
 
 impl Play<'_, '_> {
-    /// The host's threads hold back, or guests would only fault.
-    pub fn hold_back(&self) {
-        while self.host_done.load(Ordering::Relaxed) * SHARE > self.done.load(Ordering::Relaxed)
-            && self.guests.load(Ordering::Relaxed) > 0
-            && !self.turns.is_over()
-        {
+    /// Neither side leaves the other behind: guests alone meet nobody, and with too much of the
+    /// host's they only fault.
+    pub fn hold_back(&self, is_host: bool) {
+        let waits = || {
+            let (host, all) =
+                (self.host_done.load(Ordering::Relaxed), self.done.load(Ordering::Relaxed));
+            let (guests, hosts) =
+                (self.guests.load(Ordering::Relaxed), self.hosts.load(Ordering::Relaxed));
+            if is_host {
+                guests > 0 && host * SHARE > all
+            } else {
+                hosts > 0 && all > host * SHARE + AHEAD
+            }
+        };
+        while waits() && !self.turns.is_over() {
             self.turns.relax();
         }
     }

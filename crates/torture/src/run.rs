@@ -21,7 +21,7 @@ use crate::guest::Guest;
 use crate::host::Host;
 use crate::keeper::{self, Keeper};
 use crate::model::{Model, SITES};
-use crate::op::{Access, At, Op, Touch};
+use crate::op::{Access, At, Op, Touch, Where};
 use crate::play::{Actor, Places, Play, Tally};
 use crate::store::{Answered, Hands, Store};
 use crate::turns::Turns;
@@ -273,6 +273,7 @@ fn whole(
     let places = Places::new();
     let (done, host_done) = (AtomicU64::new(0), AtomicU64::new(0));
     let guests = AtomicU64::new(vcpus as u64);
+    let hosts = AtomicU64::new(sources.len().saturating_sub(vcpus) as u64);
     let (threads, mut ended) = {
         let posted = Mutex::new(VecDeque::new());
         let play = Play {
@@ -288,6 +289,7 @@ fn whole(
             done: &done,
             host_done: &host_done,
             guests: &guests,
+            hosts: &hosts,
             vcpus,
         };
         set_up(&play, &settings).map_err(nothing)?;
@@ -387,7 +389,8 @@ fn keeper<'p, 'r, 'vm>(
 /// A slot in every site but one.
 fn set_up(play: &Play<'_, '_>, settings: &Settings) -> Result<(), Violation> {
     let mut keeper = keeper(play, settings, play.vcpus)?;
-    for site in 0..8 {
+    for _ in 1..SITES.len() {
+        let site = Where { at: At { site: 0, page: 0 }, space: 0 };
         keeper.act(&Op::Create { site, view: 0, largest: 0 })?;
     }
     Ok(())
@@ -425,19 +428,24 @@ fn one_thread(
     let mut kept = VecDeque::new();
     let result = if n < play.vcpus {
         let ended = guest(play, settings, n).and_then(|mut guest| {
-            work(play, settings, source, &mut kept, |op| guest.act(op))?;
+            work(play, settings, source, &mut kept, |op| {
+                play.hold_back(false);
+                guest.act(op)
+            })?;
             Ok(guest.actor.tally.take())
         });
         play.guests.fetch_sub(1, Ordering::Relaxed);
         ended
     } else {
-        keeper(play, settings, n).and_then(|mut keeper| {
+        let ended = keeper(play, settings, n).and_then(|mut keeper| {
             work(play, settings, source, &mut kept, |op| {
-                play.hold_back();
+                play.hold_back(true);
                 keeper.act(op)
             })?;
-            keeper::finish(keeper)
-        })
+            Ok(keeper)
+        });
+        play.hosts.fetch_sub(1, Ordering::Relaxed);
+        ended.and_then(keeper::finish)
     };
     let tally = result.unwrap_or_else(|violation| {
         play.turns.fail(violation);
