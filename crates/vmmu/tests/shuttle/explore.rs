@@ -30,6 +30,9 @@ const STEPS: usize = 400_000;
 /// Shuttle gives threads 60 KiB; a debug build of the library wants more.
 const STACK: usize = 1 << 18;
 
+/// How often a neighbour is given a quarter of its model's schedules, by each way.
+const ROUNDS: u64 = 8;
+
 /// How the next thread is chosen.
 #[derive(Clone, Copy, Debug)]
 pub enum By {
@@ -65,7 +68,7 @@ impl Model {
         let Model { name, schedules, .. } = self;
         let schedules = schedules * number("VMMU_SCHEDULES").unwrap_or(1) as usize;
         for by in WAYS {
-            let (ended, ran, seconds, seen) = self.explore(by, schedules, None);
+            let (ended, ran, seconds, seen) = self.explore(by, seed(), schedules, None);
             match ended {
                 Ok(()) => println!(
                     "{name} holds: {ran} schedules, {seconds:.2} s, by {by:?}, seed {}, {seen:?}",
@@ -81,19 +84,23 @@ impl Model {
         }
     }
 
-    /// With `defect` in the library, some schedule fails.
+    /// With `defect` in the library, some schedule fails. Both ways take turns, each time with
+    /// another seed, and with more schedules in all than the model without it is given.
     pub fn fails(self, defect: Defect) {
         let Model { name, .. } = self;
         let mut tried = 0;
-        for by in WAYS {
-            let (ended, ran, seconds, _) = self.explore(by, self.schedules, Some(defect));
+        let mut spent = 0.0;
+        for (round, by) in (0..ROUNDS).flat_map(|round| WAYS.map(|by| (round, by))) {
+            let seed = seed() + round;
+            let some = self.schedules.div_ceil(4);
+            let (ended, ran, seconds, _) = self.explore(by, seed, some, Some(defect));
             tried += ran;
+            spent += seconds;
             if let Err(why) = ended {
-                let defect = defect.name();
                 println!(
-                    "caught {defect} by shuttle::{name}: in schedule {ran} by {by:?}, seed {}, \
-                     {seconds:.2} s: {why}",
-                    seed()
+                    "caught {} by shuttle::{name}: in schedule {tried}, {spent:.2} s, by {by:?}, \
+                     seed {seed}: {why}",
+                    defect.name()
                 );
                 return;
             }
@@ -104,6 +111,7 @@ impl Model {
     fn explore(
         self,
         by: By,
+        seed: u64,
         schedules: usize,
         defect: Option<Defect>,
     ) -> (Result<(), String>, u64, f64, Seen) {
@@ -128,10 +136,10 @@ impl Model {
         let start = Instant::now();
         let ended = catch_unwind(AssertUnwindSafe(|| match by {
             By::Chance => {
-                Runner::new(RandomScheduler::new_from_seed(seed(), schedules), config).run(one)
+                Runner::new(RandomScheduler::new_from_seed(seed, schedules), config).run(one)
             }
             By::Priority(points) => {
-                let scheduler = PctScheduler::new_from_seed(seed(), points, schedules);
+                let scheduler = PctScheduler::new_from_seed(seed, points, schedules);
                 Runner::new(scheduler, config).run(one)
             }
         }));

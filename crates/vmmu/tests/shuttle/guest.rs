@@ -79,7 +79,7 @@ impl<'vm> Guest<'vm> {
     /// The guest's life: reads, faults, reads again.
     pub fn live(&mut self, rounds: usize, choose: impl Fn() -> Gfn) {
         for _ in 0..rounds {
-            let pages = [choose(), choose()];
+            let pages: [Gfn; 4] = std::array::from_fn(|_| choose());
             if let Some(gfn) = self.run(&pages) {
                 let access = if thread_rng().gen_bool(0.5) { Access::WRITE } else { Access::READ };
                 let ask = Ask { gpa: Gpa(gfn.gpa().0), access, cause: Cause::Guest };
