@@ -153,6 +153,11 @@ impl Active {
                 && place.first.load(Ordering::Relaxed) == range.first
                 && place.end.load(Ordering::Relaxed) == range.end();
             let free = seen & !PHASE | FREE;
+            if same && defect!(EndsOneTwice) {
+                place.state.store(free, Ordering::Release);
+                self.count.fetch_sub(1, Ordering::AcqRel);
+                return true;
+            }
             if same
                 && place
                     .state

@@ -56,6 +56,8 @@ defects! {
     HitsBeforePublication hits_before_publication ["D-a2"];
     /// An invalidation hits no watch.
     HitsNoWatch hits_no_watch ["D-w4", "D-a9", "D-x4"];
+    /// Two who end an invalidation of the same name end the same one.
+    EndsOneTwice ends_one_twice ["D-a18"];
     /// A debt is opened in the ledger after what it is about was cleared.
     LedgerAfterClear ledger_after_clear ["D-b3"];
     /// A debt leaves the ledger before its flush.

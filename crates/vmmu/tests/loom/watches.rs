@@ -109,6 +109,44 @@ fn fault_beside_an_end() {
     rig.end();
 }
 
+/// Two callbacks begin with the same range, and end at once: each ends one.
+fn two_ends() {
+    let rig = Rig::new(1, 2);
+    let workers = [0, 1].map(|_| {
+        let mut worker = rig.worker();
+        worker.invalidate_begin(pages(0, 1));
+        worker
+    });
+    let ending = workers.map(|mut worker| {
+        spawn(move || {
+            if worker.invalidate_end(pages(0, 1)).is_ok() {
+                saw("ended");
+            }
+            worker
+        })
+    });
+    let mut workers = ending.map(|thread| thread.join().expect("an end"));
+    if workers[0].invalidate_end(pages(0, 1)).is_ok() {
+        rig.vm.host().complain(UNENDED);
+    }
+    drop(workers);
+    rig.end();
+}
+
+const UNENDED: &str = "an invalidation that was ended is under way";
+
+const A17: Model = Model { name: "a17", preemptions: 4, run: two_ends };
+
+#[test]
+fn two_ends_of_one_name_end_two() {
+    A17.holds(&["ended"]);
+}
+
+#[test]
+fn two_ends_that_do_not_compare_end_one() {
+    A17.fails("a18", Defect::EndsOneTwice, UNENDED);
+}
+
 /// A vCPU for whose page there are tables already, so that its fault is one exchange.
 fn with_tables(rig: &Rig) -> Guest<'static> {
     let mut guest = rig.guest();
