@@ -280,3 +280,62 @@ impl machine::Memory for Arena {
         self.word_at(address)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use machine::{Access, Context, Habits, Nested, Npt, Paging, Processor};
+
+    #[test]
+    fn a_write_to_a_released_page_is_found_when_it_is_taken_again() {
+        let arena = Arena::new().unwrap();
+        let pfn = arena.take_page(3, None).unwrap().unwrap();
+        assert_eq!(arena.owner(pfn), Some(Owner::Page(3)));
+        arena.release_page(pfn);
+        assert_eq!(arena.take_page(4, None).unwrap(), Some(pfn), "last in, first out");
+        arena.release_page(pfn);
+        arena.word(pfn, 2).store(7, Ordering::Relaxed);
+        let found = arena.take_page(5, None).unwrap_err();
+        assert!(found.what.contains("a released page was written"), "{found}");
+    }
+
+    #[test]
+    fn a_walk_through_a_released_table_ends_in_the_trap_and_leaves_marks() {
+        let arena = Arena::new().unwrap();
+        let table = arena.take_table().unwrap().unwrap();
+        arena.release_table(table).unwrap();
+        let nested = Nested::Npt(Npt { levels: 4, phys_bits: 46, nx: true, gib_pages: true });
+        let context = Context { tag: 1, nested, root: table << 12, paging: Paging::Off };
+        let mut processor = Processor::with_habits(1, Habits::nothing());
+        let reached = processor.translate(&arena, &context, 0x1234_5000, Access::Read).unwrap();
+        assert_eq!(arena.owner(reached.hpa >> 12), Some(Owner::Trap));
+        let found = arena.inspect_all().unwrap_err();
+        assert!(found.what.contains("a released table was written"), "{found}");
+    }
+
+    #[test]
+    fn what_is_no_table_cannot_be_released_as_one() {
+        let arena = Arena::new().unwrap();
+        let pfn = arena.take_table().unwrap().unwrap();
+        arena.release_table(pfn).unwrap();
+        assert!(arena.release_table(pfn).is_err(), "twice");
+        assert!(arena.release_table(Arena::LINEAR_HOME).is_err());
+    }
+
+    #[test]
+    fn the_frame_of_zeros_stays_that() {
+        let arena = Arena::new().unwrap();
+        arena.inspect_all().unwrap();
+        arena.word(Arena::ZEROS, 1).store(1, Ordering::Relaxed);
+        assert!(arena.inspect_all().is_err());
+    }
+
+    #[test]
+    fn there_is_no_memory_outside() {
+        let arena = Arena::new().unwrap();
+        assert!(arena.word_at(0).is_none());
+        assert!(arena.word_at((Arena::TRAP + 1) << 12).is_none());
+        assert!(arena.word_at((Arena::TRAP << 12) + 8).is_some());
+        assert_eq!(arena.owner(Arena::TRAP + 1), None);
+    }
+}

@@ -330,3 +330,95 @@ impl Model {
 fn code(view: Option<usize>) -> u16 {
     view.map_or(0, |n| n as u16 + 1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_lies_between_what_was_completed_and_what_was_started() {
+        let words = Words::new();
+        let epoch = words.start(2, 5);
+        let before = words.before(2);
+        assert!(words.judge(2, before, 0).is_ok(), "it may not have happened yet");
+        assert!(words.judge(2, before, 5).is_ok());
+        assert!(words.judge(2, before, 6).is_err(), "nobody wrote that");
+        words.complete(2, 5, epoch);
+        assert!(words.judge(2, before, 0).is_ok(), "it may have happened after the read");
+        assert!(words.judge(2, words.before(2), 0).is_err(), "a write was lost");
+    }
+
+    #[test]
+    fn an_emptied_page_begins_anew() {
+        let words = Words::new();
+        let epoch = words.start(1, 9);
+        let before = words.before(1);
+        words.empty();
+        assert!(words.judge(1, before, 77).is_ok(), "of a page that was emptied nothing is said");
+        // Late news of before does not count.
+        words.complete(1, 9, epoch);
+        assert!(words.judge(1, words.before(1), 0).is_ok());
+        let epoch = words.start(1, 10);
+        words.complete(1, 10, epoch);
+        assert!(words.judge(1, words.before(1), 0).is_err());
+    }
+
+    #[test]
+    fn a_sum_counts_every_addition() {
+        let words = Words::new();
+        for _ in 0..3 {
+            words.start_adding(SUM);
+            words.complete_adding(SUM);
+        }
+        assert!(words.judge(SUM, words.before(SUM), 3).is_ok());
+        assert!(words.judge(SUM, words.before(SUM), 2).is_err());
+    }
+
+    #[test]
+    fn what_may_be_at_a_site_follows_from_two_looks() {
+        let model = Model::new();
+        let first = model.look(1);
+        assert!(model.between(1, first, model.look(1)).nothing());
+        model.begin(1, Some(0));
+        let during = model.between(1, first, model.look(1));
+        assert!(during.nothing() && during.views().count() == 1 && during.only().is_none());
+        model.end(1, true);
+        let last = model.look(1);
+        assert_eq!(model.between(1, last, model.look(1)).only(), Some(SITES[1].views[0]));
+        // A change that failed leaves what was there.
+        model.begin(1, None);
+        model.end(1, false);
+        let now = model.look(1);
+        assert_eq!(model.between(1, now, now).only(), Some(SITES[1].views[0]));
+        for view in [None, Some(1), None] {
+            model.begin(1, view);
+            model.end(1, true);
+        }
+        let much = model.between(1, first, model.look(1));
+        assert_eq!(much.views().count(), SITES[1].views.len(), "anything may have been there");
+    }
+
+    #[test]
+    fn every_page_has_one_name_and_one_home() {
+        let mut homes = std::collections::BTreeSet::new();
+        for page in 0..PAGES {
+            assert!(homes.insert(home_of(page)));
+            if let Some((backing, name)) = name_of(page) {
+                assert_eq!(page_of(backing, name), Some(page));
+            }
+        }
+        assert_eq!(page_of(HUGE_BACKING, 2), None, "no guest uses that one");
+    }
+
+    #[test]
+    fn sites_do_not_overlap() {
+        for (n, one) in SITES.iter().enumerate() {
+            for other in &SITES[n + 1..] {
+                let apart =
+                    one.start + one.pages <= other.start || other.start + other.pages <= one.start;
+                assert!(one.space != other.space || apart, "{one:?} {other:?}");
+            }
+            assert!(one.start + one.pages <= DEVICES.start || DEVICES.end <= one.start);
+        }
+    }
+}

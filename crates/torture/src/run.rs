@@ -532,3 +532,60 @@ fn after(host: &Host, store: &Store, model: &Model) -> Result<(), Violation> {
     host.arena().inspect_all()?;
     store.compare(host.arena(), model)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(deterministic: bool) -> Settings {
+        Settings { seed: 7, steps: 3000, vcpus: 2, tables: Tables::Ept, deterministic }
+    }
+
+    #[test]
+    fn a_run_counts_what_it_did() {
+        let mut heard = 0;
+        let report = run(settings(false), &mut |done| heard = done).unwrap();
+        assert!(report.steps >= 3000 && heard > 0);
+        assert!(report.operations["guest reads"] > 0 && report.operations["fault"] > 0);
+        assert!(report.processors.hits > 0, "nothing came from a TLB");
+    }
+
+    #[test]
+    fn operations_that_never_ran_are_named() {
+        let report = run(Settings { steps: 10, ..settings(false) }, &mut |_| {}).unwrap();
+        assert!(report.missing().contains(&"zap all"), "{:?}", report.missing());
+    }
+
+    #[test]
+    fn a_seed_repeats_exactly_when_threads_take_turns() {
+        let once = run(settings(true), &mut |_| {}).unwrap();
+        let again = run(settings(true), &mut |_| {}).unwrap();
+        assert_eq!((once.digest, once.operations), (again.digest, again.operations));
+        assert_eq!(once.stats, again.stats);
+        let other = run(Settings { seed: 8, ..settings(true) }, &mut |_| {}).unwrap();
+        assert_ne!(once.digest, other.digest);
+    }
+
+    #[test]
+    fn a_plan_can_be_run_again_and_written_down() {
+        let op = |page| Op::Prefault { at: At { site: 1, page }, write: true };
+        let plan = Plan {
+            settings: settings(true),
+            threads: vec![vec![op(1), op(2)], vec![op(1)], vec![Op::ZapAll]],
+        };
+        assert_eq!(plan.len(), 4);
+        let report = replay(&plan).unwrap();
+        assert_eq!((report.operations["prefault"], report.operations["zap all"]), (3, 1));
+        let text = serde_json::to_string(&plan).unwrap();
+        assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);
+    }
+
+    #[test]
+    fn every_format_is_walked_by_the_processor_it_is_for() {
+        for tables in Tables::ALL {
+            let settings = Settings { tables, steps: 1500, ..settings(false) };
+            let ended = run(settings, &mut |_| {});
+            assert!(ended.is_ok(), "{}: {}", tables.name(), ended.unwrap_err().violation);
+        }
+    }
+}

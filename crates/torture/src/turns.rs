@@ -203,3 +203,47 @@ impl Drop for Guard<'_> {
         self.0.guard.store(false, Ordering::SeqCst);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The order in which three threads come by, when each comes by ten times.
+    fn order(seed: u64) -> Vec<usize> {
+        let turns = Arc::new(Turns::new(3, Some(seed)));
+        let order = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for me in 0..3 {
+                let (turns, order) = (&turns, &order);
+                scope.spawn(move || {
+                    let _seat = turns.enter(me);
+                    for _ in 0..10 {
+                        order.lock().unwrap().push(me);
+                        turns.point();
+                    }
+                });
+            }
+        });
+        order.into_inner().unwrap()
+    }
+
+    #[test]
+    fn a_seed_gives_an_order() {
+        let orders: Vec<_> = (0..4).map(order).collect();
+        assert!(orders.iter().all(|order| order.len() == 30));
+        assert!(orders.windows(2).any(|two| two[0] != two[1]), "another seed, another order");
+        for (seed, first) in (0..).zip(&orders) {
+            assert_eq!(order(seed), *first);
+        }
+    }
+
+    #[test]
+    fn the_first_violation_counts_and_stops_everybody() {
+        let turns = Turns::new(1, None);
+        assert!(!turns.is_over());
+        turns.fail(Violation::new("first".into()));
+        turns.fail(Violation::new("second".into()));
+        assert!(turns.is_over());
+        assert_eq!(turns.violation().unwrap().what, "first");
+    }
+}
