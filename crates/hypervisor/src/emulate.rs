@@ -44,6 +44,7 @@ pub enum Stop {
     Unsupported,
 }
 
+const STACK: Stop = Stop::Fault { vector: 12, error: Some(0), cr2: None };
 const GENERAL_PROTECTION: Stop = Stop::Fault { vector: 13, error: Some(0), cr2: None };
 
 /// What the instruction sees of the world.
@@ -121,12 +122,23 @@ impl Cpu<'_> {
         if self.bits != 64 {
             return Ok(linear & 0xffff_ffff);
         }
-        let canonical = |address: u64| {
-            let shift = 64 - self.linear_bits;
-            ((address << shift) as i64 >> shift) as u64 == address
-        };
-        let last = linear.wrapping_add(bytes as u64 - 1);
-        if canonical(linear) && canonical(last) { Ok(linear) } else { Err(GENERAL_PROTECTION) }
+        if self.is_canonical(linear, bytes) { Ok(linear) } else { Err(GENERAL_PROTECTION) }
+    }
+
+    /// The linear address of `bytes` of the stack at `pointer`.
+    fn stack(&self, pointer: u64, bytes: usize) -> Result<u64, Stop> {
+        if self.bits != 64 {
+            return Ok(self.bases[2].wrapping_add(pointer) & 0xffff_ffff);
+        }
+        let linear = self.bases[2].wrapping_add(pointer);
+        if self.is_canonical(linear, bytes) { Ok(linear) } else { Err(STACK) }
+    }
+
+    /// Whether all of `bytes` from `linear` have a canonical address.
+    fn is_canonical(&self, linear: u64, bytes: usize) -> bool {
+        let shift = 64 - self.linear_bits;
+        let canonical = |address: u64| ((address << shift) as i64 >> shift) as u64 == address;
+        canonical(linear) && canonical(linear.wrapping_add(bytes as u64 - 1))
     }
 
     fn get(&self, register: Register) -> u64 {
@@ -328,14 +340,14 @@ fn single(cpu: &mut Cpu<'_>, ins: &Instruction, bus: &mut impl Bus) -> Result<()
             let value = read(cpu, ins, 0, bus)?;
             let top = cpu.general[4].wrapping_sub(bytes as u64);
             let top = if cpu.bits == 64 { top } else { truncate(top, 4) };
-            let linear = cpu.bases[2].wrapping_add(top);
+            let linear = cpu.stack(top, bytes)?;
             bus.write(linear, value.to_le_bytes().get(..bytes).ok_or(Stop::Unsupported)?)?;
             cpu.general[4] = top;
             Ok(())
         }
         Mnemonic::Pop if is_memory(ins.op_kind(0)) => {
             let mut value = [0; 8];
-            let linear = cpu.bases[2].wrapping_add(cpu.general[4]);
+            let linear = cpu.stack(cpu.general[4], bytes)?;
             bus.read(linear, value.get_mut(..bytes).ok_or(Stop::Unsupported)?)?;
             let top = cpu.general[4].wrapping_add(bytes as u64);
             cpu.general[4] = if cpu.bits == 64 { top } else { truncate(top, 4) };

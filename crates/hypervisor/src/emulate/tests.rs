@@ -301,3 +301,33 @@ fn registers_are_written_as_wide_as_processors_do() {
         assert_eq!(ran.general[0], expected, "{code:x?}");
     }
 }
+
+#[test]
+fn the_stack_of_code_below_64_bits_wraps_at_4_gib() {
+    for bits in [16, 32] {
+        // pop and push of a word or doubleword at [bx+si] or [eax]: 0.
+        for code in [[0x8f, 0x00], [0xff, 0x30]] {
+            let mut bus = flat();
+            let change = |cpu: &mut Cpu<'_>| {
+                cpu.general[4] = 0xabab_abab_0000_0110;
+                cpu.bases[2] = 0xffff_ff00;
+            };
+            let ran = run(bits, &code, change, &mut bus);
+            assert_eq!(ran.result, Ok(()), "{bits} {code:x?}");
+            assert_eq!(bus.forgotten, 0, "{bits} {code:x?}");
+            if code[0] == 0x8f {
+                assert_eq!(bus.memory[..2], [0x10, 0x11], "{bits}: read beyond 4 GiB");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stack_beyond_what_is_canonical_is_a_stack_fault() {
+    for code in [[0x8f, 0x00], [0xff, 0x30]] {
+        let change = |cpu: &mut Cpu<'_>| cpu.general[4] = 1 << 62;
+        let ran = run(64, &code, change, &mut flat());
+        assert_eq!(ran.result, Err(Stop::Fault { vector: 12, error: Some(0), cr2: None }));
+        assert_eq!(ran.general[4], 1 << 62);
+    }
+}
