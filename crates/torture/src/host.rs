@@ -1,7 +1,6 @@
 //! The host of the library: tables from the arena, kicks that may come late, waits that let
 //! others run.
 
-use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -10,13 +9,15 @@ use vmmu::host::{Contents, Cpus, Event, Observer, PageAsk, TablePage, TablePages
 
 use crate::Violation;
 use crate::arena::Arena;
-use crate::turns::Turns;
+use crate::turns::{self, Turns};
 
-thread_local! {
-    /// Tables this thread may still take; `None`: as many as there are.
-    static BUDGET: Cell<Option<u64>> = const { Cell::new(None) };
-    /// Whether this thread has been refused one.
-    static REFUSED: Cell<bool> = const { Cell::new(false) };
+/// How much an actor may still take.
+#[derive(Debug)]
+struct Budget {
+    /// Tables; all ones: as many as there are.
+    left: AtomicU64,
+    /// Whether one was refused.
+    refused: AtomicBool,
 }
 
 /// See the module.
@@ -25,14 +26,15 @@ pub struct Host {
     arena: Arc<Arena>,
     turns: Arc<Turns>,
     kicked: Box<[AtomicBool]>,
-    flushes: AtomicU64,
+    budgets: Box<[Budget]>,
 }
 
 impl Host {
-    /// For so many vCPUs.
-    pub fn new(arena: Arc<Arena>, turns: Arc<Turns>, vcpus: usize) -> Self {
+    /// For so many vCPUs, and actors in all.
+    pub fn new(arena: Arc<Arena>, turns: Arc<Turns>, vcpus: usize, actors: usize) -> Self {
         let kicked = (0..vcpus).map(|_| AtomicBool::new(false)).collect();
-        Host { arena, turns, kicked, flushes: AtomicU64::new(0) }
+        let budget = |_| Budget { left: AtomicU64::new(u64::MAX), refused: AtomicBool::new(false) };
+        Host { arena, turns, kicked, budgets: (0..actors).map(budget).collect() }
     }
 
     /// The memory.
@@ -57,11 +59,17 @@ impl Host {
 
     /// Runs `f` in a time in which the host has so few tables, and says whether one was refused.
     pub fn starving<T>(&self, tables: u64, f: impl FnOnce() -> T) -> (T, bool) {
-        BUDGET.set(Some(tables));
-        REFUSED.set(false);
+        let Some(budget) = self.budget() else { return (f(), false) };
+        budget.refused.store(false, Ordering::Relaxed);
+        budget.left.store(tables, Ordering::Relaxed);
         let result = f();
-        BUDGET.set(None);
-        (result, REFUSED.get())
+        budget.left.store(u64::MAX, Ordering::Relaxed);
+        (result, budget.refused.load(Ordering::Relaxed))
+    }
+
+    /// Only this actor looks at its budget.
+    fn budget(&self) -> Option<&Budget> {
+        self.budgets.get(turns::me()?)
     }
 }
 
@@ -75,13 +83,15 @@ unsafe impl TablePages for Host {
 
     fn take(&self, _: PageAsk) -> Option<TablePage> {
         self.turns.point();
-        match BUDGET.get() {
-            Some(0) => {
-                REFUSED.set(true);
-                return None;
+        if let Some(budget) = self.budget() {
+            match budget.left.load(Ordering::Relaxed) {
+                0 => {
+                    budget.refused.store(true, Ordering::Relaxed);
+                    return None;
+                }
+                u64::MAX => {}
+                left => budget.left.store(left - 1, Ordering::Relaxed),
             }
-            Some(left) => BUDGET.set(Some(left - 1)),
-            None => {}
         }
         match self.arena.take_table() {
             Ok(Some(pfn)) => Some(TablePage { pfn: Pfn(pfn), contents: Contents::Unknown }),
@@ -116,10 +126,7 @@ impl Cpus for Host {
 }
 
 impl Observer for Host {
-    fn event(&self, event: Event) {
-        if let Event::Flushed { .. } = event {
-            self.flushes.fetch_add(1, Ordering::Relaxed);
-        }
+    fn event(&self, _: Event) {
         self.turns.point();
     }
 }

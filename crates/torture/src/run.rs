@@ -252,8 +252,8 @@ fn whole(
     let store = Store::new(&arena).map_err(nothing)?;
     let model = Model::new();
     let by_seed = settings.deterministic.then_some(seed(&settings, 2, 0));
-    let turns = Arc::new(Turns::new(sources.len(), by_seed));
-    let host = Host::new(Arc::clone(&arena), Arc::clone(&turns), vcpus);
+    let turns = Arc::new(Turns::new(by_seed));
+    let host = Host::new(Arc::clone(&arena), Arc::clone(&turns), vcpus, sources.len());
     let config = Config {
         workers: (vcpus + 2 * HOSTS + 2) as u32,
         slots: SITES.len() as u32 + 2,
@@ -403,18 +403,12 @@ fn all_threads(
     sources: Vec<Source>,
     progress: &mut dyn FnMut(u64),
 ) -> Vec<(Tally, Vec<Op>)> {
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = sources
-            .into_iter()
-            .enumerate()
-            .map(|(n, source)| scope.spawn(move || one_thread(play, settings, n, source)))
-            .collect();
-        while threads.iter().any(|thread| !thread.is_finished()) {
-            std::thread::sleep(Duration::from_millis(20));
-            progress(play.done.load(Ordering::Relaxed));
-        }
-        let ended = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
-        ended.map(Result::unwrap_or_default).collect()
+    let actors = sources.into_iter().enumerate();
+    let actors = actors.map(|(n, source)| move || one_thread(play, settings, n, source));
+    play.turns.run(actors.collect(), &mut || {
+        let done = play.done.load(Ordering::Relaxed);
+        progress(done);
+        done
     })
 }
 
@@ -424,7 +418,6 @@ fn one_thread(
     n: usize,
     source: Source,
 ) -> (Tally, Vec<Op>) {
-    let _seat = play.turns.enter(n);
     let mut kept = VecDeque::new();
     let result = if n < play.vcpus {
         let ended = guest(play, settings, n).and_then(|mut guest| {

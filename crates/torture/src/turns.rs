@@ -1,72 +1,74 @@
 //! Who runs when: all threads at once, or one at a time by seed; and when everybody stops.
 //!
-//! With turns, a thread runs until it comes to a *point*: between two accesses of a guest, in a
-//! hook of the host, in a wait; and, in a build with the feature `step`, before every access of
-//! the library to a shared word. There the seed decides who goes on. Nothing else in a run depends
-//! on time, so a seed repeats it exactly.
+//! With free threads each actor is a thread of the operating system, and where they meet is its
+//! affair. With *turns* all actors are coroutines on one thread. An actor runs until it comes to a
+//! *point*: between two accesses of a guest, in a hook of the host, in a wait; and, in a build
+//! with the feature `step`, before every access of the library to a shared word. There the seed
+//! decides who goes on. Nothing else in a run depends on time, so a seed repeats it exactly.
 
 use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use corosensei::stack::DefaultStack;
+use corosensei::{Coroutine, CoroutineResult, Yielder};
 use fastrand::Rng;
 
 use crate::Violation;
 
 thread_local! {
-    /// The number of this thread among those that take turns.
+    /// The number of the actor that runs on this thread.
     static ME: Cell<Option<usize>> = const { Cell::new(None) };
-    /// The turns it takes part in.
+    /// What the actor that runs on this thread takes part in.
     static TURNS: RefCell<Option<Arc<Turns>>> = const { RefCell::new(None) };
+    /// How the coroutine that runs on this thread lets others run; null: it is none.
+    static YIELDER: Cell<*const Yielder<(), ()>> = const { Cell::new(std::ptr::null()) };
 }
 
 /// One in so many points passes the turn on.
 const EVERY: u32 = 4;
 /// One in so many accesses of the library to a shared word does.
-const EVERY_ACCESS: u32 = 48;
+#[cfg(feature = "step")]
+const EVERY_ACCESS: u32 = 24;
 /// With free threads, one in so many is interrupted there.
+#[cfg(feature = "step")]
 const INTERRUPT: u32 = 4096;
-
-#[derive(Debug)]
-struct State {
-    current: usize,
-    alive: Vec<bool>,
-    rng: Rng,
-}
+/// Turns without a single step after which nothing will ever move again.
+const STANDSTILL: u64 = 20_000_000;
+/// Bytes of a coroutine's stack.
+const STACK: usize = 1 << 20;
 
 /// See the module.
 #[derive(Debug)]
 pub struct Turns {
-    by_seed: Option<Mutex<State>>,
-    wake: Vec<Condvar>,
+    by_seed: Option<Mutex<Rng>>,
     stop: AtomicBool,
     violation: Mutex<Option<Violation>>,
     guard: AtomicBool,
 }
 
 impl Turns {
-    /// For so many threads; with a seed they take turns.
-    pub fn new(threads: usize, seed: Option<u64>) -> Self {
-        let state = |seed| {
-            let rng = Rng::with_seed(seed);
-            Mutex::new(State { current: 0, alive: vec![true; threads], rng })
-        };
+    /// With a seed, actors take turns.
+    pub fn new(seed: Option<u64>) -> Self {
         Turns {
-            by_seed: seed.map(state),
-            wake: (0..threads).map(|_| Condvar::new()).collect(),
+            by_seed: seed.map(|seed| Mutex::new(Rng::with_seed(seed))),
             stop: AtomicBool::new(false),
             violation: Mutex::new(None),
             guard: AtomicBool::new(false),
         }
     }
 
-    /// This thread is number `me` from now on, and waits for its first turn.
-    pub fn enter(self: &Arc<Self>, me: usize) -> Seat<'_> {
-        ME.set(Some(me));
-        TURNS.set(Some(Arc::clone(self)));
+    /// Runs every actor to its end and gives what they returned, in order. `look` is called now
+    /// and then, and says how far they are.
+    pub fn run<T: Default + Send>(
+        self: &Arc<Self>,
+        actors: Vec<impl FnOnce() -> T + Send>,
+        look: &mut dyn FnMut() -> u64,
+    ) -> Vec<T> {
         #[cfg(feature = "step")]
         vmmu::protocol::schedule(|step| {
-            // Not in a thread that is ending, nor for the one that only looks on.
+            // Not in a thread that is ending, nor for one that is no actor.
             let turns = TURNS.try_with(|turns| turns.borrow().clone()).ok().flatten();
             match (turns, step) {
                 (None, _) => {}
@@ -74,28 +76,112 @@ impl Turns {
                 (Some(turns), vmmu::protocol::Step::Wait) => turns.relax(),
             }
         });
-        if let Some(state) = &self.by_seed {
-            let state = state.lock().unwrap_or_else(PoisonError::into_inner);
-            drop(self.wait(state, me));
+        match &self.by_seed {
+            None => self.all_at_once(actors, look),
+            Some(rng) => self.by_turns(rng, actors, look),
         }
-        Seat { turns: self, me }
     }
 
-    fn wait<'m>(
-        &self,
-        mut state: std::sync::MutexGuard<'m, State>,
-        me: usize,
-    ) -> std::sync::MutexGuard<'m, State> {
-        while state.current != me {
-            state = self.wake[me].wait(state).unwrap_or_else(PoisonError::into_inner);
+    /// One actor from its beginning to its end.
+    fn act<T: Default>(self: &Arc<Self>, actor: impl FnOnce() -> T) -> T {
+        catch_unwind(AssertUnwindSafe(actor)).unwrap_or_else(|_| {
+            self.fail(Violation::new("the library panicked; see above".into()));
+            T::default()
+        })
+    }
+
+    fn all_at_once<T: Default + Send>(
+        self: &Arc<Self>,
+        actors: Vec<impl FnOnce() -> T + Send>,
+        look: &mut dyn FnMut() -> u64,
+    ) -> Vec<T> {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..)
+                .zip(actors)
+                .map(|(me, actor)| {
+                    scope.spawn(move || {
+                        ME.set(Some(me));
+                        TURNS.set(Some(Arc::clone(self)));
+                        let result = self.act(actor);
+                        TURNS.set(None);
+                        result
+                    })
+                })
+                .collect();
+            while threads.iter().any(|thread| !thread.is_finished()) {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+                look();
+            }
+            let ended = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
+            ended.map(Result::unwrap_or_default).collect()
+        })
+    }
+
+    fn by_turns<T: Default + Send>(
+        self: &Arc<Self>,
+        rng: &Mutex<Rng>,
+        actors: Vec<impl FnOnce() -> T + Send>,
+        look: &mut dyn FnMut() -> u64,
+    ) -> Vec<T> {
+        struct Actor<T> {
+            coroutine: Coroutine<(), (), T>,
+            yielder: *const Yielder<(), ()>,
+            result: Option<T>,
         }
-        state
+        let mut results: Vec<Actor<T>> = Vec::new();
+        for actor in actors {
+            let body = move |yielder: &Yielder<(), ()>, ()| {
+                YIELDER.set(yielder);
+                self.act(actor)
+            };
+            let stack = DefaultStack::new(STACK).expect("memory for a stack");
+            // SAFETY: what the actor borrows outlives this call, and the coroutine, which lives in
+            // `results`, does not: it is run to its end, or dropped with it, before this returns.
+            let coroutine = unsafe { Coroutine::with_stack_unchecked(stack, body) };
+            results.push(Actor { coroutine, yielder: std::ptr::null(), result: None });
+        }
+        TURNS.set(Some(Arc::clone(self)));
+        let mut alive: Vec<usize> = (0..results.len()).collect();
+        let (mut turns, mut seen, mut moved) = (0u64, 0, 0);
+        while !alive.is_empty() {
+            let next = rng.lock().unwrap_or_else(PoisonError::into_inner).usize(..alive.len());
+            let me = alive[next];
+            let actor = &mut results[me];
+            ME.set(Some(me));
+            YIELDER.set(actor.yielder);
+            match actor.coroutine.resume(()) {
+                CoroutineResult::Yield(()) => actor.yielder = YIELDER.get(),
+                CoroutineResult::Return(result) => {
+                    actor.result = Some(result);
+                    alive.remove(next);
+                }
+            }
+            turns += 1;
+            if turns.is_multiple_of(1024) {
+                let done = look();
+                if done != seen {
+                    (seen, moved) = (done, turns);
+                } else if turns - moved > STANDSTILL {
+                    self.fail(Violation::new(format!(
+                        "standstill: {} actors wait, and none has moved for {STANDSTILL} turns",
+                        alive.len()
+                    )));
+                    break;
+                }
+            }
+        }
+        // Whoever stands still is unwound where it is, and lets nobody else run meanwhile.
+        YIELDER.set(std::ptr::null());
+        ME.set(None);
+        TURNS.set(None);
+        let ended = results.into_iter().map(|actor| actor.result.unwrap_or_default());
+        ended.collect()
     }
 
     /// Somebody else may run here.
     pub fn point(&self) {
         match &self.by_seed {
-            Some(state) => self.pass(state, EVERY),
+            Some(rng) => pass(rng, EVERY),
             None if fastrand::u32(..64) == 0 => std::thread::yield_now(),
             None => {}
         }
@@ -105,7 +191,7 @@ impl Turns {
     #[cfg(feature = "step")]
     fn access(&self) {
         match &self.by_seed {
-            Some(state) => self.pass(state, EVERY_ACCESS),
+            Some(rng) => pass(rng, EVERY_ACCESS),
             None if fastrand::u32(..INTERRUPT) == 0 => {
                 for _ in 0..fastrand::u32(1..8) {
                     std::thread::yield_now();
@@ -115,35 +201,16 @@ impl Turns {
         }
     }
 
-    /// Somebody else has to run for this thread to go on.
+    /// Somebody else has to run for this actor to go on.
     pub fn relax(&self) {
         match &self.by_seed {
-            Some(state) => self.pass(state, 1),
+            Some(rng) => pass(rng, 1),
             None => std::thread::yield_now(),
         }
     }
 
-    fn pass(&self, state: &Mutex<State>, every: u32) {
-        let Some(me) = ME.get() else { return };
-        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-        if every > 1 && state.rng.u32(..every) != 0 {
-            return;
-        }
-        let State { current, alive, rng } = &mut *state;
-        let others = alive.iter().filter(|alive| **alive).count();
-        let nth = rng.usize(..others.max(1));
-        let next = alive.iter().enumerate().filter(|(_, alive)| **alive).nth(nth);
-        let next = next.map_or(me, |(n, _)| n);
-        if next == me {
-            return;
-        }
-        *current = next;
-        self.wake[next].notify_one();
-        drop(self.wait(state, me));
-    }
-
-    /// Held across what takes the library's slot guard: a thread that waited for that one would
-    /// spin without letting anybody else have a turn.
+    /// Held across what takes the library's slot guard: in a build without the feature `step` an
+    /// actor that waited for that one would spin without letting anybody else have a turn.
     pub fn guard(&self) -> Option<Guard<'_>> {
         self.by_seed.as_ref()?;
         while self.guard.swap(true, Ordering::SeqCst) {
@@ -170,27 +237,20 @@ impl Turns {
     }
 }
 
-/// A thread's place among those that take turns; dropping it passes the turn on for good.
-#[derive(Debug)]
-pub struct Seat<'t> {
-    turns: &'t Turns,
-    me: usize,
+/// The actor that runs on this thread; none when nobody else is at work.
+pub fn me() -> Option<usize> {
+    ME.get()
 }
 
-impl Drop for Seat<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.turns.fail(Violation::new("the library panicked; see above".into()));
-        }
-        ME.set(None);
-        TURNS.set(None);
-        let Some(state) = &self.turns.by_seed else { return };
-        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.alive[self.me] = false;
-        if let Some(next) = state.alive.iter().position(|alive| *alive) {
-            state.current = next;
-            self.turns.wake[next].notify_one();
-        }
+fn pass(rng: &Mutex<Rng>, every: u32) {
+    let yielder = YIELDER.get();
+    if yielder.is_null() {
+        return;
+    }
+    let stays = every > 1 && rng.lock().unwrap_or_else(PoisonError::into_inner).u32(..every) != 0;
+    if !stays {
+        // SAFETY: set by the coroutine that runs on this thread now, for as long as it runs.
+        unsafe { &*yielder }.suspend(());
     }
 }
 
@@ -208,22 +268,20 @@ impl Drop for Guard<'_> {
 mod tests {
     use super::*;
 
-    /// The order in which three threads come by, when each comes by ten times.
+    /// The order in which three actors come by, when each comes by ten times.
     fn order(seed: u64) -> Vec<usize> {
-        let turns = Arc::new(Turns::new(3, Some(seed)));
+        let turns = Arc::new(Turns::new(Some(seed)));
         let order = Mutex::new(Vec::new());
-        std::thread::scope(|scope| {
-            for me in 0..3 {
-                let (turns, order) = (&turns, &order);
-                scope.spawn(move || {
-                    let _seat = turns.enter(me);
-                    for _ in 0..10 {
-                        order.lock().unwrap().push(me);
-                        turns.point();
-                    }
-                });
+        let actors = (0..3).map(|me| {
+            let (turns, order) = (&turns, &order);
+            move || {
+                for _ in 0..10 {
+                    order.lock().unwrap().push(me);
+                    turns.point();
+                }
             }
         });
+        turns.run(actors.collect(), &mut || 0);
         order.into_inner().unwrap()
     }
 
@@ -238,8 +296,49 @@ mod tests {
     }
 
     #[test]
+    fn every_actor_gives_its_result_either_way() {
+        for seed in [None, Some(1)] {
+            let turns = Arc::new(Turns::new(seed));
+            let actors = (0..4).map(|n| {
+                let turns = &turns;
+                move || {
+                    turns.relax();
+                    (me(), n)
+                }
+            });
+            let results = turns.run(actors.collect(), &mut || 0);
+            assert_eq!(results, (0..4).map(|n| (Some(n), n)).collect::<Vec<_>>());
+            assert_eq!(me(), None);
+        }
+    }
+
+    #[test]
+    fn a_panic_is_a_violation() {
+        for seed in [None, Some(1)] {
+            let turns = Arc::new(Turns::new(seed));
+            turns.run(vec![|| panic!("on purpose")], &mut || 0);
+            assert!(turns.violation().unwrap().what.contains("panicked"));
+        }
+    }
+
+    #[test]
+    fn a_standstill_is_a_violation() {
+        let turns = Arc::new(Turns::new(Some(1)));
+        let actors = (0..2).map(|_| {
+            let turns = &turns;
+            move || {
+                loop {
+                    turns.relax();
+                }
+            }
+        });
+        turns.run(actors.collect(), &mut || 0);
+        assert!(turns.violation().unwrap().what.starts_with("standstill"));
+    }
+
+    #[test]
     fn the_first_violation_counts_and_stops_everybody() {
-        let turns = Turns::new(1, None);
+        let turns = Turns::new(None);
         assert!(!turns.is_over());
         turns.fail(Violation::new("first".into()));
         turns.fail(Violation::new("second".into()));
