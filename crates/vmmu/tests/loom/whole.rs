@@ -58,6 +58,16 @@ fn a_promise_that_ignores_the_ledgers_of_others_lets_it() {
 }
 
 #[test]
+fn a_section_without_fence_lets_it() {
+    W1.fails("w5", Defect::SectionWithoutFence, REACHED);
+}
+
+#[test]
+fn an_entry_and_a_flush_without_fences_let_it() {
+    W1.fails("w6", Defect::FlushWithoutFences, REACHED);
+}
+
+#[test]
 fn a_walk_without_exclusion_lets_it() {
     W1.fails("w3", Defect::WalkWithoutExclusion, REACHED);
 }
