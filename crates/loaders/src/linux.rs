@@ -71,7 +71,11 @@ impl Linux {
         let mut image = Image::new(ram);
 
         let alignment = u64::from(header.kernel_alignment).max(PAGE);
-        let load = header.pref_address.max(HIGH_START).next_multiple_of(alignment);
+        let wanted = header.pref_address;
+        let load =
+            wanted.max(HIGH_START).checked_next_multiple_of(alignment).with_context(|| {
+                format!("the kernel wants to be at 0x{wanted:x}, beyond all memory")
+            })?;
         let init_size = u64::from(header.init_size).max(body.len() as u64);
         image.put("the kernel", load, body.to_vec())?;
         let loaded_end = load + body.len() as u64;
@@ -150,7 +154,10 @@ fn split(kernel: &[u8]) -> Result<(setup_header, &[u8])> {
         0 => 4,
         n => usize::from(n),
     };
-    let body = kernel.get((sectors + 1) * SECTOR..).context("bzImage ends in its setup code")?;
+    let body = kernel
+        .get((sectors + 1) * SECTOR..)
+        .filter(|body| !body.is_empty())
+        .context("bzImage ends in its setup code")?;
     Ok((header, body))
 }
 
@@ -260,6 +267,12 @@ mod tests {
         assert!(why(vec![0; 10], 64 * MIB).contains("too short"));
         assert!(why(vec![0; 9999], 64 * MIB).contains("HdrS"));
         assert!(why(kernel(), 20 * MIB).contains("--memory"));
+        let mut far = kernel();
+        far[0x258..0x260].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(why(far, 64 * MIB).contains("beyond all memory"));
+        let mut empty = kernel();
+        empty.truncate((usize::from(empty[0x1f1]) + 1) * SECTOR);
+        assert!(why(empty, 64 * MIB).contains("setup code"));
         let mut old = kernel();
         old[0x206] = 0x0b;
         assert!(why(old, 64 * MIB).contains("protocol 2.11"));
