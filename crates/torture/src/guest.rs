@@ -184,6 +184,9 @@ impl<'vm> Guest<'_, '_, 'vm> {
         let mut lag = accesses.get(*next).map_or(0, |access| access.lag);
         let left = loop {
             let Some(access) = accesses.get(*next) else { break Left::Done };
+            while play.is_ahead(false) && !host.is_kicked(self.number) {
+                play.turns.relax();
+            }
             if host.is_kicked(self.number) {
                 if lag == 0 {
                     break Left::Kicked;

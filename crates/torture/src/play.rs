@@ -204,22 +204,17 @@ const AHEAD: u64 = 100;
 
 impl Play<'_, '_> {
     /// Neither side leaves the other behind: guests alone meet nobody, and with too much of the
-    /// host's they only fault.
-    pub fn hold_back(&self, is_host: bool) {
-        let waits = || {
-            let (host, all) =
-                (self.host_done.load(Ordering::Relaxed), self.done.load(Ordering::Relaxed));
-            let (guests, hosts) =
-                (self.guests.load(Ordering::Relaxed), self.hosts.load(Ordering::Relaxed));
-            if is_host {
-                guests > 0 && host * SHARE > all
+    /// host's they only fault. The host holds back between two operations; a guest stays in the
+    /// guest meanwhile, with all that its processor remembers.
+    pub fn is_ahead(&self, is_host: bool) -> bool {
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let (host, all) = (count(self.host_done) * SHARE, count(self.done));
+        !self.turns.is_over()
+            && if is_host {
+                count(self.guests) > 0 && host > all
             } else {
-                hosts > 0 && all > host * SHARE + AHEAD
+                count(self.hosts) > 0 && all > host + AHEAD
             }
-        };
-        while waits() && !self.turns.is_over() {
-            self.turns.relax();
-        }
     }
 
     pub fn look(&self, spot: Spot) -> Look {

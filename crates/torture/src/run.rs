@@ -421,10 +421,7 @@ fn one_thread(
     let mut kept = VecDeque::new();
     let result = if n < play.vcpus {
         let ended = guest(play, settings, n).and_then(|mut guest| {
-            work(play, settings, source, &mut kept, |op| {
-                play.hold_back(false);
-                guest.act(op)
-            })?;
+            work(play, settings, source, &mut kept, |op| guest.act(op))?;
             Ok(guest.actor.tally.take())
         });
         play.guests.fetch_sub(1, Ordering::Relaxed);
@@ -432,7 +429,9 @@ fn one_thread(
     } else {
         let ended = keeper(play, settings, n).and_then(|mut keeper| {
             work(play, settings, source, &mut kept, |op| {
-                play.hold_back(true);
+                while play.is_ahead(true) {
+                    play.turns.relax();
+                }
                 keeper.act(op)
             })?;
             Ok(keeper)
