@@ -10,6 +10,22 @@ use loaders::{
 
 use super::Input;
 
+/// Puts the right checksum into the multiboot header, if there is one: it is not what is looked for.
+fn mend(file: &mut [u8]) {
+    const MAGIC: u32 = 0x1bad_b002;
+    let word = |file: &[u8], at: usize| {
+        file.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes)
+    };
+    for at in (0..file.len().min(8192)).step_by(4) {
+        if word(file, at) == Some(MAGIC)
+            && let Some(flags) = word(file, at + 4)
+            && let Some(sum) = file.get_mut(at + 8..at + 12)
+        {
+            sum.copy_from_slice(&0u32.wrapping_sub(MAGIC).wrapping_sub(flags).to_le_bytes());
+        }
+    }
+}
+
 /// Layout: loader, memory, length of the initial RAM file system or module, length of the command
 /// line, and the file.
 pub fn loaders(data: &[u8]) {
@@ -18,7 +34,8 @@ pub fn loaders(data: &[u8]) {
     let memory = Size(input.pick(&[4, 16, 64, 5120]) * MIB);
     let second = vec![0; usize::from(input.byte()) * 97];
     let command_line = "x".repeat(usize::from(input.byte()) * 9);
-    let kernel = input.rest().to_vec();
+    let mut kernel = input.rest().to_vec();
+    mend(&mut kernel);
     let ram = layout(memory, &[], 40).expect("a layout");
     let plan = if is_linux {
         Linux { name: "k".into(), kernel, initrd: second, command_line }.plan(ram, 1)

@@ -27,6 +27,9 @@ pub const QEMU: Tool = Tool { program: "qemu-system-x86_64", package: "qemu-syst
 /// Counts instructions.
 pub const VALGRIND: Tool = Tool { program: "valgrind", package: "valgrind" };
 
+/// Compiles libFuzzer.
+pub const GXX: Tool = Tool { program: "g++", package: "g++" };
+
 /// Path of `tool`, after installing it if need be.
 pub fn provide(tool: Tool) -> Result<PathBuf> {
     if let Some(path) = find(tool.program) {

@@ -1,5 +1,5 @@
-//! Steps that measure and sanitize: cache lines written, instructions executed, memory errors,
-//! data races.
+//! Steps that measure, sanitize and fuzz: cache lines written, instructions executed, memory
+//! errors, data races, bytes nobody would send.
 
 use std::{
     fs::File,
@@ -9,8 +9,15 @@ use std::{
 
 use anyhow::Result;
 
-use super::{context::Context, source::tests, tally::Tally};
-use crate::bench::{self, Bounds};
+use super::{
+    context::{Context, Length},
+    source::tests,
+    tally::Tally,
+};
+use crate::{
+    bench::{self, Bounds},
+    provide::{GXX, provide},
+};
 
 /// The cache lines that a fault writes.
 pub fn lines(context: &Context) -> Result<Tally> {
@@ -125,6 +132,62 @@ pub fn tsan(context: &Context) -> Result<Tally> {
         let verdict = match ran.output.contains("ThreadSanitizer: data race") {
             true if ran.status != Some(0) => Ok(()),
             _ => Err("the defect was not reported".to_owned()),
+        };
+        tally += context.check(&name, verdict, ran.took);
+    }
+    Ok(tally)
+}
+
+/// The flags of cargo-fuzz: coverage for libFuzzer, and the address sanitizer. Without that program
+/// the targets need no installation; `cargo fuzz` works on the same folder.
+const FUZZING: &str = "-Zsanitizer=address --cfg fuzzing -Cpasses=sancov-module \
+    -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+    -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares";
+
+/// Each target, and how many inputs it gets: some seconds' worth.
+const TARGETS: [(&str, u64); 4] =
+    [("emulate", 60_000), ("loaders", 30_000), ("protocol", 40_000), ("entries", 150_000)];
+
+/// How many times as many in the long form.
+const LONG: u64 = 200;
+
+/// What comes from a guest, from a file or over the control line, made up by libFuzzer.
+pub fn fuzz(context: &Context) -> Result<Tally> {
+    let mut command = match nightly(context) {
+        Ok(command) => command,
+        Err(why) => return Ok(context.ignore("fuzz targets", &why)),
+    };
+    provide(GXX)?;
+    let folder = context.project().root().join("fuzz");
+    let built = context.project().scratch("fuzz");
+    command
+        .args(["build", "--locked", "--release", "--bins", "--target", TARGET, "--target-dir"])
+        .arg(&built)
+        .env("RUSTFLAGS", FUZZING)
+        .current_dir(&folder);
+    let ran = context.run("fuzz targets", command)?;
+    if ran.status != Some(0) {
+        return Ok(context.check("fuzz targets", Err("they do not build".into()), ran.took));
+    }
+    let mut tally = Tally::default();
+    for (target, runs) in TARGETS {
+        let runs = if context.length == Length::Long { LONG * runs } else { runs };
+        let name = format!("{runs} inputs for {target}");
+        // What earlier runs found is not used: the same seed gives the same inputs.
+        let found = built.join("corpus").join(target);
+        std::fs::remove_dir_all(&found).ok();
+        std::fs::create_dir_all(&found)?;
+        let mut command = Command::new(built.join(TARGET).join("release").join(target));
+        command
+            .arg(&found)
+            .arg(folder.join("seeds").join(target))
+            .arg(format!("-runs={runs}"))
+            .arg(format!("-artifact_prefix={}/{target}-", built.display()))
+            .args(["-seed=1", "-max_len=4096", "-timeout=60"]);
+        let ran = context.run(&name, command)?;
+        let verdict = match ran.status {
+            Some(0) => Ok(()),
+            status => Err(format!("ended with {status:?}; the input is in {}", built.display())),
         };
         tally += context.check(&name, verdict, ran.took);
     }

@@ -86,6 +86,7 @@ const STEPS: &[Step] = &[
     step("walkers", "the processor's walker and ours", Needs::Qemu, walkers::walkers),
     step("asan", "library and judge, with every access checked", Needs::Nothing, measures::asan),
     step("tsan", "the library watched for data races", Needs::Nothing, measures::tsan),
+    step("fuzz", "bytes nobody would send", Needs::Nothing, measures::fuzz),
     step("builtin", "the built-in guest, also offline", Needs::Qemu, runs::builtin),
     step("multiboot", "modules, sparse RAM, 1 GiB pages", Needs::Qemu, runs::multiboot),
     step("hostile", "guests that mean harm", Needs::Qemu, hostile::guests),
