@@ -64,9 +64,9 @@ fn entry_against_flush() {
     rig.end();
 }
 
-/// The host takes a page back that is mapped below a root whose drain is under way, while a vCPU
+/// The host takes a page back that is mapped below a root that is being invalidated, while a vCPU
 /// may still run on that root.
-fn drain_against_invalidation() {
+fn invalidations_of_root_and_page() {
     let rig = Rig::new(1, 2);
     let machine = rig.vm.host();
     let mut guest = rig.guest();
@@ -81,8 +81,7 @@ fn drain_against_invalidation() {
         guest
     });
     let draining = spawn(move || {
-        let mut drain = drainer.invalidate_roots();
-        let _more = drainer.drain(&mut drain, 1);
+        let drain = drainer.invalidate_roots();
         (drainer, drain)
     });
     let invalidating = spawn(move || {
@@ -97,16 +96,52 @@ fn drain_against_invalidation() {
     rig.end();
 }
 
-const G4: Model = Model { name: "g4", preemptions: 2, run: drain_against_invalidation };
+/// The host takes a page back that a drain has unmapped already, without a flush.
+fn drain_then_invalidation() {
+    let rig = Rig::new(1, 1);
+    let machine = rig.vm.host();
+    let mut guest = rig.guest();
+    let _ = guest.fault(read(PAGE), Level::K4);
+    let _ = guest.run(PAGE, 1);
+    let mut worker = rig.worker();
+    let running = spawn(move || {
+        for _ in 0..2 {
+            saw(match guest.run(PAGE, 2) {
+                Met::Page => "reached",
+                Met::Nothing => "gone",
+            });
+        }
+        guest
+    });
+    let draining = spawn(move || {
+        let mut drain = worker.invalidate_roots();
+        let _more = worker.drain(&mut drain, 1);
+        let invalidation = worker.invalidate_range(pages(0, 1));
+        machine.take_back(OLD);
+        (worker, drain, invalidation)
+    });
+    let guest = running.join().expect("a guest");
+    let worker = draining.join().expect("a drain");
+    drop((guest, worker));
+    rig.end();
+}
+
+const G11: Model = Model { name: "g11", preemptions: 3, run: drain_then_invalidation };
+const G4: Model = Model { name: "g4", preemptions: 2, run: invalidations_of_root_and_page };
 
 #[test]
-fn a_page_below_a_root_that_is_drained_is_taken_back_like_any_other() {
+fn a_page_below_a_root_that_is_invalidated_is_taken_back_like_any_other() {
     G4.holds(&["reached", "gone"]);
 }
 
 #[test]
-fn below_a_root_that_is_drained_under_the_guest_it_is_not() {
-    G4.fails("g7", Defect::DrainsUnderGuest, REACHED);
+fn what_a_drain_unmaps_is_gone_without_a_flush() {
+    G11.holds(&["reached", "gone"]);
+}
+
+#[test]
+fn what_a_drain_unmaps_under_the_guest_is_not() {
+    G11.fails("g7", Defect::DrainsUnderGuest, REACHED);
 }
 
 #[test]
