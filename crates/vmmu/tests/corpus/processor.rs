@@ -1,9 +1,9 @@
-//! A processor that keeps every translation it has seen until it is told to drop them, as SVM
-//! tags them: by the vCPU, not by the root. It reads nested page tables by the manual (AMD APM
-//! volume 2, 5.3 and 15.25), not by the library.
+//! The software processor under a vCPU: it keeps every translation and every upper entry until it
+//! is told to drop them, tagged by the vCPU and not by the root, as SVM does.
 
-use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 
+use machine::{Context, Habits, Memory, Nested, Npt, Paging};
 use vmmu::addr::Hpa;
 use vmmu::entry::Access;
 use vmmu::host::{Host, TablePages};
@@ -12,21 +12,12 @@ use vmmu::{Flush, Processor as Number, Vcpu};
 
 use crate::support::{Frames, ask};
 
-const PRESENT: u64 = 1;
-const WRITABLE: u64 = 1 << 1;
-const HUGE: u64 = 1 << 7;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-
 /// See the module.
 #[derive(Debug)]
 pub struct Processor {
     number: u32,
-    /// Difference between where a table page is for a walker and where it is for this process.
-    window: u64,
-    /// Frame and whether it may be written, by guest frame.
-    tlb: BTreeMap<u64, (u64, bool)>,
-    /// Table of leaves, by the guest frames it covers.
-    upper: BTreeMap<u64, u64>,
+    hardware: machine::Processor,
+    tables: Tables,
 }
 
 /// What an access of the guest met.
@@ -38,60 +29,50 @@ pub enum Met {
     Nothing,
 }
 
-fn word(window: u64, table: u64, index: u64) -> u64 {
-    let address = (table + index * 8).wrapping_add(window);
-    // SAFETY: the tables lead to table pages of the tests' host, which stay allocated as long as
-    // the host does.
-    unsafe { std::ptr::with_exposed_provenance::<u64>(address as usize).read_volatile() }
+/// The table pages of the tests' host, as a page walker reaches them.
+#[derive(Debug)]
+struct Tables {
+    /// Difference between where a page is for a walker and where it is for this process.
+    window: u64,
+}
+
+impl Memory for Tables {
+    fn word(&self, address: u64) -> Option<&AtomicU64> {
+        let word = std::ptr::with_exposed_provenance::<AtomicU64>(
+            address.wrapping_add(self.window) as usize,
+        );
+        // SAFETY: the tables lead to table pages of the tests' host only, which stay allocated as
+        // long as the host does; everybody accesses their words atomically, or while they are
+        // nobody's.
+        Some(unsafe { &*word })
+    }
 }
 
 impl Processor {
     /// That of a number, on the tables of a host.
     pub fn new(number: u32, host: &impl TablePages) -> Self {
-        let window = host.window();
-        Processor { number, window, tlb: BTreeMap::new(), upper: BTreeMap::new() }
+        let hardware = machine::Processor::with_habits(u64::from(number), Habits::oldest());
+        Processor { number, hardware, tables: Tables { window: host.window() } }
+    }
+
+    /// The vCPU's name for what is cached.
+    fn tag(&self) -> u16 {
+        self.number as u16 + 1
     }
 
     /// Drops everything, as an entry with a flush does.
     pub fn flush(&mut self) {
-        self.tlb.clear();
-        self.upper.clear();
-    }
-
-    /// Drops translations and keeps what the paging-structure cache has.
-    pub fn forget_leaves(&mut self) {
-        self.tlb.clear();
+        self.hardware.invalidate_tag(self.tag());
     }
 
     /// One access while in the guest, on the tables at `root`.
     pub fn reach(&mut self, root: Hpa, gfn: u64, write: bool) -> Met {
-        if let Some((frame, writable)) = self.tlb.get(&gfn)
-            && (*writable || !write)
-        {
-            return Met::Frame(*frame);
-        }
-        let (mut table, mut level) = match self.upper.get(&(gfn >> 9)) {
-            Some(table) => (*table, 1),
-            None => (root.0, 4),
-        };
-        let mut writable = true;
-        loop {
-            let entry = word(self.window, table, gfn >> (9 * (level - 1)) & 0x1ff);
-            writable &= entry & WRITABLE != 0;
-            if entry & PRESENT == 0 || (write && !writable) {
-                return Met::Nothing;
-            }
-            let pages = 1 << (9 * (level - 1));
-            if level == 1 || entry & HUGE != 0 {
-                let frame = (entry & ADDRESS) >> 12 | gfn & (pages - 1);
-                self.tlb.insert(gfn, (frame, writable));
-                return Met::Frame(frame);
-            }
-            table = entry & ADDRESS;
-            level -= 1;
-            if level == 1 {
-                self.upper.insert(gfn >> 9, table);
-            }
+        let nested = Nested::Npt(Npt::new());
+        let guest = Context { tag: self.tag(), nested, root: root.0, paging: Paging::Off };
+        let access = if write { machine::Access::Write } else { machine::Access::Read };
+        match self.hardware.translate(&self.tables, &guest, gfn << 12, access) {
+            Ok(reached) => Met::Frame(reached.hpa >> 12),
+            Err(_) => Met::Nothing,
         }
     }
 

@@ -15,7 +15,7 @@ use crate::support::TestHost;
 /// What the guest is told.
 #[derive(Clone, Copy, Debug)]
 enum Cue {
-    /// Access the page once more.
+    /// Access the next page.
     Access,
     /// Leave the guest.
     Leave,
@@ -81,8 +81,8 @@ impl Stage {
 }
 
 impl Actor {
-    /// Enters the guest and does as it is told until it is to leave. Accesses go by what the
-    /// paging-structure cache holds, not by the translations.
+    /// Enters the guest and does as it is told until it is to leave. It accesses one page after
+    /// the other: each by the upper entry that is cached since the first, none by a translation.
     pub fn play(self, vcpu: &mut Vcpu<'_, Stage>, cpu: &mut Processor, gfn: u64) {
         let inside = vcpu.before_enter(Number(0)).expect("an entry");
         if inside.flush() == Flush::Needed {
@@ -90,9 +90,10 @@ impl Actor {
         }
         let root = inside.root();
         self.answers.send(cpu.reach(root, gfn, false)).unwrap();
+        let mut next = gfn;
         while let Ok(Cue::Access) = self.cues.recv() {
-            cpu.forget_leaves();
-            self.answers.send(cpu.reach(root, gfn, false)).unwrap();
+            next += 1;
+            self.answers.send(cpu.reach(root, next, false)).unwrap();
         }
         inside.after_exit();
         self.answers.send(Met::Nothing).ok();
