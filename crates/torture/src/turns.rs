@@ -316,7 +316,7 @@ mod tests {
     fn a_panic_is_a_violation() {
         for seed in [None, Some(1)] {
             let turns = Arc::new(Turns::new(seed));
-            turns.run(vec![|| panic!("on purpose")], &mut || 0);
+            turns.run::<()>(vec![|| panic!("on purpose")], &mut || 0);
             assert!(turns.violation().unwrap().what.contains("panicked"));
         }
     }
@@ -332,7 +332,7 @@ mod tests {
                 }
             }
         });
-        turns.run(actors.collect(), &mut || 0);
+        turns.run::<()>(actors.collect(), &mut || 0);
         assert!(turns.violation().unwrap().what.starts_with("standstill"));
     }
 
