@@ -28,9 +28,11 @@ pub const HUGE: u64 = 1 << 18;
 pub const BLOCKS: u64 = 4 * 512;
 /// Pages of the linear area.
 pub const LINEAR: u64 = 64;
+/// Pages for the guest's own tables.
+pub const GUEST_TABLES: u64 = 32;
 /// Frames for tables and for pages away from home.
 const POOL: u64 = 6144;
-const FRAMES: u64 = HUGE + BLOCKS + LINEAR + POOL + 2;
+const FRAMES: u64 = HUGE + BLOCKS + LINEAR + GUEST_TABLES + POOL + 2;
 /// The first frame; 1 GiB aligned.
 const FIRST: u64 = 1 << 18;
 
@@ -99,7 +101,9 @@ impl Arena {
     pub const BLOCK_HOME: u64 = FIRST + HUGE;
     /// First frame of the linear area.
     pub const LINEAR_HOME: u64 = FIRST + HUGE + BLOCKS;
-    const POOL_HOME: u64 = Self::LINEAR_HOME + LINEAR;
+    /// First frame of the guest's own tables.
+    pub const GUEST_TABLES_HOME: u64 = Self::LINEAR_HOME + LINEAR;
+    const POOL_HOME: u64 = Self::GUEST_TABLES_HOME + GUEST_TABLES;
     /// The frame of zeros.
     pub const ZEROS: u64 = Self::POOL_HOME + POOL;
     /// Where released tables lead.

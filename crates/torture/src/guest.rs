@@ -4,14 +4,15 @@ use std::sync::TryLockError;
 use std::sync::atomic::Ordering;
 
 use machine::{Context, Exit, Paging, Reached};
-use vmmu::addr::{Hpa, Pfn};
+use vmmu::addr::{Gpa, Hpa, Pfn};
 use vmmu::entry::Access as Wants;
 use vmmu::slot::AddressSpace;
-use vmmu::tdp::{Cause, Outcome, Step};
+use vmmu::tdp::{Ask, Cause, Outcome, Step};
 use vmmu::{EnterError, Flush, Role, Vcpu};
 
 use crate::Violation;
 use crate::arena::{Arena, Owner};
+use crate::guest_tables;
 use crate::host::Host;
 use crate::model::SUM;
 use crate::op::{Access, Op, Touch};
@@ -175,7 +176,10 @@ impl<'vm> Guest<'_, '_, 'vm> {
         };
         let tag = self.number as u16 + 1;
         let Hpa(root) = inside.root();
-        let context = Context { tag, nested: play.nested, root, paging: Paging::Off };
+        // Every other guest uses paging, where its tables are.
+        let pages = space == 0 && self.number % 2 == 1;
+        let paging = if pages { play.paging } else { Paging::Off };
+        let context = Context { tag, nested: play.nested, root, paging };
         if inside.flush() == Flush::Needed {
             processor.invalidate_tag(tag);
             processor.invalidate_root(root);
@@ -202,6 +206,9 @@ impl<'vm> Guest<'_, '_, 'vm> {
             let look = play.look(spot);
             let address = spot.gpa().0 + 8 * u64::from(access.word % 16);
             match processor.translate(play.arena, &context, address, kind(access.touch)) {
+                Ok(reached) if reached.gpa >> 12 != spot.gfn => {
+                    return Err(actor.bad(format!("gfn {:#x} became {reached:x?}", spot.gfn)));
+                }
                 Ok(reached) => {
                     play.turns.point();
                     actor.touch(access, look, &reached)?;
@@ -243,6 +250,9 @@ impl<'vm> Guest<'_, '_, 'vm> {
             Exit::EptMisconfiguration { gpa } => (self::wants(touch), gpa),
             other => return Err(actor.bad(format!("the processor says {other:?}"))),
         };
+        if guest_tables::holds(gpa >> 12) {
+            return self.fix_table(gpa, wants);
+        }
         if gpa >> 12 != spot.gfn || wants != self::wants(touch) {
             return Err(actor.bad(format!("{touch:?} of gfn {:#x} met {exit:x?}", spot.gfn)));
         }
@@ -252,6 +262,16 @@ impl<'vm> Guest<'_, '_, 'vm> {
             self.actor.play.turns.relax();
         }
         Ok(matches!(outcome, Outcome::Fixed(_) | Outcome::Spurious | Outcome::Retry))
+    }
+
+    /// A table of the guest is not mapped yet, or not for its flags.
+    fn fix_table(&mut self, gpa: u64, wants: Wants) -> Result<bool, Violation> {
+        self.actor.ran("fault on a guest's table");
+        let ask = Ask { gpa: Gpa(gpa), access: wants, cause: Cause::Guest };
+        match self.vcpu.fault_with(&self.actor.hands, ask) {
+            Outcome::Fixed(_) | Outcome::Spurious | Outcome::Retry => Ok(true),
+            other => Err(self.actor.bad(format!("a guest's table at {gpa:#x}: {other:?}"))),
+        }
     }
 }
 

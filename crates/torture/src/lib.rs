@@ -19,6 +19,7 @@
 
 mod arena;
 mod guest;
+mod guest_tables;
 mod host;
 mod keeper;
 mod model;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use machine::{Nested, Processor};
+use machine::{Nested, Paging, Processor};
 use vmmu::Vm;
 use vmmu::addr::{Gfn, Gpa, Pfn};
 use vmmu::entry::Access;
@@ -29,6 +29,8 @@ pub struct Play<'r, 'vm> {
     pub model: &'r Model,
     pub turns: &'r Arc<Turns>,
     pub nested: Nested,
+    /// How a vCPU that uses paging does.
+    pub paging: Paging,
     pub processors: &'r [Mutex<Processor>],
     /// Faults whose first half is done.
     pub posted: &'r Mutex<VecDeque<Request<'vm>>>,

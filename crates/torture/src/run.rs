@@ -18,6 +18,7 @@ use vmmu::{Config, Role, Stats, Vm};
 use crate::Violation;
 use crate::arena::Arena;
 use crate::guest::Guest;
+use crate::guest_tables;
 use crate::host::Host;
 use crate::keeper::{self, Keeper};
 use crate::model::{Model, SITES};
@@ -27,7 +28,7 @@ use crate::store::{Answered, Hands, Store};
 use crate::turns::Turns;
 
 /// Host-physical address width of the software processors, in bits.
-const PHYS_BITS: u8 = 46;
+pub const PHYS_BITS: u8 = 46;
 /// Threads of the host.
 const HOSTS: usize = 3;
 /// The most vCPUs: every thread has a word of its own in each page.
@@ -222,7 +223,14 @@ fn seed(settings: &Settings, what: u64, n: usize) -> u64 {
 /// Everything that ran, with names for what must have.
 fn all_operations() -> BTreeMap<&'static str, u64> {
     let mut names = BTreeMap::new();
-    for name in ["guest reads", "guest writes", "guest fetches", "guest adds", "fault"] {
+    for name in [
+        "guest reads",
+        "guest writes",
+        "guest fetches",
+        "guest adds",
+        "fault",
+        "fault on a guest's table",
+    ] {
         names.insert(name, 0);
     }
     // Every kind is chosen sooner or later.
@@ -256,7 +264,7 @@ fn whole(
     let host = Host::new(Arc::clone(&arena), Arc::clone(&turns), vcpus, sources.len());
     let config = Config {
         workers: (vcpus + 2 * HOSTS + 2) as u32,
-        slots: SITES.len() as u32 + 2,
+        slots: guest_tables::SLOT.0 + 1,
         ..Config::new(settings.tables.format(), vcpus as u32)
     };
     let mut vm = match Vm::new(host, &config) {
@@ -283,6 +291,7 @@ fn whole(
             model: &model,
             turns: &turns,
             nested: settings.tables.nested(),
+            paging: guest_tables::write(&arena),
             processors: &processors,
             posted: &posted,
             places: &places,
@@ -386,9 +395,11 @@ fn keeper<'p, 'r, 'vm>(
     Ok(Keeper { actor, worker, long: None, deletion: None, zap: None, drain: None })
 }
 
-/// A slot in every site but one.
+/// A slot for the guest's own tables, and one in every site but one.
 fn set_up(play: &Play<'_, '_>, settings: &Settings) -> Result<(), Violation> {
     let mut keeper = keeper(play, settings, play.vcpus)?;
+    let made = keeper.worker.create_slot(&guest_tables::slot());
+    made.map_err(|why| Violation::new(format!("the slot of the guest's tables: {why}")))?;
     for _ in 1..SITES.len() {
         let site = Where { at: At { site: 0, page: 0 }, space: 0 };
         keeper.act(&Op::Create { site, view: 0, largest: 0 })?;

@@ -34,6 +34,10 @@ const EVERY_ACCESS: u32 = 24;
 /// With free threads, one in so many is interrupted there.
 #[cfg(feature = "step")]
 const INTERRUPT: u32 = 4096;
+/// One in so many who pass the turn on falls asleep, as if its processor had been taken away; and
+/// for how many turns at most. What happens to others meanwhile is what short turns never show.
+const ASLEEP: u32 = 2048;
+const SLEEP: u64 = 6000;
 /// Turns without a single step after which nothing will ever move again.
 const STANDSTILL: u64 = 20_000_000;
 /// Bytes of a coroutine's stack.
@@ -127,6 +131,7 @@ impl Turns {
             coroutine: Coroutine<(), (), T>,
             yielder: *const Yielder<(), ()>,
             result: Option<T>,
+            asleep_until: u64,
         }
         let mut results: Vec<Actor<T>> = Vec::new();
         for actor in actors {
@@ -138,19 +143,32 @@ impl Turns {
             // SAFETY: what the actor borrows outlives this call, and the coroutine, which lives in
             // `results`, does not: it is run to its end, or dropped with it, before this returns.
             let coroutine = unsafe { Coroutine::with_stack_unchecked(stack, body) };
-            results.push(Actor { coroutine, yielder: std::ptr::null(), result: None });
+            let yielder = std::ptr::null();
+            results.push(Actor { coroutine, yielder, result: None, asleep_until: 0 });
         }
         TURNS.set(Some(Arc::clone(self)));
         let mut alive: Vec<usize> = (0..results.len()).collect();
         let (mut turns, mut seen, mut moved) = (0u64, 0, 0);
         while !alive.is_empty() {
-            let next = rng.lock().unwrap_or_else(PoisonError::into_inner).usize(..alive.len());
+            let next = {
+                let mut rng = rng.lock().unwrap_or_else(PoisonError::into_inner);
+                let any = rng.usize(..alive.len());
+                // The first from there on who is awake; if nobody is, whoever it is.
+                let awake = |n: &usize| results[alive[*n]].asleep_until <= turns;
+                (any..alive.len()).chain(0..any).find(awake).unwrap_or(any)
+            };
             let me = alive[next];
             let actor = &mut results[me];
             ME.set(Some(me));
             YIELDER.set(actor.yielder);
             match actor.coroutine.resume(()) {
-                CoroutineResult::Yield(()) => actor.yielder = YIELDER.get(),
+                CoroutineResult::Yield(()) => {
+                    actor.yielder = YIELDER.get();
+                    let mut rng = rng.lock().unwrap_or_else(PoisonError::into_inner);
+                    if rng.u32(..ASLEEP) == 0 {
+                        actor.asleep_until = turns + rng.u64(..SLEEP);
+                    }
+                }
                 CoroutineResult::Return(result) => {
                     actor.result = Some(result);
                     alive.remove(next);
