@@ -191,8 +191,32 @@ impl Cache {
         (mixed as usize & (self.lines.len() / WAYS - 1)) * WAYS
     }
 
-    /// A line for the address, if there is one and the processor wants to use it.
-    pub fn pick(&self, rng: &mut Rng, owner: &Owner, address: u64) -> Option<Line> {
+    /// A translation of the address, if there is one and the processor wants to use it. By habit
+    /// the oldest of those that serve the access; one that does not if none does.
+    pub fn pick(
+        &self,
+        rng: &mut Rng,
+        owner: &Owner,
+        address: u64,
+        serves: impl Fn(&Line) -> bool,
+    ) -> Option<Line> {
+        self.choose(rng, owner, address, |line| (!serves(line), line.born))
+    }
+
+    /// An upper entry for the address, likewise. By habit one of the lowest level, where a walk has
+    /// least to read, and of these the oldest.
+    pub fn pick_upper(&self, rng: &mut Rng, owner: &Owner, address: u64) -> Option<Line> {
+        self.choose(rng, owner, address, |line| (line.shift, line.born))
+    }
+
+    /// By habit the line with the lowest rank, by chance any.
+    fn choose<R: Ord>(
+        &self,
+        rng: &mut Rng,
+        owner: &Owner,
+        address: u64,
+        rank: impl Fn(&Line) -> R,
+    ) -> Option<Line> {
         if self.lines.is_empty() || (self.keep == Keep::ByChance && rng.u8(..) < 32) {
             return None;
         }
@@ -208,7 +232,7 @@ impl Cache {
                 seen += 1;
                 let better = match (self.keep, chosen) {
                     (_, None) => true,
-                    (Keep::Oldest, Some(old)) => line.born < old.born,
+                    (Keep::Oldest, Some(old)) => rank(line) < rank(old),
                     (_, Some(_)) => rng.u32(..seen) == 0,
                 };
                 if better {

@@ -5,7 +5,8 @@
 pub enum Keep {
     /// It caches nothing.
     Nothing,
-    /// It uses the oldest translation it has, and when there is no room forgets the newest.
+    /// It uses the oldest translation it has that serves the access, and the oldest upper entry of
+    /// the lowest level; when there is no room it forgets the newest.
     Oldest,
     /// It uses any translation it has or none, and forgets any, by chance.
     ByChance,

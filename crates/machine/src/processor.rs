@@ -116,15 +116,20 @@ impl Processor {
     ) -> Result<Reached, Failed> {
         let wants = context.nested.access(access);
         let writes = access == Access::Write;
+        let long = context.long();
+        let permitted = |line: &Line| long.is_none_or(|long| long.permits(line.guest, access));
+        let allowed = |line: &Line| line.nested.contains(wants.needs);
+        let serves = |line: &Line| {
+            let dirty = line.nested_dirty && line.guest_dirty;
+            permitted(line) && allowed(line) && (!writes || dirty)
+        };
         if effort.caches
             && context.caches_linear()
-            && let Some(line) = self.translations.pick(&mut self.rng, &context.linear(), address)
+            && let Some(line) =
+                self.translations.pick(&mut self.rng, &context.linear(), address, serves)
         {
-            let long = context.long();
             let gpa = line.gpa + within(address, line.shift);
-            let permitted = long.is_none_or(|long| long.permits(line.guest, access));
-            let allowed = line.nested.contains(wants.needs);
-            if permitted && allowed && (!writes || (line.nested_dirty && line.guest_dirty)) {
+            if serves(&line) {
                 self.hit(memory, context, address, &line, long);
                 return Ok(Reached {
                     hpa: line.hpa + within(address, line.shift),
@@ -135,10 +140,10 @@ impl Processor {
             }
             if context.nested.is_intel() && self.rng.bool() {
                 match long {
-                    Some(long) if !permitted => {
+                    Some(long) if !permitted(&line) => {
                         return Err(long.fault(address, access, page_fault::PRESENT).into());
                     }
-                    _ if !allowed => {
+                    _ if !allowed(&line) => {
                         return Err(context.nested.forbidden(gpa, wants, line.nested).into());
                     }
                     _ => {}

@@ -85,12 +85,16 @@ impl Processor {
         wants: Wants,
         effort: Effort,
     ) -> Result<Mapped, Failed> {
+        let serves = |line: &Line| {
+            line.nested.contains(wants.needs) && (!wants.dirties || line.nested_dirty)
+        };
         if effort.caches
-            && let Some(line) = self.translations.pick(&mut self.rng, &context.physical(), gpa)
+            && let Some(line) =
+                self.translations.pick(&mut self.rng, &context.physical(), gpa, serves)
         {
             self.leaned = true;
             let allowed = line.nested.contains(wants.needs);
-            if allowed && (!wants.dirties || line.nested_dirty) {
+            if serves(&line) {
                 self.hit(memory, context, gpa, &line, None);
                 return Ok(Mapped {
                     hpa: line.hpa + within(gpa, line.shift),
@@ -127,7 +131,7 @@ impl Processor {
             self.counts.walks += 1;
         }
         if effort.caches
-            && let Some(line) = self.structures.pick(&mut self.rng, &owner, gpa)
+            && let Some(line) = self.structures.pick_upper(&mut self.rng, &owner, gpa)
         {
             self.leaned = true;
             self.counts.structures += 1;
@@ -233,7 +237,7 @@ impl Processor {
         let mut allows = Allows::all();
         let mut known = None;
         if effort.caches
-            && let Some(line) = self.structures.pick(&mut self.rng, &owner, address)
+            && let Some(line) = self.structures.pick_upper(&mut self.rng, &owner, address)
         {
             self.leaned = true;
             self.counts.structures += 1;

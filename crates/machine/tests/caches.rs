@@ -154,6 +154,41 @@ fn the_oldest_is_kept_by_habit() {
     }
 }
 
+/// A read leaves a clean translation behind, and a write another, which is the one that writes.
+#[test]
+fn the_oldest_that_serves_the_access_is_used_by_habit() {
+    for vendor in VENDORS {
+        let rig = long_rig(vendor);
+        for (context, address) in [(rig.off(), GPA), (user(&rig), LINEAR)] {
+            let mut processor = oldest();
+            move_to(&rig, GPA, OLD);
+            for access in [Read, Write] {
+                processor.translate(&rig.ram, &context, address, access).unwrap();
+            }
+            move_to(&rig, GPA, NEW);
+            let end = processor.translate(&rig.ram, &context, address, Write).unwrap();
+            assert_eq!((end.hpa, end.cached), (OLD, true), "{vendor:?} {address:#x}");
+        }
+    }
+}
+
+/// However old the others are: a walk begins as near to the page as it can.
+#[test]
+fn the_lowest_upper_entry_is_used_by_habit() {
+    for vendor in VENDORS {
+        for level in 2..=4 {
+            let mut rig = rig(vendor);
+            rig.map(BESIDE, OLD, 1);
+            let mut processor = oldest();
+            reads(&mut processor, &rig, &rig.off(), GPA);
+            rig.set(rig.at(GPA, level), 0);
+            rig.map(BESIDE, NEW, 1);
+            let seen = reads(&mut processor, &rig, &rig.off(), BESIDE);
+            assert_eq!(seen, set([OLD]), "{vendor:?} level {level}");
+        }
+    }
+}
+
 #[test]
 fn nothing_is_kept_by_habit() {
     for vendor in VENDORS {
