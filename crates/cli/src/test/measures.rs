@@ -90,12 +90,14 @@ pub fn asan(context: &Context) -> Result<Tally> {
     };
     command.args(["test", "--no-fail-fast", "--lib", "--tests", "--target", TARGET]);
     for package in ["vmmu", "machine", "torture"] {
-        command.args(["--package", package]);
+        // What is tested is worth optimizing; what it needs is not.
+        let optimized = format!("profile.dev.package.{package}.opt-level=1");
+        command.args(["--package", package, "--config", &optimized]);
     }
     command
         .args(["--features", "vmmu/protocol", "--target-dir"])
         .arg(context.project().scratch("asan"))
-        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
+        .env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only")
         .env("RUSTFLAGS", "-Zsanitizer=address");
     tests(context, name, command)
 }
