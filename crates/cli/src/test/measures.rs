@@ -118,7 +118,10 @@ pub fn tsan(context: &Context) -> Result<Tally> {
             .args(arguments)
             .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
             .env("RUSTFLAGS", "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer")
-            .env("TSAN_OPTIONS", format!("suppressions={}", suppressions.display()));
+            .env(
+                "TSAN_OPTIONS",
+                format!("halt_on_error=1 suppressions={}", suppressions.display()),
+            );
         Ok(command)
     };
     let mut tally = match races(&[]) {
