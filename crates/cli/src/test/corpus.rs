@@ -18,6 +18,7 @@ use super::{
     models::{self, LOOM, SHUTTLE},
     source::tests,
     tally::Tally,
+    torture,
 };
 
 /// The tests that put one defect back each.
@@ -64,7 +65,10 @@ pub fn corpus(context: &Context) -> Result<Tally> {
     if context.output(LOOM).is_none() || context.output(SHUTTLE).is_none() {
         tally += models::models(context)?;
     }
-    let outputs: Vec<String> = SOURCES.iter().filter_map(|name| context.output(name)).collect();
+    let mut outputs: Vec<String> = SOURCES.iter().filter_map(|name| context.output(name)).collect();
+    let (hunted, lines) = torture::hunts(context)?;
+    tally += hunted;
+    outputs.push(lines);
     let (rows, complaints) = compare(&outputs, REQUIRED);
     println!("{}", table(&rows));
     for row in &rows {
