@@ -27,8 +27,8 @@ use crate::{
 
 /// Must be the version of the library in `crates/bench`.
 const RUNNER: &str = "0.20.0";
-/// What a count may differ from the stored one.
-const TOLERANCE: f64 = 0.02;
+/// What a count may differ from the stored one, in percent.
+const TOLERANCE: u128 = 2;
 
 /// What the library's own part costs in Linux KVM 6.12, in instructions an operation.
 const KVM: [(&str, u64); 3] =
@@ -114,11 +114,13 @@ impl Bounds {
             return Verdict::Foreign;
         }
         let Some(bound) = self.instructions.get(&count.name) else { return Verdict::Unknown };
-        let change = change(count.instructions, *bound);
-        match change {
-            _ if change > TOLERANCE => Verdict::Worse,
-            _ if change < -TOLERANCE => Verdict::Better,
-            _ => Verdict::Kept,
+        let (counted, bound) = (u128::from(count.instructions) * 100, u128::from(*bound));
+        if counted > bound * (100 + TOLERANCE) {
+            Verdict::Worse
+        } else if counted < bound * (100 - TOLERANCE) {
+            Verdict::Better
+        } else {
+            Verdict::Kept
         }
     }
 
