@@ -77,11 +77,8 @@ impl<'vm, H: Host> Worker<'vm, H> {
     fn withdraw_pages(&mut self, pages: HostPages) -> ActivePlace {
         let core = self.core();
         self.participant.line().counters.invalidations.add(1);
-        let walked = self
-            .participant
-            .publish(pages)
-            .exclude()
-            .walk(|page| page.each(|entry| entry.zap()));
+        let walked =
+            self.participant.publish(pages).exclude().walk(|page| page.each(|entry| entry.zap()));
         let promise = walked.finish();
         // It is this VM's promise, of a range that was published.
         promise.open(core).and_then(|pages| pages.place()).unwrap_or(ActivePlace::Overflow)
