@@ -131,13 +131,14 @@ impl Ended {
     }
 }
 
-/// Two vCPUs that enter, leave and fault over `pages` frames while `change` runs in a third
-/// thread.
+/// Two vCPUs that enter, leave and fault over `pages` frames; once they do, `change` runs beside
+/// them.
 fn beside_faults(vm: &Vm<Freeing>, pages: u64, change: impl FnOnce() + Send) {
     let (stop, ended) = (AtomicBool::new(false), Ended(AtomicU64::new(0)));
+    let going = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for n in 0..2 {
-            let (stop, ended) = (&stop, &ended);
+            let (stop, ended, going) = (&stop, &ended, &going);
             scope.spawn(move || {
                 let _ends = Ends(ended);
                 let mut vcpu = vm.vcpu(VcpuId(n)).unwrap();
@@ -151,8 +152,12 @@ fn beside_faults(vm: &Vm<Freeing>, pages: u64, change: impl FnOnce() + Send) {
                         Ask { gpa: Gpa(gfn << 12), access: Access::WRITE, cause: Cause::Guest };
                     let outcome = vcpu.fault_with(&Computed, ask);
                     assert!(!matches!(outcome, Outcome::Dead(_)), "{outcome:?}");
+                    going.fetch_or(1 << n, Ordering::Relaxed);
                 }
             });
+        }
+        while going.load(Ordering::Relaxed) != 0b11 && ended.0.load(Ordering::Relaxed) == 0 {
+            std::thread::yield_now();
         }
         change();
         stop.store(true, Ordering::Relaxed);
@@ -177,16 +182,31 @@ fn slots_change_beside_faults() {
     end(vm);
 }
 
+/// Who walks all roots meets those that are being taken apart.
 #[test]
-fn tables_are_freed_beside_faults() {
+fn tables_are_freed_beside_faults_and_walks() {
     let vm = vm();
     vm.worker().unwrap().create_slot(&slot(1, 0, 0x4000)).unwrap();
-    beside_faults(&vm, 0x5000, || {
-        let mut worker = vm.worker().unwrap();
-        for n in 0..ROUNDS / 3 {
-            let mut drain = worker.invalidate_roots();
-            while worker.drain(&mut drain, 1 + n % 7) == Progress::More {}
-        }
+    let (stop, ended) = (AtomicBool::new(false), Ended(AtomicU64::new(0)));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let _ends = Ends(&ended);
+            let mut worker = vm.worker().unwrap();
+            let mut first = 0;
+            while !stop.load(Ordering::Relaxed) {
+                first = (first + 0x333) % 0x4000;
+                worker.zap(SPACE, GfnRange::sized(Gfn(first), 0x400).unwrap());
+            }
+        });
+        beside_faults(&vm, 0x5000, || {
+            let mut worker = vm.worker().unwrap();
+            for n in 0..ROUNDS / 3 {
+                let mut drain = worker.invalidate_roots();
+                while worker.drain(&mut drain, 1 + n % 7) == Progress::More {}
+            }
+        });
+        stop.store(true, Ordering::Relaxed);
+        ended.all(1);
     });
     end(vm);
 }
