@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use comfy_table::{Table, presets};
 use hypervisor::wire::{End, Verdict};
+use indicatif::HumanCount;
 
 use crate::{
     boot::session::{Cut, GuestRun, Run},
@@ -12,15 +13,7 @@ use crate::{
 
 /// `1234567` as `1,234,567`.
 pub fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    HumanCount(number).to_string()
 }
 
 /// The report of a whole run.

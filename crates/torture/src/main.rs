@@ -1,5 +1,6 @@
 //! The torture as a program: `cargo vmmu torture` builds and runs it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -8,8 +9,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use comfy_table::{CellAlignment, Table, presets};
-use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::json;
+use indicatif::{HumanCount, ProgressBar, ProgressFinish, ProgressStyle};
+use serde_json::{Value, json};
 use torture::shrink::{Shrunk, shrink};
 use torture::{Failure, MOST_VCPUS, Plan, Report, Settings, Tables};
 
@@ -26,7 +27,7 @@ struct Options {
     #[arg(long)]
     seed: Option<u64>,
     /// Operations and accesses, of all threads together
-    #[arg(long, default_value_t = 300_000)]
+    #[arg(long, default_value_t = 300_000, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
     /// vCPUs, each a thread; three threads of the host come on top
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=MOST_VCPUS as i64))]
@@ -38,13 +39,14 @@ struct Options {
     #[arg(long)]
     deterministic: bool,
     /// Run the operations of a failure again
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "steps", "format"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all =
+          ["seed", "steps", "vcpus", "format", "deterministic", "rounds", "shrink"])]
     replay: Option<PathBuf>,
     /// Runs that shortening a failure may take; 0: none
     #[arg(long, value_name = "RUNS", default_value_t = 2000)]
     shrink: usize,
-    /// Where failures are written
-    #[arg(long, value_name = "FOLDER", default_value = ".")]
+    /// Where failures are written [default: target/vmmu/torture]
+    #[arg(long, value_name = "FOLDER", default_value = ".", hide_default_value = true)]
     failures: PathBuf,
     /// Write a report for programs
     #[arg(long, value_name = "FILE")]
@@ -56,7 +58,8 @@ struct Options {
     #[arg(long, value_name = "NAME")]
     defect: Option<String>,
     /// More seeds, one after another, until something is found
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
 }
 
@@ -83,9 +86,15 @@ fn run(options: &Options) -> Result<bool> {
     if options.defect.as_deref() == Some("list") {
         return Ok(true);
     }
-    if let Some(path) = &options.replay {
-        return replay(path);
+    if let Some(path) = &options.json {
+        // Said now, not when everything has run.
+        write(path, "")?;
     }
+    if let Some(path) = &options.replay {
+        return replay(options, path);
+    }
+    let folder = &options.failures;
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let formats = match options.format.as_slice() {
         [] => vec![Tables::Npt, Tables::Ept],
         given => given.to_vec(),
@@ -102,33 +111,40 @@ fn run(options: &Options) -> Result<bool> {
             match torture::run(settings, &mut progress(steps)) {
                 Ok(report) => reports.push((settings, report)),
                 Err(failure) => {
-                    found(options, &settings, *failure)?;
+                    let failure = found(options, &settings, *failure)?;
+                    tell(options, &reports, Some(&failure))?;
                     return Ok(false);
                 }
             }
         }
     }
     show(&reports);
-    if let Some(path) = &options.json {
-        let text = serde_json::to_string_pretty(&as_json(&reports))?;
-        fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
-    }
+    tell(options, &reports, None)?;
     Ok(all_ran(&reports))
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Writes the report for programs, if one is wanted.
+fn tell(
+    options: &Options,
+    reports: &[(Settings, Report)],
+    failure: Option<&Failure>,
+) -> Result<()> {
+    let Some(path) = &options.json else { return Ok(()) };
+    write(path, &(serde_json::to_string_pretty(&as_json(reports, failure))? + "\n"))
 }
 
 /// A bar that is drawn to a terminal, and nowhere else.
 fn progress(steps: u64) -> impl FnMut(u64) {
-    let bar = ProgressBar::new(steps);
+    let bar = ProgressBar::new(steps).with_finish(ProgressFinish::AndClear);
     let style = "{bar:30} {human_pos} of {human_len} steps, {per_sec}, {elapsed}";
     if let Ok(style) = ProgressStyle::with_template(style) {
         bar.set_style(style);
     }
-    move |done| {
-        bar.set_position(done.min(steps));
-        if done >= steps {
-            bar.finish_and_clear();
-        }
-    }
+    move |done| bar.set_position(done.min(steps))
 }
 
 /// Every operation ran in one of the runs, or it is said which did not.
@@ -150,14 +166,18 @@ fn all_ran(reports: &[(Settings, Report)]) -> bool {
     is_whole
 }
 
-fn found(options: &Options, settings: &Settings, failure: Failure) -> Result<()> {
-    println!("found after {} steps: {}", failure.steps, failure.violation);
-    let name = format!("failure-{}-{}.json", settings.tables.name(), settings.seed);
-    let path = options.failures.join(name);
+/// Says what was found, shortens it and writes it down.
+fn found(options: &Options, settings: &Settings, failure: Failure) -> Result<Failure> {
+    let (name, seed) = (settings.tables.name(), settings.seed);
+    println!("{name}, seed {seed}: found after {} steps: {}", failure.steps, failure.violation);
+    let path = options.failures.join(format!("failure-{name}-{seed}.json"));
+    let put = |plan: &Plan| write(&path, &(serde_json::to_string_pretty(plan)? + "\n"));
+    // Shortening may be interrupted.
+    put(&failure.plan)?;
     let shrunk = match options.shrink {
         0 => Shrunk { failure, runs: 0, repeats: false },
         budget => {
-            let bar = ProgressBar::new_spinner().with_message("shortening");
+            let bar = ProgressBar::new_spinner().with_finish(ProgressFinish::AndClear);
             bar.enable_steady_tick(Duration::from_millis(200));
             shrink(failure, budget, &mut |left| {
                 bar.set_message(format!("shortening: {left} operations left"));
@@ -165,8 +185,7 @@ fn found(options: &Options, settings: &Settings, failure: Failure) -> Result<()>
         }
     };
     let plan = &shrunk.failure.plan;
-    let text = serde_json::to_string_pretty(plan)?;
-    fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+    put(plan)?;
     if shrunk.repeats {
         println!(
             "{} operations are enough ({} runs): {}",
@@ -183,8 +202,15 @@ fn found(options: &Options, settings: &Settings, failure: Failure) -> Result<()>
             if settings.deterministic { "; the seed does" } else { "" }
         );
     }
-    println!("again: cargo vmmu torture --replay {}", path.display());
-    Ok(())
+    // The plan does not say how the library was built.
+    let defect = options.defect.as_ref().map(|name| format!(" --defect {name}"));
+    let plain = if options.plain { " --plain" } else { "" };
+    println!(
+        "again: cargo vmmu torture{plain}{} --replay {}",
+        defect.unwrap_or_default(),
+        path.display()
+    );
+    Ok(shrunk.failure)
 }
 
 fn list(plan: &Plan) {
@@ -200,7 +226,7 @@ fn list(plan: &Plan) {
 }
 
 /// Runs a plan again; with free threads as often as it takes, within reason.
-fn replay(path: &Path) -> Result<bool> {
+fn replay(options: &Options, path: &Path) -> Result<bool> {
     let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let plan: Plan = serde_json::from_slice(&text)
         .with_context(|| format!("{} is no plan of the torture", path.display()))?;
@@ -218,52 +244,72 @@ fn replay(path: &Path) -> Result<bool> {
         if let Err(failure) = torture::replay(&plan) {
             println!("found in run {n}: {}", failure.violation);
             list(&plan);
+            tell(options, &[], Some(&Failure { plan, ..*failure }))?;
             return Ok(false);
         }
     }
-    println!("nothing found in {tries} runs of {} operations", plan.len());
+    let runs = if tries == 1 { "one run".to_owned() } else { format!("{tries} runs") };
+    println!("nothing found in {runs} of {} operations", plan.len());
+    tell(options, &[], None)?;
     Ok(true)
 }
 
+/// A column for each format, with all its rounds together; then a line for each run.
 fn show(reports: &[(Settings, Report)]) {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    let heads = reports.iter().map(|(settings, _)| {
-        format!("{}{}", settings.tables.name(), if settings.deterministic { ", turns" } else { "" })
-    });
+    let formats: Vec<(Tables, Vec<&Report>)> = Tables::ALL
+        .into_iter()
+        .map(|tables| {
+            let of = reports.iter().filter(|(settings, _)| settings.tables == tables);
+            (tables, of.map(|(_, report)| report).collect::<Vec<_>>())
+        })
+        .filter(|(_, reports)| !reports.is_empty())
+        .collect();
+    let heads = formats.iter().map(|(tables, _)| tables.name().to_owned());
     table.set_header(std::iter::once(String::new()).chain(heads));
-    let mut row = |name: &str, count: &dyn Fn(&Report) -> u64| {
-        let counts = reports.iter().map(|(_, report)| grouped(count(report)));
+    let mut row = |name: &str, count: &dyn Fn(&[&Report]) -> u64| {
+        let counts = formats.iter().map(|(_, reports)| HumanCount(count(reports)).to_string());
         table.add_row(std::iter::once(name.to_owned()).chain(counts));
     };
-    let Some((_, any)) = reports.first() else { return };
-    for name in any.operations.keys() {
-        row(name, &|report| report.operations.get(name).copied().unwrap_or(0));
+    let names = |counts: fn(&Report) -> &BTreeMap<&'static str, u64>| -> BTreeSet<&'static str> {
+        reports.iter().flat_map(|(_, report)| counts(report).keys().copied()).collect()
+    };
+    for name in names(|report| &report.operations) {
+        row(name, &|reports| sum(reports, |report| count(&report.operations, name)));
     }
     // What came of them is set off by its indent.
-    let outcomes = reports.iter().flat_map(|(_, report)| report.outcomes.keys());
-    for name in outcomes.collect::<std::collections::BTreeSet<_>>() {
-        row(&format!("  {name}"), &|report| report.outcomes.get(name).copied().unwrap_or(0));
+    for name in names(|report| &report.outcomes) {
+        let indented = format!("  {name}");
+        row(&indented, &|reports| sum(reports, |report| count(&report.outcomes, name)));
     }
-    row("  walks", &|report| report.processors.walks);
-    row("  translations from a TLB", &|report| report.processors.hits);
-    row("  walks from a cached upper entry", &|report| report.processors.structures);
-    row("  flushes", &|report| report.stats.flushes);
-    row("  flushes for somebody else's debt", &|report| report.stats.foreign_debts);
-    row("steps", &|report| report.steps);
-    row("steps a second", &|report| {
-        (report.steps as f64 / report.took.as_secs_f64().max(1e-6)) as u64
+    type Count = fn(&Report) -> u64;
+    let processors: [(&str, Count); 6] = [
+        ("  walks", |report| report.processors.walks),
+        ("  walks begun again", |report| report.processors.lost),
+        ("  walks from a cached upper entry", |report| report.processors.structures),
+        ("  translations from a TLB", |report| report.processors.hits),
+        ("  flushes", |report| report.stats.flushes),
+        ("  flushes for somebody else's debt", |report| report.stats.foreign_debts),
+    ];
+    for (name, count) in processors {
+        row(name, &|reports| sum(reports, count));
+    }
+    row("steps", &|reports| sum(reports, |report| report.steps));
+    row("steps a second", &|reports| {
+        let took: f64 = reports.iter().map(|report| report.took.as_secs_f64()).sum();
+        (sum(reports, |report| report.steps) as f64 / took.max(1e-6)) as u64
     });
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    println!("{table}");
+    println!("{}", table.trim_fmt());
     for (settings, report) in reports {
         println!(
             "{}, seed {}: nothing found in {} steps, {:.1} s{}",
             settings.tables.name(),
             settings.seed,
-            grouped(report.steps),
+            HumanCount(report.steps),
             report.took.as_secs_f64(),
             if settings.deterministic {
                 format!("; the same seed gives {:016x} again", report.digest)
@@ -274,19 +320,15 @@ fn show(reports: &[(Settings, Report)]) {
     }
 }
 
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+fn count(counts: &BTreeMap<&'static str, u64>, name: &str) -> u64 {
+    counts.get(name).copied().unwrap_or(0)
 }
 
-fn as_json(reports: &[(Settings, Report)]) -> serde_json::Value {
+fn sum(reports: &[&Report], count: impl Fn(&Report) -> u64) -> u64 {
+    reports.iter().map(|report| count(report)).sum()
+}
+
+fn as_json(reports: &[(Settings, Report)], failure: Option<&Failure>) -> Value {
     let runs: Vec<_> = reports
         .iter()
         .map(|(settings, report)| {
@@ -303,7 +345,15 @@ fn as_json(reports: &[(Settings, Report)]) -> serde_json::Value {
             })
         })
         .collect();
-    json!({ "runs": runs })
+    let failure = failure.map(|failure| {
+        json!({
+            "settings": failure.plan.settings,
+            "steps": failure.steps,
+            "violation": failure.violation.what,
+            "operations": failure.plan.len(),
+        })
+    });
+    json!({ "runs": runs, "failure": failure })
 }
 
 #[cfg(feature = "defects")]
