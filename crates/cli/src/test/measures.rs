@@ -166,7 +166,7 @@ pub fn fuzz(context: &Context) -> Result<Tally> {
     let folder = context.project().root().join("fuzz");
     let built = context.project().scratch("fuzz");
     command
-        .args(["build", "--locked", "--release", "--bins", "--target", TARGET, "--target-dir"])
+        .args(["build", "--release", "--bins", "--target", TARGET, "--target-dir"])
         .arg(&built)
         .env("RUSTFLAGS", FUZZING)
         .current_dir(&folder);
