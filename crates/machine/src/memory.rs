@@ -11,6 +11,10 @@ pub trait Memory {
     /// The word at host-physical `address` (bytes, a multiple of 8), or `None` where there is no
     /// memory: the access ends as [`Exit::Bus`](crate::Exit::Bus).
     fn word(&self, address: u64) -> Option<&AtomicU64>;
+
+    /// Called before every access of a walk to a word: also between the one that reads an entry and
+    /// the one that sets its flags. Whoever decides which thread runs may let another in here.
+    fn pause(&self) {}
 }
 
 /// Words from address 0 on.
@@ -23,6 +27,10 @@ impl Memory for [AtomicU64] {
 impl<M: Memory + ?Sized> Memory for &M {
     fn word(&self, address: u64) -> Option<&AtomicU64> {
         (**self).word(address)
+    }
+
+    fn pause(&self) {
+        (**self).pause();
     }
 }
 

@@ -140,7 +140,7 @@ impl Processor {
         let flags = nested.flags();
         loop {
             let entry = word(memory, table + offset(gpa, level))?;
-            let found = entry.load(Ordering::Acquire);
+            let found = read(memory, entry);
             match nested.entry(found, level) {
                 Entry::Absent => return Err(nested.absent(gpa, wants).into()),
                 Entry::Wrong => return Err(nested.wrong(gpa, wants).into()),
@@ -205,7 +205,7 @@ impl Processor {
             }
             place = Some(word(memory, at.address + u64::from(at.index) * 8)?);
         }
-        exchange(entry, found, found | bits)?;
+        exchange(memory, entry, found, found | bits)?;
         self.counts.accessed += u64::from(found & flags.accessed == 0);
         if let Some(gpa) = log {
             self.counts.dirtied += 1;
@@ -231,7 +231,7 @@ impl Processor {
         let nested = &context.nested;
         let asked = effort.purpose != Purpose::Speculation;
         let owner = context.linear();
-        let read = nested.table_read();
+        let looks = nested.table_read();
         let mut level = long.levels;
         let mut table = base(long.cr3, 12);
         let mut allows = Allows::all();
@@ -249,7 +249,7 @@ impl Processor {
             let place = match known.take() {
                 Some(page) => page + within(entry_gpa, 12),
                 None => {
-                    let mapped = self.nested(memory, context, entry_gpa, read, effort)?;
+                    let mapped = self.nested(memory, context, entry_gpa, looks, effort)?;
                     if effort.learns() && level < long.levels {
                         let line =
                             Line::new(owner, address, shift(level + 1), base(mapped.hpa, 12));
@@ -261,7 +261,7 @@ impl Processor {
                 }
             };
             let entry = word(memory, place)?;
-            let found = entry.load(Ordering::Acquire);
+            let found = read(memory, entry);
             match long.entry(found, level, nested) {
                 Entry::Absent => return Err(long.fault(address, access, 0).into()),
                 Entry::Wrong => {
@@ -312,10 +312,10 @@ impl Processor {
         }
         match context.nested.table_update() {
             // Reading the entry was a write already.
-            None => exchange(entry, found, found | bits),
+            None => exchange(memory, entry, found, found | bits),
             Some(wants) => {
                 let mapped = self.nested(memory, context, gpa, wants, effort)?;
-                exchange(word(memory, mapped.hpa)?, found, found | bits)
+                exchange(memory, word(memory, mapped.hpa)?, found, found | bits)
             }
         }
     }
@@ -366,7 +366,18 @@ impl Processor {
     }
 }
 
-fn exchange(entry: &AtomicU64, found: u64, wanted: u64) -> Result<(), Failed> {
+fn read<M: Memory>(memory: &M, entry: &AtomicU64) -> u64 {
+    memory.pause();
+    entry.load(Ordering::Acquire)
+}
+
+fn exchange<M: Memory>(
+    memory: &M,
+    entry: &AtomicU64,
+    found: u64,
+    wanted: u64,
+) -> Result<(), Failed> {
+    memory.pause();
     match entry.compare_exchange(found, wanted, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => Ok(()),
         Err(_) => Err(Failed::Lost),

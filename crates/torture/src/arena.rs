@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::MmapMut;
 
-use crate::Violation;
+use crate::{Violation, turns};
 
 /// Words of a page that guests use: the first two cache lines.
 pub const WORDS: usize = 16;
@@ -283,6 +283,11 @@ impl machine::Memory for Arena {
     fn word(&self, address: u64) -> Option<&AtomicU64> {
         self.word_at(address)
     }
+
+    /// Between any two steps of a walk the tables may change.
+    fn pause(&self) {
+        turns::pause();
+    }
 }
 
 #[cfg(test)]
@@ -315,6 +320,37 @@ mod tests {
         assert_eq!(arena.owner(reached.hpa >> 12), Some(Owner::Trap));
         let found = arena.inspect_all().unwrap_err();
         assert!(found.what.contains("a released table was written"), "{found}");
+    }
+
+    #[test]
+    fn others_run_between_two_steps_of_a_walk() {
+        use std::sync::atomic::AtomicBool;
+        let arena = Arena::new().unwrap();
+        let nested = Nested::Npt(Npt::new());
+        // The trap is a table of itself at every level.
+        let context = Context { tag: 1, nested, root: Arena::TRAP << 12, paging: Paging::Off };
+        let (walks, met) = (AtomicBool::new(false), AtomicBool::new(false));
+        for seed in 0..20 {
+            let turns = std::sync::Arc::new(turns::Turns::new(Some(seed)));
+            let actors = (0..2).map(|n| {
+                let (arena, turns, walks, met) = (&arena, &turns, &walks, &met);
+                move || {
+                    if n == 0 {
+                        walks.store(true, Ordering::Relaxed);
+                        let mut processor = Processor::with_habits(1, Habits::nothing());
+                        processor.translate(arena, &context, 0, Access::Read).unwrap();
+                        walks.store(false, Ordering::Relaxed);
+                        return;
+                    }
+                    for _ in 0..50 {
+                        met.fetch_or(walks.load(Ordering::Relaxed), Ordering::Relaxed);
+                        turns.relax();
+                    }
+                }
+            });
+            turns.run(actors.collect(), &mut || 0);
+        }
+        assert!(met.into_inner());
     }
 
     #[test]

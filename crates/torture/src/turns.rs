@@ -2,9 +2,10 @@
 //!
 //! With free threads each actor is a thread of the operating system, and where they meet is its
 //! affair. With *turns* all actors are coroutines on one thread. An actor runs until it comes to a
-//! *point*: between two accesses of a guest, in a hook of the host, in a wait; and, in a build
-//! with the feature `step`, before every access of the library to a shared word. There the seed
-//! decides who goes on. Nothing else in a run depends on time, so a seed repeats it exactly.
+//! *point*: between two accesses of a guest, between two steps of a processor's walk, in a hook of
+//! the host, in a wait; and, in a build with the feature `step`, before every access of the library
+//! to a shared word. There the seed decides who goes on. Nothing else in a run depends on time, so
+//! a seed repeats it exactly.
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -258,6 +259,13 @@ impl Turns {
 /// The actor that runs on this thread; none when nobody else is at work.
 pub fn me() -> Option<usize> {
     ME.get()
+}
+
+/// A walker is about to look at or change an entry: somebody else may run first.
+pub fn pause() {
+    if let Some(turns) = TURNS.try_with(|turns| turns.borrow().clone()).ok().flatten() {
+        turns.point();
+    }
 }
 
 fn pass(rng: &Mutex<Rng>, every: u32) {
