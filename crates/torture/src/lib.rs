@@ -13,9 +13,9 @@
 //! - a table is lost, or the library's own checker finds something at the end;
 //! - an operation never ran: then nothing was shown about it.
 //!
-//! With [`Settings::deterministic`] threads take [turns](turns) by seed, and a seed repeats
+//! With [`Settings::deterministic`] threads take [turns] by seed, and a seed repeats
 //! exactly. With free threads the operations are what repeats: those that led to a failure are
-//! written down, [shortened](shrink) and can be run again.
+//! written down, [shortened](mod@shrink) and can be run again.
 
 mod arena;
 mod guest;
