@@ -190,19 +190,19 @@ impl Store {
         Ok(Some(pfn))
     }
 
-    /// What is mapped where, for the checker at rest.
+    /// What may be mapped where, for the checker at rest.
     pub fn witness(&self, backing: u64, page: u64) -> Witness {
         let Some(page) = page_of(backing, page) else {
             // Pages of the huge backing that no guest uses are always at home.
             return match backing {
                 HUGE_BACKING => Witness::Frame(Pfn(Arena::HUGE_HOME + page), Access::all()),
-                _ => Witness::Unknown,
+                _ => Witness::Nothing,
             };
         };
         match *lock(&self.pages[page].place) {
             Place::Frame(pfn) => Witness::Frame(Pfn(pfn), Access::all()),
             Place::Zeros => Witness::Frame(Pfn(Arena::ZEROS), Access::READ | Access::EXEC),
-            Place::Away(_) | Place::Hole => Witness::Unknown,
+            Place::Away(_) | Place::Hole => Witness::Nothing,
         }
     }
 
@@ -342,3 +342,50 @@ impl Backing for Hands<'_, '_> {
 }
 
 const _: () = assert!(TOUCHED < 512);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the checker is told may be mapped for the first page of the blocks, after `change`.
+    fn after(change: Change) -> (Arena, Witness) {
+        let arena = Arena::new().unwrap();
+        let (store, model) = (Store::new(&arena).unwrap(), Model::new());
+        store.transform(&arena, &model, 0, change).unwrap();
+        let (backing, page) = name_of(0).unwrap();
+        let witness = store.witness(backing, page);
+        (arena, witness)
+    }
+
+    #[test]
+    fn the_checker_is_told_what_may_be_mapped_and_where_nothing_may() {
+        for change in [Change::Touch, Change::Home] {
+            assert_eq!(after(change).1, Witness::Frame(Pfn(home_of(0)), Access::all()));
+        }
+        let (arena, moved) = after(Change::Move);
+        let Witness::Frame(pfn, _) = moved else { panic!("{moved:?}") };
+        assert_ne!(pfn.0, home_of(0));
+        assert_eq!(arena.owner(pfn.0), Some(crate::arena::Owner::Page(0)));
+        let zeros = Witness::Frame(Pfn(Arena::ZEROS), Access::READ | Access::EXEC);
+        assert_eq!(after(Change::Empty).1, zeros);
+        for change in [Change::Steal, Change::Punch] {
+            assert_eq!(after(change).1, Witness::Nothing, "{change:?}");
+        }
+    }
+
+    #[test]
+    fn a_page_that_is_at_home_again_makes_its_block_whole() {
+        let arena = Arena::new().unwrap();
+        let (store, model) = (Store::new(&arena).unwrap(), Model::new());
+        for change in [Change::Move, Change::Steal, Change::Empty, Change::Punch] {
+            arena.set_contents(home_of(3), &[7; WORDS]);
+            store.transform(&arena, &model, 3, change).unwrap();
+            assert!(!store.is_whole(0), "{change:?}");
+            store.transform(&arena, &model, 3, Change::Home).unwrap();
+            assert!(store.is_whole(0), "{change:?}");
+            let kept = matches!(change, Change::Move | Change::Steal);
+            let expected = if kept { [7; WORDS] } else { [0; WORDS] };
+            assert_eq!(arena.contents(home_of(3)), expected, "{change:?}");
+        }
+    }
+}
