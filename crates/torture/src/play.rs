@@ -16,7 +16,7 @@ use crate::Violation;
 use crate::arena::Arena;
 use crate::host::Host;
 use crate::model::Pages as From;
-use crate::model::{DEVICES, Model, Possible, SITES, Said, TOUCHED, touched};
+use crate::model::{DEVICES, Model, Possible, SITES, Said, TOUCHED, name_of, touched};
 use crate::op::At;
 use crate::store::{Answered, Hands, Store};
 use crate::turns::Turns;
@@ -171,6 +171,16 @@ impl Seen {
             Seen::Site(possible, offset) => {
                 possible.views().any(|view| view.page(*offset) == Some(page))
             }
+        }
+    }
+
+    /// Whether a page may be there that the host may let share the frame of zeros.
+    pub fn may_share(&self) -> bool {
+        match self {
+            Seen::Device => false,
+            Seen::Site(possible, offset) => possible
+                .views()
+                .any(|view| view.page(*offset).is_some_and(|page| name_of(page).is_some())),
         }
     }
 
@@ -357,11 +367,42 @@ impl<'vm> Actor<'_, '_, 'vm> {
     pub fn judge_frame(&self, pfn: Pfn, seen: &Seen) -> Result<Option<usize>, Violation> {
         match self.play.arena.owner(pfn.0) {
             Some(crate::arena::Owner::Page(page)) if seen.may_be(page) => Ok(Some(page)),
-            Some(crate::arena::Owner::Zeros) => Ok(None),
+            Some(crate::arena::Owner::Zeros) if seen.may_share() => Ok(None),
             owner => Err(self.bad(format!(
                 "reached frame {:#x}, which is {owner:?}; there may have been {seen:?}",
                 pfn.0
             ))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What may be at the first page of a site during nothing but what `change` does to the model.
+    fn seen(site: usize, change: impl FnOnce(&Model)) -> Seen {
+        let model = Model::new();
+        change(&model);
+        let said = model.look(site);
+        Seen::Site(model.between(site, said, said), 0)
+    }
+
+    #[test]
+    fn the_frame_of_zeros_is_shared_by_pages_of_the_host_alone() {
+        let make = |model: &Model, site: usize| {
+            model.begin(site, Some(0));
+            model.end(site, true);
+        };
+        let linear = SITES.iter().position(|site| site.views[0].pages == From::Linear).unwrap();
+        assert!(seen(1, |model| make(model, 1)).may_share());
+        assert!(!seen(linear, |model| make(model, linear)).may_share(), "its frames are fixed");
+        assert!(!seen(1, |_| {}).may_share(), "there is no slot");
+        let gone = |model: &Model| {
+            make(model, 1);
+            model.begin(1, None);
+        };
+        assert!(seen(1, gone).may_share(), "the slot is going");
+        assert!(!Seen::Device.may_share());
     }
 }
