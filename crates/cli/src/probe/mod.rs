@@ -14,11 +14,16 @@ mod quirks;
 mod show;
 mod stage;
 
-use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
-use clap::Args;
-use comfy_table::{Table, presets};
+use clap::{Args, ValueEnum};
+use comfy_table::{CellAlignment, Table, presets};
 use hypervisor::{
     probe::{Outcome, Probe},
     wire::{self, Job},
@@ -69,7 +74,7 @@ pub struct Options {
     #[arg(long, default_value_t = 1, value_name = "SEED")]
     seed: u64,
     /// Run this case only, and print it
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", conflicts_with = "cases")]
     only: Option<u32>,
     /// Leave a rule out of the software walker, to see that it is missed
     #[arg(long, value_enum, value_name = "RULE")]
@@ -87,6 +92,10 @@ pub struct Options {
 
 /// Runs the cases and compares. An error is something missing (exit status 2).
 pub fn run(options: &Options) -> Result<Status> {
+    if let Some(path) = &options.json {
+        // Said now, not when everything has run.
+        write(path, b"")?;
+    }
     let numbers = options.only.map_or(0..options.cases, |number| number..number + 1);
     let setup = Setup {
         qemu: provide(QEMU)?,
@@ -113,16 +122,28 @@ pub fn run(options: &Options) -> Result<Status> {
         }
     }
     screen::write(format!("{}\n\n", comparison.table().trim_fmt()).as_bytes());
+    for (kind, cases) in &comparison.kinds {
+        let line = format!("{} x {kind}, as in case {}\n", grouped(cases.len() as u64), cases[0]);
+        screen::write(line.as_bytes());
+    }
     if let Some(path) = &options.json {
-        fs::write(path, serde_json::to_vec_pretty(&comparison.document(options))?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        write(path, &serde_json::to_vec_pretty(&comparison.document(options))?)?;
     }
     if comparison.differ.is_empty() {
-        screen::write(b"vmmu: the walkers agree\n");
+        let known = match comparison.known {
+            0 => String::new(),
+            1 => ", but for a known fault of the emulator in one case".to_owned(),
+            n => format!(", but for known faults of the emulator in {} cases", grouped(n)),
+        };
+        screen::write(format!("vmmu: the walkers agree{known}\n").as_bytes());
         return Ok(Status::Ended);
     }
     say!("the walkers differ in {} cases (exit status 1)", comparison.differ.len());
     Ok(Status::Failed)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// What every run of the machine needs.
@@ -234,6 +255,10 @@ impl Comparison {
                 self.known += 1;
                 for fault in faults {
                     *self.faults.entry(fault.name).or_default() += 1;
+                    if options.only.is_some() {
+                        let line = format!("  known, {}: {}\n", fault.name, fault.says);
+                        screen::write(line.as_bytes());
+                    }
                 }
             }
             Verdict::Differs(expected) => {
@@ -241,7 +266,14 @@ impl Comparison {
                 let kind = show::difference(&expected, seen);
                 self.kinds.entry(kind).or_default().push(drawn.number);
                 if self.differ.len() <= SHOWN && options.only.is_none() {
-                    let again = format!("--seed {} --only {}", options.seed, drawn.number);
+                    let bend = options.bend.and_then(|bend| bend.to_possible_value());
+                    let bend = bend.map(|bend| format!(" --bend {}", bend.get_name()));
+                    let again = format!(
+                        "--seed {} --only {}{}",
+                        options.seed,
+                        drawn.number,
+                        bend.unwrap_or_default()
+                    );
                     let case = show::case(drawn, &judge.walked(drawn), &expected, seen);
                     screen::write(format!("DIFFERENCE ({again})\n{case}\n").as_bytes());
                 }
@@ -274,8 +306,8 @@ impl Comparison {
             row(&format!("  {}", fault.name), self.faults.get(fault.name).copied().unwrap_or(0));
         }
         row("differences", self.differ.len() as u64);
-        for (kind, cases) in &self.kinds {
-            row(&format!("  {kind}, as in case {}", cases[0]), cases.len() as u64);
+        if let Some(counts) = table.column_mut(1) {
+            counts.set_cell_alignment(CellAlignment::Right);
         }
         table
     }
@@ -299,6 +331,7 @@ impl Comparison {
             "known": self.known,
             "faults": faults,
             "differ": self.differ,
+            "kinds": self.kinds,
             "host_seconds": self.took.as_secs_f64(),
         })
     }
