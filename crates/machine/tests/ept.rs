@@ -4,7 +4,7 @@ mod support;
 
 use machine::Access::{Fetch, Read, Write};
 use machine::{Access, Ept, Exit, Nested};
-use support::{ACCESSES, Rig, bytes};
+use support::{ACCESSES, Rig, bytes, ways};
 
 const R: u64 = 1;
 const W: u64 = 1 << 1;
@@ -58,16 +58,6 @@ fn bit(access: Access) -> u64 {
         Write => W,
         Fetch => X,
     }
-}
-
-fn ways() -> Vec<(u8, u32, u32)> {
-    let mut ways = vec![];
-    for levels in [4, 5] {
-        for leaf in 1..=3 {
-            ways.extend((leaf..=levels.into()).map(|level| (levels, leaf, level)));
-        }
-    }
-    ways
 }
 
 #[test]

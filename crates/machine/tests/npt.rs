@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use machine::Access::{Fetch, Read, Write};
 use machine::{Access, Exit, Habits, Memory, Nested, Npt, Processor, npt::Fault};
-use support::{ACCESSES, Rig, bytes};
+use support::{ACCESSES, Rig, bytes, ways};
 
 const PRESENT: u64 = 1;
 const WRITABLE: u64 = 1 << 1;
@@ -52,17 +52,6 @@ fn wanted(access: Access) -> u64 {
         Write => 0x6,
         Fetch => 0x14,
     }
-}
-
-/// All (levels, leaf, level) with `level` on the way to the leaf.
-fn ways() -> Vec<(u8, u32, u32)> {
-    let mut ways = vec![];
-    for levels in [4, 5] {
-        for leaf in 1..=3 {
-            ways.extend((leaf..=levels.into()).map(|level| (levels, leaf, level)));
-        }
-    }
-    ways
 }
 
 #[test]

@@ -208,3 +208,14 @@ pub fn bytes(level: u32) -> u64 {
 
 /// The accesses there are.
 pub const ACCESSES: [Access; 3] = [Access::Read, Access::Write, Access::Fetch];
+
+/// All (levels, leaf, level) with `level` on the way to the leaf.
+pub fn ways() -> Vec<(u8, u32, u32)> {
+    let mut ways = vec![];
+    for levels in [4, 5] {
+        for leaf in 1..=3 {
+            ways.extend((leaf..=levels.into()).map(|level| (levels, leaf, level)));
+        }
+    }
+    ways
+}
