@@ -348,13 +348,17 @@ impl<B: Backing> Run<'_, '_, B> {
     fn reach(&mut self, gpa: u64, kind: machine::Access, hpa: u64) {
         let pfn = Pfn(hpa >> 12);
         let named = self.backing.find(&self.options.ask(Gpa(gpa).gfn(), Access::READ));
-        if let Found::Frame(frame) = named {
-            self.wrong.frames.add_if(frame.pfn != pfn, || {
-                format!("{gpa:#x}: the guest at frame {pfn}, the backing at {}", frame.pfn)
-            });
-            if frame.pfn != pfn {
-                return;
-            }
+        let elsewhere = match named {
+            Found::Frame(frame) if frame.pfn == pfn => None,
+            Found::Frame(frame) => Some(format!("at {}", frame.pfn)),
+            Found::Hole | Found::Poisoned => Some(format!("has nothing ({named:?})")),
+            // It does not say.
+            Found::Pending | Found::Retry => None,
+        };
+        if let Some(elsewhere) = elsewhere {
+            let frames = &mut self.wrong.frames;
+            return frames
+                .add(|| format!("{gpa:#x}: the guest at frame {pfn}, the backing {elsewhere}"));
         }
         let Some(bytes) = self.backing.bytes(pfn) else { return };
         let at = bytes.as_ptr().wrapping_byte_add((hpa & 0xff8) as usize).cast();

@@ -25,6 +25,7 @@ enum Bad {
     NeverEnds,
     LosesContents,
     TellsNobody,
+    GivesUpInSecret,
     DoesNothing,
 }
 
@@ -36,6 +37,7 @@ fn take_back(frames: &Frames, bad: Bad) -> impl FnMut(&mut Worker<'_, Judged<'_,
         match bad {
             Bad::DoesNothing => {}
             Bad::TellsNobody => frames.move_page(page, true),
+            Bad::GivesUpInSecret => frames.give_up(page),
             Bad::NeverEnds => worker.invalidate_begin(range),
             Bad::No if count % 2 == 0 => {
                 worker.invalidate_begin(range);
@@ -74,6 +76,7 @@ fn a_host_that_takes_back_badly_is_caught() {
         (Bad::NeverEnds, "V1"),
         (Bad::LosesContents, "V2"),
         (Bad::TellsNobody, "V3"),
+        (Bad::GivesUpInSecret, "V3"),
         (Bad::DoesNothing, "V7"),
     ] {
         for tables in tables() {
@@ -99,6 +102,31 @@ fn a_backing_that_denies_writes_passes() {
         let host = Whole::new(BadPool::No, quiet);
         let frames = Frames::new(BadFrames::DeniesWrites);
         assert!(check(&options(tables), &host, &frames, Bad::No).is_clean());
+    }
+}
+
+#[test]
+fn a_backing_that_gives_pages_up_passes() {
+    for tables in tables() {
+        let host = Whole::new(BadPool::No, quiet);
+        let frames = Frames::new(BadFrames::No);
+        let mut taken = 0;
+        let report = check_together(
+            &host,
+            &frames,
+            |worker, page| {
+                taken += 1;
+                let range = HostRange { backing: BACKING, first: page, pages: 1 };
+                let invalidation = worker.invalidate_range(range);
+                match taken % 8 {
+                    0 => frames.give_up(page),
+                    _ => frames.move_page(page, true),
+                }
+                drop(invalidation);
+            },
+            &options(tables),
+        );
+        assert!(report.is_clean(), "{report}");
     }
 }
 

@@ -295,6 +295,7 @@ pub enum BadFrames {
 pub struct Frames {
     pub bad: BadFrames,
     moved: Mutex<BTreeMap<u64, u64>>,
+    gone: Mutex<BTreeSet<u64>>,
     next: AtomicU64,
     memory: Mutex<BTreeMap<u64, Box<[u64; 1024]>>>,
     asked: AtomicU64,
@@ -307,6 +308,7 @@ impl Frames {
         Frames {
             bad,
             moved: Mutex::default(),
+            gone: Mutex::default(),
             next: AtomicU64::new(0x80_0000),
             memory: Mutex::default(),
             asked: AtomicU64::new(0),
@@ -330,6 +332,12 @@ impl Frames {
         }
         self.moved.lock().unwrap().insert(page, new);
     }
+
+    /// Gives a page up: there is nothing any more.
+    pub fn give_up(&self, page: u64) {
+        self.move_page(page, false);
+        self.gone.lock().unwrap().insert(page);
+    }
 }
 
 impl Backing for Frames {
@@ -340,6 +348,9 @@ impl Backing for Frames {
             BadFrames::RetriesForever if page % 16 == 5 => return Found::Retry,
             BadFrames::Panics if call == 20 => panic!("what page?"),
             _ => {}
+        }
+        if self.gone.lock().unwrap().contains(&page) {
+            return Found::Hole;
         }
         let mut pfn = self.frame(page);
         let block = page & !511;
