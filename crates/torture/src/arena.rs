@@ -58,6 +58,20 @@ pub enum Owner {
     Trap,
 }
 
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Owner::Fresh => "free, and was never used",
+            Owner::FreePage => "free, and was a page",
+            Owner::FreeTable => "free, and was a table",
+            Owner::Table => "a table",
+            Owner::Page(page) => return write!(f, "page {page}"),
+            Owner::Zeros => "the shared frame of zeros",
+            Owner::Trap => "where released tables lead",
+        })
+    }
+}
+
 impl Owner {
     fn pack(self) -> u64 {
         match self {

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -209,6 +210,20 @@ impl Seen {
     }
 }
 
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut all = Vec::new();
+        if let Seen::Site(possible, offset) = self {
+            all.extend(possible.views().map(|view| {
+                let page = view.page(*offset).map_or("?".to_owned(), |page| page.to_string());
+                format!("page {page}{}", if view.read_only { " (read-only)" } else { "" })
+            }));
+        }
+        all.extend(self.nothing().then(|| "nothing".to_owned()));
+        f.write_str(&all.join(" or "))
+    }
+}
+
 /// Steps of everybody for one of the host's.
 const SHARE: u64 = 10;
 /// Steps by which guests may be ahead of that.
@@ -266,8 +281,8 @@ impl Play<'_, '_> {
             return Ok(());
         }
         Err(Violation::new(format!(
-            "a fault ended as {outcome:?} for {access:?}, and there may have been {seen:?}, the host \
-             answered {answered:?}"
+            "a fault ended as {outcome:?} for {access:?}; there may have been {seen}; the host answered \
+             {answered:?}"
         )))
     }
 }
@@ -369,8 +384,9 @@ impl<'vm> Actor<'_, '_, 'vm> {
             Some(crate::arena::Owner::Page(page)) if seen.may_be(page) => Ok(Some(page)),
             Some(crate::arena::Owner::Zeros) if seen.may_share() => Ok(None),
             owner => Err(self.bad(format!(
-                "reached frame {:#x}, which is {owner:?}; there may have been {seen:?}",
-                pfn.0
+                "reached frame {:#x}, which is {}; there may have been {seen}",
+                pfn.0,
+                owner.map_or("no memory".to_owned(), |owner| owner.to_string()),
             ))),
         }
     }
@@ -386,6 +402,23 @@ mod tests {
         change(&model);
         let said = model.look(site);
         Seen::Site(model.between(site, said, said), 0)
+    }
+
+    #[test]
+    fn what_may_be_there_is_said_in_words() {
+        assert_eq!(Seen::Device.to_string(), "nothing");
+        assert_eq!(seen(1, |_| {}).to_string(), "nothing");
+        let made = |model: &Model| {
+            model.begin(3, Some(0));
+            model.end(3, true);
+        };
+        assert_eq!(seen(3, made).to_string(), "page 1536 (read-only)");
+        let changing = |model: &Model| {
+            made(model);
+            model.begin(3, Some(1));
+        };
+        let both = "page 1536 (read-only) or page 1536";
+        assert_eq!(seen(3, changing).to_string(), both);
     }
 
     #[test]
