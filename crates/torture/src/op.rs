@@ -68,11 +68,17 @@ pub struct Pages {
 /// What the host does to pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Change {
+    /// Puts it into another frame of the pool.
     Move,
+    /// Puts it where it lies in one block with its neighbours.
     Home,
+    /// Takes the frame and keeps the contents.
     Steal,
+    /// Empties it; it shares the frame of zeros.
     Empty,
+    /// Takes frame and contents.
     Punch,
+    /// Nothing: an invalidation for no reason.
     Touch,
 }
 

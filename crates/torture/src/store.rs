@@ -22,6 +22,7 @@ use crate::Violation;
 use crate::arena::{Arena, BLOCKS, WORDS};
 use crate::host::Host;
 use crate::model::{HUGE_BACKING, Model, PAGES, TOUCHED, home_of, name_of, page_of};
+pub use crate::op::Change;
 
 /// Where a page is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,23 +42,6 @@ struct Page {
     place: Mutex<Place>,
     /// Somebody is changing the place.
     busy: AtomicBool,
-}
-
-/// What the host does to a page.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Change {
-    /// Puts it into another frame of the pool.
-    Move,
-    /// Puts it where it lies in one block with its neighbours.
-    Home,
-    /// Takes the frame and keeps the contents.
-    Steal,
-    /// Empties it; it shares the frame of zeros.
-    Empty,
-    /// Takes frame and contents.
-    Punch,
-    /// Nothing: an invalidation for no reason.
-    Touch,
 }
 
 /// See the module.
