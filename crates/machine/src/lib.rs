@@ -17,6 +17,7 @@
 //! | accessed and dirty | by compare-exchange on the words themselves; a lost exchange begins the walk again |
 //! | what is cached | [`Habits`]; the rules are listed at the head of `cache.rs` |
 //! | invalidation | by address, tag, root, all |
+//! | other writers | may come between any two steps of a walk ([`Memory::pause`]) |
 //!
 //! What a processor may keep is tagged differently by the two vendors, and what forgets it differs
 //! likewise:
