@@ -176,8 +176,9 @@ impl<'vm> Guest<'_, '_, 'vm> {
         };
         let tag = self.number as u16 + 1;
         let Hpa(root) = inside.root();
-        // Every other guest uses paging, where its tables are.
-        let pages = space == 0 && self.number % 2 == 1;
+        // Every other guest uses paging where its tables are, and the others in one of their roles:
+        // between two roles nothing of the one's translations may be left for the other.
+        let pages = space == 0 && (self.number % 2 == 1 || self.role.flavour == 1);
         let paging = if pages { play.paging } else { Paging::Off };
         let context = Context { tag, nested: play.nested, root, paging };
         if inside.flush() == Flush::Needed {

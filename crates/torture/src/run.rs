@@ -554,6 +554,13 @@ mod tests {
     }
 
     #[test]
+    fn one_vcpu_is_enough_for_every_operation() {
+        let settings = Settings { vcpus: 1, steps: 60_000, ..settings(true) };
+        let report = run(settings, &mut |_| {}).unwrap();
+        assert_eq!(report.missing(), <[&str; 0]>::default());
+    }
+
+    #[test]
     fn operations_that_never_ran_are_named() {
         let report = run(Settings { steps: 10, ..settings(false) }, &mut |_| {}).unwrap();
         assert!(report.missing().contains(&"zap all"), "{:?}", report.missing());
