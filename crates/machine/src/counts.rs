@@ -28,3 +28,19 @@ pub struct Counts {
     /// Entries written to the page-modification log.
     pub logged: u64,
 }
+
+impl core::ops::AddAssign for Counts {
+    fn add_assign(&mut self, more: Counts) {
+        self.accesses += more.accesses;
+        self.speculations += more.speculations;
+        self.walks += more.walks;
+        self.lost += more.lost;
+        self.hits += more.hits;
+        self.stale += more.stale;
+        self.structures += more.structures;
+        self.evictions += more.evictions;
+        self.accessed += more.accessed;
+        self.dirtied += more.dirtied;
+        self.logged += more.logged;
+    }
+}

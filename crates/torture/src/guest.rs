@@ -60,7 +60,8 @@ fn kind(touch: Touch) -> machine::Access {
 impl<'vm> Guest<'_, '_, 'vm> {
     /// Does one operation.
     pub fn act(&mut self, op: &Op) -> Result<(), Violation> {
-        if !matches!(op, Op::Read { .. } | Op::Write { .. }) {
+        // What may come to nothing says so itself.
+        if !matches!(op, Op::Read { .. } | Op::Write { .. } | Op::Starve { .. }) {
             self.actor.ran(op.name());
         }
         let space = self.role.space.0;
@@ -84,7 +85,8 @@ impl<'vm> Guest<'_, '_, 'vm> {
                 let wants = Wants::READ;
                 let fault =
                     self.actor.fault(&mut self.vcpu, spot, wants, Cause::Guest, Some(tables));
-                fault.map(drop)
+                self.actor.did(op, fault? == Outcome::OutOfMemory);
+                Ok(())
             }
             op => self.actor.access_by_library(&mut self.vcpu, space, op),
         }

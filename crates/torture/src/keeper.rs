@@ -146,11 +146,7 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
                 return self.actor.access_by_library(&mut self.worker, space & 1, op);
             }
         };
-        if done {
-            self.actor.ran(op.name());
-        } else {
-            self.actor.met("nothing to do");
-        }
+        self.actor.did(op, done);
         Ok(())
     }
 
@@ -164,17 +160,9 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
         }
         // Pages of one backing.
         let end = if first < BLOCKS as usize { BLOCKS as usize } else { all };
-        if change == op::Change::Punch {
+        if change == Change::Punch {
             count = count.min(2);
         }
-        let change = match change {
-            op::Change::Move => Change::Move,
-            op::Change::Home => Change::Home,
-            op::Change::Steal => Change::Steal,
-            op::Change::Empty => Change::Empty,
-            op::Change::Punch => Change::Punch,
-            op::Change::Touch => Change::Touch,
-        };
         let pages = first..end.min(first + count);
         play.store.change(&mut self.worker, play.vm.host(), play.model, pages, change)
     }
@@ -350,13 +338,14 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
         if huge {
             let (reserved, starved) = host.starving(0, || worker.reserve(8));
             let is_right = reserved.is_err() == starved;
-            return if is_right { Ok(true) } else { Err(self.actor.bad("reserve")) };
+            let why = || self.actor.bad(format!("reserving: {reserved:?}, refused: {starved}"));
+            return if is_right { Ok(starved) } else { Err(why()) };
         }
         // What allocates nothing cannot starve.
         let spot = Spot::of(at.site & 1, at);
         let range = GfnRange::sized(Gfn(spot.gfn), 1).expect("short");
         let ((), starved) = host.starving(0, || worker.zap(spot.space(), range));
-        if starved { Err(self.actor.bad("a zap wanted tables")) } else { Ok(true) }
+        if starved { Err(self.actor.bad("a zap wanted tables")) } else { Ok(false) }
     }
 
     /// The second half of a fault that a vCPU posted.
@@ -365,7 +354,7 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
         let Some(request) = posted else { return Ok(false) };
         let ask = request.frame_ask();
         let found = vmmu::host::Backing::find(&self.actor.hands, &ask);
-        let vmmu::host::Found::Frame(found) = found else { return Ok(true) };
+        let vmmu::host::Found::Frame(found) = found else { return Ok(false) };
         let mut frame = request.provide(found);
         loop {
             match self.worker.complete(frame) {
@@ -416,21 +405,22 @@ impl Actor<'_, '_, '_> {
         space: u8,
         op: &Op,
     ) -> Result<(), Violation> {
-        self.ran(op.name());
-        match op {
-            Op::Read { at, word } => self.library_reads(worker, Spot::of(space, *at), *word),
-            Op::Write { at } => self.library_writes(worker, Spot::of(space, *at)),
-            Op::Exchange { at } => self.library_exchanges(worker, Spot::of(space, *at)),
+        let is_done = match op {
+            Op::Read { at, word } => self.library_reads(worker, Spot::of(space, *at), *word)?,
+            Op::Write { at } => self.library_writes(worker, Spot::of(space, *at))?,
+            Op::Exchange { at } => self.library_exchanges(worker, Spot::of(space, *at))?,
             Op::Translate { at } => {
                 let spot = Spot::of(space, *at);
                 let role = Role { space: spot.space(), flavour: 0 };
                 if let Some(there) = worker.translate(role, spot.gpa()) {
                     self.met(if there.level == Level::K4 { "translated 4K" } else { "translated" });
                 }
-                Ok(())
+                true
             }
-            other => Err(self.bad(format!("no thread does {}", other.name()))),
-        }
+            other => return Err(self.bad(format!("no thread does {}", other.name()))),
+        };
+        self.did(op, is_done);
+        Ok(())
     }
 
     fn library_reads(
@@ -438,7 +428,7 @@ impl Actor<'_, '_, '_> {
         worker: &mut Worker<'_, Host>,
         spot: Spot,
         word: u8,
-    ) -> Result<(), Violation> {
+    ) -> Result<bool, Violation> {
         let word = word as usize % 16;
         let look = self.play.look(spot);
         let page = self.play.since(look).only();
@@ -456,24 +446,23 @@ impl Actor<'_, '_, '_> {
             let judged = self.play.model.pages[page].judge(word, before, value);
             judged.map_err(|what| self.bad(format!("the library read page {page}: {what}")))?;
         }
-        Ok(())
+        Ok(read.is_ok())
     }
 
     fn library_writes(
         &mut self,
         worker: &mut Worker<'_, Host>,
         spot: Spot,
-    ) -> Result<(), Violation> {
-        // Which page it writes is known only if nothing changes meanwhile. So the write is said to
-        // have begun in every page it may reach.
+    ) -> Result<bool, Violation> {
+        // Which page it writes is known only while nobody changes the slot.
         let (word, value) = (self.word(), self.next_value());
         let look = self.play.look(spot);
-        let Some(page) = self.play.since(look).only() else { return Ok(()) };
+        let Some(page) = self.play.since(look).only() else { return Ok(false) };
         let Some(_place) = spot.site.and_then(|(site, _)| self.play.places.occupy(site)) else {
-            return Ok(());
+            return Ok(false);
         };
         if self.play.since(look).only() != Some(page) {
-            return Ok(());
+            return Ok(false);
         }
         let words = &self.play.model.pages[page];
         let epoch = words.start(word, value);
@@ -484,20 +473,20 @@ impl Actor<'_, '_, '_> {
         if wrote.is_ok() {
             words.complete(word, value, epoch);
         }
-        Ok(())
+        Ok(wrote.is_ok())
     }
 
     fn library_exchanges(
         &mut self,
         worker: &mut Worker<'_, Host>,
         spot: Spot,
-    ) -> Result<(), Violation> {
+    ) -> Result<bool, Violation> {
         let (word, value) = (self.word(), self.next_value());
         let look = self.play.look(spot);
         let Some(_place) = spot.site.and_then(|(site, _)| self.play.places.occupy(site)) else {
-            return Ok(());
+            return Ok(false);
         };
-        let Some(page) = self.play.since(look).only() else { return Ok(()) };
+        let Some(page) = self.play.since(look).only() else { return Ok(false) };
         let words = &self.play.model.pages[page];
         let seen = words.before(word).value();
         let epoch = words.start(word, value);
@@ -518,7 +507,7 @@ impl Actor<'_, '_, '_> {
             }
             Err(_) => {}
         }
-        Ok(())
+        Ok(matches!(exchanged, Ok(Ok(_))))
     }
 
     fn judge_library(

@@ -284,11 +284,12 @@ fn show(reports: &[(Settings, Report)]) {
         row(&indented, &|reports| sum(reports, |report| count(&report.outcomes, name)));
     }
     type Count = fn(&Report) -> u64;
-    let processors: [(&str, Count); 6] = [
+    let processors: [(&str, Count); 7] = [
         ("  walks", |report| report.processors.walks),
         ("  walks begun again", |report| report.processors.lost),
         ("  walks from a cached upper entry", |report| report.processors.structures),
         ("  translations from a TLB", |report| report.processors.hits),
+        ("  stale ones, as one of them noticed", |report| report.processors.stale),
         ("  flushes", |report| report.stats.flushes),
         ("  flushes for somebody else's debt", |report| report.stats.foreign_debts),
     ];

@@ -18,7 +18,7 @@ use crate::arena::Arena;
 use crate::host::Host;
 use crate::model::Pages as From;
 use crate::model::{DEVICES, Model, Possible, SITES, Said, TOUCHED, name_of, touched};
-use crate::op::At;
+use crate::op::{At, Op};
 use crate::store::{Answered, Hands, Store};
 use crate::turns::Turns;
 
@@ -327,6 +327,11 @@ impl<'vm> Actor<'_, '_, 'vm> {
         if self.number >= self.play.vcpus {
             self.play.host_done.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// An operation ran, or found nothing it could be done to.
+    pub fn did(&self, op: &Op, is_done: bool) {
+        if is_done { self.ran(op.name()) } else { self.met("nothing to do") }
     }
 
     pub fn met(&self, name: &'static str) {

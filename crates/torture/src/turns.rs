@@ -11,6 +11,7 @@ use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
@@ -41,6 +42,8 @@ const ASLEEP: u32 = 2048;
 const SLEEP: u64 = 6000;
 /// Turns without a single step after which nothing will ever move again.
 const STANDSTILL: u64 = 20_000_000;
+/// Time without a single step of free threads after which somebody is told.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of a coroutine's stack.
 const STACK: usize = 1 << 20;
 
@@ -113,9 +116,20 @@ impl Turns {
                     })
                 })
                 .collect();
+            let (mut seen, mut moved) = (0, Instant::now());
             while threads.iter().any(|thread| !thread.is_finished()) {
-                std::thread::sleep(std::time::Duration::from_millis(10));
-                look();
+                std::thread::sleep(Duration::from_millis(10));
+                let done = look();
+                if done != seen {
+                    (seen, moved) = (done, Instant::now());
+                } else if moved.elapsed() > PATIENCE {
+                    // Nobody can end a thread from outside; but nobody is to wonder, either.
+                    eprintln!(
+                        "vmmu: no step for {} s: do threads wait for each other?",
+                        PATIENCE.as_secs()
+                    );
+                    moved = Instant::now();
+                }
             }
             let ended = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
             ended.map(Result::unwrap_or_default).collect()
