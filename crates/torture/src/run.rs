@@ -35,7 +35,7 @@ pub const MOST_VCPUS: usize = 12;
 /// Steps after which everybody goes elsewhere.
 const FOCUS: u64 = 1024;
 /// Operations of each thread that are kept for a replay.
-const KEPT: usize = 400;
+const KEPT: usize = 20_000;
 
 /// Which tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

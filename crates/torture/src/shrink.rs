@@ -1,10 +1,13 @@
 //! Shortening: the fewest operations that still fail.
 
 use crate::op::Op;
-use crate::run::{Failure, Plan, replay};
+use crate::run::{Failure, Plan, Settings, replay};
 
-/// How often a plan with free threads is run before it counts as one that does not fail.
+/// How often a plan is run before it counts as one that does not fail: with free threads, which
+/// go another way every time; by turns, with as many seeds, because one operation less changes
+/// every turn.
 const TRIES: usize = 12;
+const SEEDS: usize = 4;
 
 /// What came of shortening.
 #[derive(Clone, Debug)]
@@ -17,12 +20,14 @@ pub struct Shrunk {
     pub repeats: bool,
 }
 
-/// Runs a plan until it fails.
+/// Runs a plan until it fails. The failure's own plan is what was run until then.
 fn fails(plan: &Plan, runs: &mut usize) -> Option<Box<Failure>> {
-    let tries = if plan.settings.deterministic { 1 } else { TRIES };
-    (0..tries).find_map(|_| {
+    let tries = if plan.settings.deterministic { SEEDS } else { TRIES };
+    (0..tries).find_map(|n| {
         *runs += 1;
-        replay(plan).err()
+        let seed = plan.settings.seed.wrapping_add(n as u64);
+        let settings = Settings { seed, ..plan.settings };
+        replay(&Plan { settings, threads: plan.threads.clone() }).err()
     })
 }
 
@@ -33,7 +38,7 @@ pub fn shrink(failure: Failure, budget: usize, progress: &mut dyn FnMut(usize)) 
     let Some(again) = fails(&failure.plan, &mut runs) else {
         return Shrunk { failure, runs, repeats: false };
     };
-    let mut best = Failure { plan: failure.plan, ..*again };
+    let mut best = *again;
     let mut piece = best.plan.threads.iter().map(Vec::len).max().unwrap_or(0).max(1);
     loop {
         let mut shorter = false;
@@ -46,7 +51,7 @@ pub fn shrink(failure: Failure, budget: usize, progress: &mut dyn FnMut(usize)) 
                 progress(plan.len());
                 match fails(&plan, &mut runs) {
                     Some(found) => {
-                        best = Failure { plan, ..*found };
+                        best = *found;
                         shorter = true;
                     }
                     None => start += piece,
@@ -76,14 +81,16 @@ fn single_accesses(
             let mut access = 0;
             while *runs < budget {
                 let mut plan = best.plan.clone();
-                let Op::Run { accesses, .. } = &mut plan.threads[thread][n] else { break };
+                // What fails earlier has fewer operations.
+                let op = plan.threads[thread].get_mut(n);
+                let Some(Op::Run { accesses, .. }) = op else { break };
                 if accesses.len() < 2 || access >= accesses.len() {
                     break;
                 }
                 accesses.remove(access);
                 progress(plan.len());
                 match fails(&plan, runs) {
-                    Some(found) => *best = Failure { plan, ..*found },
+                    Some(found) => *best = *found,
                     None => access += 1,
                 }
             }
