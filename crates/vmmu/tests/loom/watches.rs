@@ -93,6 +93,40 @@ fn completion_beside_a_beginning() {
     rig.end();
 }
 
+/// The same for the other half: the frame is found beside both, and completed when both are over.
+fn admission_beside_a_beginning() {
+    let rig = Rig::new(1, 2);
+    let machine = rig.vm.host();
+    let (mut guest, mut first, mut second) = (with_tables(&rig), rig.worker(), rig.participant());
+    let faulting = spawn(move || {
+        let step = guest.vcpu.fault(read(PAGE));
+        let Step::Resolve(request) = step else { return (guest, None) };
+        let found = guest.machine().find(&request.frame_ask(), Level::K4);
+        (guest, Some(request.provide(found)))
+    });
+    let migrating = spawn(move || {
+        let invalidation = first.invalidate_range(pages(0, 1));
+        machine.migrate(OLD, NEW);
+        drop(invalidation);
+        first
+    });
+    let beginning = spawn(move || {
+        let _published = second.publish(HostPages::named(pages(0, 2)));
+        second
+    });
+    let (mut guest, frame) = faulting.join().expect("half a fault");
+    let mut first = migrating.join().expect("an invalidation");
+    drop(beginning.join().expect("an invalidation"));
+    // Or it would be refused for that reason alone.
+    first.invalidate_end(pages(0, 2)).expect("it was begun");
+    if let Some(frame) = frame {
+        saw(guest.vcpu.complete(frame).expect("enough pages").name());
+    }
+    check(&mut guest, machine, PAGE);
+    drop((guest, first));
+    rig.end();
+}
+
 /// The second began before, and ends.
 fn fault_beside_an_end() {
     let rig = Rig::new(1, 2);
@@ -301,6 +335,7 @@ fn a_spare_watch_that_is_not_hit_is_no_better() {
 
 const A7: Model = Model { name: "a7", preemptions: 1, run: fault_beside_a_beginning };
 const A12: Model = Model { name: "a12", preemptions: 2, run: fault_beside_an_end };
+const A19: Model = Model { name: "a19", preemptions: 2, run: admission_beside_a_beginning };
 const A15: Model = Model { name: "a15", preemptions: 2, run: completion_beside_a_beginning };
 
 #[test]
@@ -311,6 +346,17 @@ fn a_fault_never_maps_what_was_invalidated_meanwhile() {
 #[test]
 fn a_second_invalidation_that_begins_changes_nothing() {
     A7.holds(&["fixed", "retry"]);
+}
+
+#[test]
+fn a_second_invalidation_that_begins_beside_the_admission_changes_nothing() {
+    // Whoever was admitted has been hit by one of the two.
+    A19.holds(&["retry"]);
+}
+
+#[test]
+fn beside_a_second_invalidation_an_admission_that_does_not_look_is_wrong() {
+    A19.fails("a20", Defect::AdmitsUnderInvalidation, COMPLAINT);
 }
 
 #[test]
