@@ -1,38 +1,16 @@
-//! Taking back: invalidations, zaps, slots, roots, flushes.
+//! Taking back: invalidations, zaps, flushes.
 
 mod support;
 
 use std::sync::atomic::Ordering;
 
-use support::{Frames, TestHost, ask, backed, ept, linear, npt, range};
-use vmmu::addr::{Gfn, Gpa, Level, Pfn};
-use vmmu::check::Witness;
+use support::{Frames, TestHost, ask, backed, ept, finish, half, npt, pages, range};
+use vmmu::addr::{Gpa, Level, Pfn};
 use vmmu::entry::Access;
-use vmmu::host::{Backing, Found, VcpuId};
-use vmmu::slot::{AddressSpace, SlotError, SlotId, SlotSpec, SlotState, Source};
-use vmmu::tdp::{Outcome, Request, Step};
-use vmmu::{Config, Flush, HostRange, NotInvalidating, Processor, Progress, Role, Vcpu, Vm};
-
-fn finish(mut vm: Vm<TestHost>) {
-    let checked = vm.check(|_, _| Witness::Unknown).unwrap();
-    assert!(checked.is_clean(), "{:#?}", checked.violations);
-    assert_eq!(vm.teardown().in_use(), 0, "every table page goes back");
-}
-
-fn pages(first: u64, pages: u64) -> HostRange {
-    HostRange { backing: 7, first, pages }
-}
-
-/// A request for a page that is mapped by nobody yet, with the frame the host has for it now.
-fn half<'vm>(
-    vcpu: &mut Vcpu<'vm, TestHost>,
-    frames: &Frames,
-    gfn: u64,
-) -> (Request<'vm>, vmmu::host::HostFrame) {
-    let Step::Resolve(request) = vcpu.fault(ask(gfn, Access::WRITE)) else { panic!("no request") };
-    let Found::Frame(found) = frames.find(&request.frame_ask()) else { panic!("no frame") };
-    (request, found)
-}
+use vmmu::host::VcpuId;
+use vmmu::slot::{AddressSpace, SlotSpec, Source};
+use vmmu::tdp::Outcome;
+use vmmu::{Config, Flush, HostRange, NotInvalidating, Processor, Progress, Role, Vm};
 
 #[test]
 fn an_invalidation_takes_an_overlapping_huge_leaf_whole_and_refuses_until_its_end() {
@@ -183,261 +161,6 @@ fn a_zap_takes_leaves_only_and_refuses_requests_under_way() {
 }
 
 #[test]
-fn a_slot_is_deleted_precisely() {
-    let vm = Vm::new(TestHost::default(), &Config::new(ept(), 1)).unwrap();
-    let frames = Frames::new(Level::M2);
-    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-    let mut worker = vm.worker().unwrap();
-    worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
-    worker.create_slot(&backed(2, range(0x1000, 0x1000))).unwrap();
-    worker.reserve(8).unwrap();
-    for gfn in [0, 0x200, 0x1000] {
-        assert!(matches!(vcpu.fault_with(&frames, ask(gfn, Access::READ)), Outcome::Fixed(_)));
-    }
-    let (request, found) = half(&mut vcpu, &frames, 0x400);
-    worker.delete_slot(SlotId(1)).unwrap();
-    assert_eq!(vm.stats().leaves, [0, 1, 0], "the other slot keeps its leaves");
-    assert_eq!(worker.complete(request.provide(found)).unwrap(), Outcome::Retry);
-    assert_eq!(vcpu.fault_with(&frames, ask(0x400, Access::READ)), Outcome::Emulate);
-    assert_eq!(worker.delete_slot(SlotId(1)), Err(SlotError::Missing(SlotId(1))));
-    // The number is free again, and a request of the old slot is not one of the new.
-    let (request, found) = half(&mut vcpu, &frames, 0x1200);
-    worker.delete_slot(SlotId(2)).unwrap();
-    worker.create_slot(&backed(2, range(0x1000, 0x1000))).unwrap();
-    assert_eq!(worker.complete(request.provide(found)).unwrap(), Outcome::Retry);
-    drop((vcpu, worker));
-    finish(vm);
-}
-
-#[test]
-fn a_slot_moves_and_its_old_place_is_gone() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
-    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-    vcpu.create_slot(&backed(1, range(0, 0x100))).unwrap();
-    vcpu.create_slot(&backed(2, range(0x200, 0x100))).unwrap();
-    assert_eq!(vcpu.fault_with(&frames, ask(5, Access::READ)), Outcome::Fixed(Level::K4));
-    // Onto itself by half is fine; onto another is refused, and nothing has changed.
-    let refused = vcpu.move_slot(SlotId(1), Gfn(0x180)).unwrap_err();
-    let both = "slot 1 at gfn 0x180..0x280 overlaps slot 2 at gfn 0x200..0x300";
-    assert_eq!(refused.to_string(), both);
-    assert_eq!(vcpu.fault_with(&frames, ask(5, Access::READ)), Outcome::Spurious);
-    vcpu.move_slot(SlotId(1), Gfn(0x80)).unwrap();
-    assert_eq!(vcpu.fault_with(&frames, ask(5, Access::READ)), Outcome::Emulate);
-    assert_eq!(vcpu.fault_with(&frames, ask(0x85, Access::READ)), Outcome::Fixed(Level::K4));
-    let there = vcpu.translate(Role::PLAIN, Gpa(0x8_5000)).unwrap();
-    assert_eq!(there.hpa.pfn(), Pfn(5 + Frames::OFFSET), "the same page of the backing");
-    let info = vcpu.slot(SlotId(1)).unwrap();
-    assert_eq!((info.state, info.spec.range), (SlotState::Live, range(0x80, 0x100)));
-    drop(vcpu);
-    finish(vm);
-}
-
-#[test]
-fn a_limit_takes_larger_leaves_away_and_leaves_other_slots_alone() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 2)).unwrap();
-    let frames = Frames::new(Level::G1);
-    let mut a = vm.vcpu(VcpuId(0)).unwrap();
-    let mut b = vm.vcpu(VcpuId(1)).unwrap();
-    a.create_slot(&backed(1, range(0, 0x4_0000))).unwrap();
-    a.create_slot(&backed(2, range(0x4_0000, 0x4_0000))).unwrap();
-    assert_eq!(a.fault_with(&frames, ask(0, Access::READ)), Outcome::Fixed(Level::G1));
-    b.reserve(8).unwrap();
-    drop(b.before_enter(Processor(1)).unwrap());
-    let (request, found) = half(&mut b, &frames, 0x4_0000);
-    a.limit_slot(SlotId(1), Level::K4).unwrap();
-    assert_eq!(vm.stats().leaves, [0, 0, 0]);
-    let other = b.complete(request.provide(found)).unwrap();
-    assert_eq!(other, Outcome::Fixed(Level::G1), "a fault on the other slot is not refused");
-    assert_eq!(a.fault_with(&frames, ask(9, Access::READ)), Outcome::Fixed(Level::K4));
-    a.limit_slot(SlotId(1), Level::M2).unwrap();
-    assert_eq!(a.fault_with(&frames, ask(0x209, Access::READ)), Outcome::Fixed(Level::M2));
-    assert_eq!(a.limit_slot(SlotId(1), Level::L4), Err(SlotError::Largest(Level::L4)));
-    drop((a, b));
-    finish(vm);
-}
-
-#[test]
-fn slots_that_cannot_be_are_refused_with_the_reason() {
-    let reserved = [(Pfn(0x9000), Pfn(0x9800))];
-    let config = Config { reserved: &reserved, slots: 4, ..Config::new(npt(), 1) };
-    let vm = Vm::new(TestHost::default(), &config).unwrap();
-    let mut worker = vm.worker().unwrap();
-    worker.create_slot(&backed(1, range(0x100, 0x100))).unwrap();
-    let mut refuse = |spec: SlotSpec, text: &str| {
-        let error = worker.create_slot(&spec).unwrap_err().to_string();
-        assert_eq!(error, text);
-    };
-    refuse(
-        backed(2, range(0x1ff, 1)),
-        "slot 2 at gfn 0x1ff..0x200 overlaps slot 1 at gfn 0x100..0x200",
-    );
-    refuse(backed(1, range(0x300, 1)), "slot 1 exists: delete or move it");
-    refuse(backed(4, range(0x300, 1)), "slot 4: number too large for this VM");
-    refuse(backed(2, range(0x300, 0)), "slot 2 has no page");
-    refuse(
-        linear(2, range(0x300, 0x800), 0x8900),
-        "slot 2 on host frames 0x8900..0x9100 overlaps the host's reserved frames 0x9000..0x9800",
-    );
-    refuse(
-        linear(2, range(0x300, 2), (1 << 36) - 1),
-        "slot 2: its host frames or backing pages end beyond the width",
-    );
-    refuse(
-        backed(2, range((1 << 36) - 1, 2)),
-        "gfn 0xfffffffff..0x1000000001 ends beyond frame 0x1000000000, the last the tables reach",
-    );
-    let space = AddressSpace(2);
-    refuse(SlotSpec { space, ..backed(2, range(0, 1)) }, "address space 2 does not exist");
-    let memory = vmmu::entry::MemoryType::WriteCombining;
-    let source = Source::Linear { pfn: Pfn(1), memory };
-    refuse(SlotSpec { source, ..backed(2, range(0, 1)) }, "no code for memory type WriteCombining");
-    drop(worker);
-    finish(vm);
-}
-
-#[test]
-fn thousands_of_slots_are_found_each_and_deleted_each() {
-    let config = Config { slots: 4096, ..Config::new(npt(), 1) };
-    let vm = Vm::new(TestHost::default(), &config).unwrap();
-    let frames = Frames::new(Level::K4);
-    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-    let gfn = |n: u64| n * 3;
-    // In an order that is not theirs.
-    let order = |n: u64| n * 2731 % 4096;
-    for n in (0..4096).map(order) {
-        vcpu.create_slot(&backed(n as u32, range(gfn(n), 2))).unwrap();
-    }
-    for n in (0..4096).map(order) {
-        let outcome = vcpu.fault_with(&frames, ask(gfn(n) + 1, Access::READ));
-        assert_eq!(outcome, Outcome::Fixed(Level::K4));
-        assert_eq!(vcpu.fault_with(&frames, ask(gfn(n) + 2, Access::READ)), Outcome::Emulate);
-    }
-    for n in (0..4096).map(order).filter(|n| n % 2 == 0) {
-        vcpu.delete_slot(SlotId(n as u32)).unwrap();
-    }
-    assert_eq!(vm.stats().leaves, [2048, 0, 0]);
-    for n in 0..4096 {
-        let outcome = vcpu.fault_with(&frames, ask(gfn(n) + 1, Access::READ));
-        let expected = if n % 2 == 0 { Outcome::Emulate } else { Outcome::Spurious };
-        assert_eq!(outcome, expected, "slot {n}");
-    }
-    drop(vcpu);
-    finish(vm);
-}
-
-#[test]
-fn roots_outlive_their_vcpus_and_are_shared_by_role() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 2)).unwrap();
-    let frames = Frames::new(Level::K4);
-    let mut a = vm.vcpu(VcpuId(0)).unwrap();
-    a.create_slot(&backed(1, range(0, 0x1000))).unwrap();
-    assert_eq!(a.fault_with(&frames, ask(5, Access::READ)), Outcome::Fixed(Level::K4));
-    let root = a.before_enter(Processor(0)).unwrap().root();
-    drop(a);
-    let mut b = vm.vcpu(VcpuId(1)).unwrap();
-    assert_eq!(b.before_enter(Processor(1)).unwrap().root(), root);
-    assert_eq!(b.fault_with(&frames, ask(5, Access::READ)), Outcome::Spurious);
-    // Another role and back: nothing is rebuilt.
-    let tables = vm.stats().tables;
-    for _ in 0..100 {
-        b.set_role(Role { space: AddressSpace(0), flavour: 1 });
-        assert_ne!(b.before_enter(Processor(1)).unwrap().root(), root);
-        b.set_role(Role::PLAIN);
-        assert_eq!(b.before_enter(Processor(1)).unwrap().root(), root);
-    }
-    assert_eq!((vm.stats().tables, vm.stats().roots), (tables, 2));
-    assert_eq!(b.fault_with(&frames, ask(5, Access::READ)), Outcome::Spurious);
-    drop(b);
-    finish(vm);
-}
-
-#[test]
-fn invalid_roots_are_drained_in_steps_while_invalidations_still_see_them() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
-    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-    let mut worker = vm.worker().unwrap();
-    worker.create_slot(&backed(1, range(0, 0x10_0000))).unwrap();
-    worker.reserve(8).unwrap();
-    for n in 0..16 {
-        let outcome = vcpu.fault_with(&frames, ask(n * 0x200, Access::WRITE));
-        assert_eq!(outcome, Outcome::Fixed(Level::K4));
-    }
-    let old = vcpu.before_enter(Processor(0)).unwrap().root();
-    let (request, found) = half(&mut vcpu, &frames, 0x7);
-    let mut drain = worker.invalidate_roots();
-    assert_eq!(worker.complete(request.provide(found)).unwrap(), Outcome::Retry);
-    assert_eq!(vm.stats().leaves, [16, 0, 0], "invalid, not yet zapped");
-    // The vCPU's next entry is on a new root, and flushes.
-    {
-        let entry = vcpu.before_enter(Processor(0)).unwrap();
-        assert_ne!(entry.root(), old);
-        assert_eq!(entry.flush(), Flush::Needed);
-        entry.after_exit();
-    }
-    assert_eq!(worker.drain(&mut drain, 4), Progress::More);
-    assert_eq!(vm.stats().leaves, [12, 0, 0]);
-    // The host takes a page back that only the draining root maps.
-    drop(worker.invalidate_range(pages(15 * 0x200, 1)));
-    assert_eq!(vm.stats().leaves, [11, 0, 0]);
-    let mut steps = 1;
-    while worker.drain(&mut drain, 4) == Progress::More {
-        steps += 1;
-    }
-    // 16 tables of leaves, one of each level above: 18 below the root, four a step.
-    assert_eq!(steps, 4);
-    assert_eq!(vm.stats().leaves, [0, 0, 0]);
-    assert_eq!((vm.stats().tables, vm.stats().roots), (0, 1));
-    let again = vcpu.fault_with(&frames, ask(0x7, Access::WRITE));
-    assert_eq!(again, Outcome::Fixed(Level::K4));
-    drop((vcpu, worker));
-    finish(vm);
-}
-
-#[test]
-fn a_fault_that_finds_every_place_for_a_root_taken_by_drains_retries() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
-    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-    let mut worker = vm.worker().unwrap();
-    worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
-    let mut drains = Vec::new();
-    let outcome = loop {
-        match vcpu.fault_with(&frames, ask(0, Access::WRITE)) {
-            Outcome::Fixed(_) => drains.push(worker.invalidate_roots()),
-            outcome => break outcome,
-        }
-    };
-    // Not out of memory: there is nothing the host could give.
-    assert_eq!(outcome, Outcome::Retry);
-    assert_eq!(vm.stats().roots, drains.len() as u64);
-    let busy = vcpu.before_enter(Processor(0)).map(drop);
-    assert_eq!(busy, Err(vmmu::EnterError::RootsBusy));
-    while worker.drain(&mut drains[0], 8) == Progress::More {}
-    assert_eq!(vcpu.fault_with(&frames, ask(0, Access::WRITE)), Outcome::Fixed(Level::K4));
-    drop((vcpu, worker));
-    finish(vm);
-}
-
-#[test]
-fn the_big_hammer_ends_while_vcpus_fault_and_roots_never_run_out() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
-    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-    let mut worker = vm.worker().unwrap();
-    worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
-    for n in 0..100 {
-        let outcome = vcpu.fault_with(&frames, ask(n, Access::WRITE));
-        assert_eq!(outcome, Outcome::Fixed(Level::K4));
-        worker.zap_all();
-        assert_eq!(vm.stats().leaves, [0, 0, 0]);
-    }
-    drop((vcpu, worker));
-    finish(vm);
-}
-
-#[test]
 fn a_vcpu_outside_the_guest_is_not_kicked_and_flushes_at_its_next_entry() {
     let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::K4);
@@ -503,31 +226,6 @@ fn a_vcpu_in_the_guest_is_kicked_and_waited_for() {
 }
 
 #[test]
-fn when_the_low_bits_of_the_generation_come_round_old_mmio_entries_go() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
-    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-    // Generation 1, then an MMIO entry, then as many changes as make the bits come round.
-    vcpu.create_slot(&backed(1, range(0x100, 1))).unwrap();
-    assert_eq!(vcpu.fault_with(&frames, ask(1, Access::READ)), Outcome::Emulate);
-    let round = 1u64 << vmmu::entry::Format::GENERATION_BITS;
-    for n in 0..round / 2 {
-        if n == round / 4 {
-            // Nothing that happens meanwhile keeps the entry alive.
-            assert_eq!(vm.stats().roots, 1);
-        }
-        vcpu.delete_slot(SlotId(1)).unwrap();
-        vcpu.create_slot(&backed(1, range(0x100, 1))).unwrap();
-    }
-    // The same low bits as when the entry was written: it must not be believed.
-    let fast = vm.stats().emulated_fast;
-    assert_eq!(vcpu.fault_with(&frames, ask(1, Access::READ)), Outcome::Emulate);
-    assert_eq!(vm.stats().emulated_fast, fast);
-    drop(vcpu);
-    finish(vm);
-}
-
-#[test]
 fn a_zap_in_steps_visits_no_more_than_its_budget_and_ends() {
     let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::K4);
@@ -546,36 +244,6 @@ fn a_zap_in_steps_visits_no_more_than_its_budget_and_ends() {
     assert_eq!(left, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0], "one table of leaves a step");
     assert_eq!(vcpu.zap_some(&mut zap, 1), Progress::Done);
     drop(vcpu);
-    finish(vm);
-}
-
-#[test]
-fn a_slot_deleted_in_steps_is_dying_until_it_is_done() {
-    let vm = Vm::new(TestHost::default(), &Config::new(ept(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
-    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-    let mut worker = vm.worker().unwrap();
-    worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
-    for n in 0..3 {
-        let outcome = vcpu.fault_with(&frames, ask(n * 0x200, Access::READ));
-        assert_eq!(outcome, Outcome::Fixed(Level::K4));
-    }
-    let mut deletion = worker.begin_delete(SlotId(1)).unwrap();
-    assert_eq!(worker.delete_some(&mut deletion, 1), Progress::More);
-    assert_eq!(vm.stats().leaves, [2, 0, 0]);
-    // Neither memory nor MMIO; what is mapped still, is.
-    assert_eq!(vcpu.fault_with(&frames, ask(0, Access::READ)), Outcome::Retry);
-    assert_eq!(vcpu.fault_with(&frames, ask(0x400, Access::READ)), Outcome::Spurious);
-    // The host's invalidations still find its leaves.
-    drop(worker.invalidate_range(pages(0x200, 1)));
-    assert_eq!(vm.stats().leaves, [1, 0, 0]);
-    assert_eq!(worker.delete_slot(SlotId(1)), Err(SlotError::Missing(SlotId(1))));
-    let taken = worker.create_slot(&backed(1, range(0x8000, 1)));
-    assert_eq!(taken, Err(SlotError::Taken(SlotId(1))));
-    while worker.delete_some(&mut deletion, 1) == Progress::More {}
-    assert_eq!(vcpu.fault_with(&frames, ask(0, Access::READ)), Outcome::Emulate);
-    worker.create_slot(&backed(1, range(0x8000, 1))).unwrap();
-    drop((vcpu, worker));
     finish(vm);
 }
 

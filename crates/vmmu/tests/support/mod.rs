@@ -9,13 +9,15 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmmu::addr::{Gfn, GfnRange, Gpa, Level, Pfn};
+use vmmu::check::Witness;
 use vmmu::entry::{Access, Format, MemoryType, ept, npt};
 use vmmu::host::{
     Backing, Contents, Cpus, Found, FrameAsk, HostFrame, Observer, PageAsk, TablePage, TablePages,
     VcpuId,
 };
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
-use vmmu::tdp::{Ask, Cause};
+use vmmu::tdp::{Ask, Cause, Request, Step};
+use vmmu::{HostRange, Vcpu, Vm};
 
 /// Virtual addresses are this much above the "physical" ones the library sees.
 const WINDOW: u64 = 0x1_0000;
@@ -263,4 +265,27 @@ pub fn linear(id: u32, frames: GfnRange, pfn: u64) -> SlotSpec {
 /// A guest's access to a frame.
 pub fn ask(gfn: u64, access: Access) -> Ask {
     Ask { gpa: Gpa(gfn << 12), access, cause: Cause::Guest }
+}
+
+/// A VM at its end: nothing is wrong, and every table page goes back.
+pub fn finish(mut vm: Vm<TestHost>) {
+    let checked = vm.check(|_, _| Witness::Unknown).unwrap();
+    assert!(checked.is_clean(), "{:#?}", checked.violations);
+    assert_eq!(vm.teardown().in_use(), 0, "every table page goes back");
+}
+
+/// Pages of the backing of [`backed`] slots.
+pub fn pages(first: u64, pages: u64) -> HostRange {
+    HostRange { backing: 7, first, pages }
+}
+
+/// A request for a page that is mapped by nobody yet, with the frame the host has for it now.
+pub fn half<'vm>(
+    vcpu: &mut Vcpu<'vm, TestHost>,
+    frames: &Frames,
+    gfn: u64,
+) -> (Request<'vm>, HostFrame) {
+    let Step::Resolve(request) = vcpu.fault(ask(gfn, Access::WRITE)) else { panic!("no request") };
+    let Found::Frame(found) = frames.find(&request.frame_ask()) else { panic!("no frame") };
+    (request, found)
 }
