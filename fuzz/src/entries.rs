@@ -13,12 +13,12 @@ use vmmu::{
 
 use super::Input;
 
-const LEVELS: [Level; 5] = [Level::K4, Level::M2, Level::G1, Level::L4, Level::L5];
+const LEVELS: [Level; 5] = [Level::Size4K, Level::Size2M, Level::Size1G, Level::L4, Level::L5];
 
 fn format(input: &mut Input<'_>) -> Option<Format> {
     let is_ept = input.flag();
     let top = input.pick(&[Level::L4, Level::L5]);
-    let largest = input.pick(&[Level::K4, Level::M2, Level::G1]);
+    let largest = input.pick(&[Level::Size4K, Level::Size2M, Level::Size1G]);
     let phys_bits = 32 + u32::from(input.byte()) % 21;
     let record = input.pick(&Record::ALL);
     let exec_only = input.flag();
@@ -74,9 +74,9 @@ pub fn entries(data: &[u8]) {
     }
     for old in &values {
         for new in &values {
-            let owed = law::owed(&format, *old, *new, level);
+            let owed = law::consequences(&format, *old, *new, level);
             if old == new && format.read(*old, level) != State::Corrupt {
-                assert!(owed.is_ok_and(|owed| owed.flush == law::Flush::None), "{old:?}");
+                assert!(owed.is_ok_and(|owed| owed.flush == law::FlushDue::Never), "{old:?}");
             }
         }
     }

@@ -22,7 +22,7 @@ fn fresh(memory: Memory, format: vmmu::entry::Format, level: Level) -> &'static 
 }
 
 fn full(memory: Memory) -> &'static mut Rig {
-    Rig::new(amd(), memory, Level::K4).mapped(0..TABLE)
+    Rig::new(amd(), memory, Level::Size4K).mapped(0..TABLE)
 }
 
 fn mapped_more(rig: &'static mut Rig) {
@@ -30,25 +30,25 @@ fn mapped_more(rig: &'static mut Rig) {
 }
 
 #[library_benchmark(teardown = mapped_more)]
-#[bench::linear_x511(fresh(Memory::Linear, amd(), Level::K4), 1)]
-#[bench::backed_x511(fresh(Memory::Backed, amd(), Level::K4), 1)]
-#[bench::linear_ept_x511(fresh(Memory::Linear, intel(), Level::K4), 1)]
-#[bench::backed_ept_x511(fresh(Memory::Backed, intel(), Level::K4), 1)]
-#[bench::linear_2m_x511(fresh(Memory::Linear, amd(), Level::M2), 512)]
-#[bench::backed_2m_x511(fresh(Memory::Backed, amd(), Level::M2), 512)]
+#[bench::linear_x511(fresh(Memory::Linear, amd(), Level::Size4K), 1)]
+#[bench::backed_x511(fresh(Memory::Backed, amd(), Level::Size4K), 1)]
+#[bench::linear_ept_x511(fresh(Memory::Linear, intel(), Level::Size4K), 1)]
+#[bench::backed_ept_x511(fresh(Memory::Backed, intel(), Level::Size4K), 1)]
+#[bench::linear_2m_x511(fresh(Memory::Linear, amd(), Level::Size2M), 512)]
+#[bench::backed_2m_x511(fresh(Memory::Backed, amd(), Level::Size2M), 512)]
 fn fault(rig: &'static mut Rig, step: u64) -> &'static mut Rig {
     for n in 1..TABLE {
-        let _ = black_box(rig.vcpu.fault_with(&rig.backing, write(n * step)));
+        let _ = black_box(rig.vcpu.handle_fault(&rig.backing, write(n * step)));
     }
     rig
 }
 
 #[library_benchmark(teardown = mapped_more)]
-#[bench::linear_x64(fresh(Memory::Linear, amd(), Level::K4))]
-#[bench::backed_x64(fresh(Memory::Backed, amd(), Level::K4))]
+#[bench::linear_x64(fresh(Memory::Linear, amd(), Level::Size4K))]
+#[bench::backed_x64(fresh(Memory::Backed, amd(), Level::Size4K))]
 fn fault_without_table(rig: &'static mut Rig) -> &'static mut Rig {
     for n in 1..=64 {
-        let _ = black_box(rig.vcpu.fault_with(&rig.backing, write(n * TABLE)));
+        let _ = black_box(rig.vcpu.handle_fault(&rig.backing, write(n * TABLE)));
     }
     rig
 }
@@ -61,7 +61,7 @@ fn spurious(rig: &'static mut Rig) {
 #[bench::x512(full(Memory::Backed))]
 fn fault_spurious(rig: &'static mut Rig) -> &'static mut Rig {
     for n in 0..TABLE {
-        let _ = black_box(rig.vcpu.fault_with(&rig.backing, write(n)));
+        let _ = black_box(rig.vcpu.handle_fault(&rig.backing, write(n)));
     }
     rig
 }
@@ -73,10 +73,10 @@ fn emulated(rig: &'static mut Rig) {
 }
 
 #[library_benchmark(teardown = emulated)]
-#[bench::x512(Rig::new(amd(), Memory::Linear, Level::K4).mapped([BEYOND]))]
+#[bench::x512(Rig::new(amd(), Memory::Linear, Level::Size4K).mapped([BEYOND]))]
 fn fault_mmio(rig: &'static mut Rig) -> &'static mut Rig {
     for _ in 0..TABLE {
-        let _ = black_box(rig.vcpu.fault_with(&rig.backing, write(BEYOND)));
+        let _ = black_box(rig.vcpu.handle_fault(&rig.backing, write(BEYOND)));
     }
     rig
 }

@@ -11,12 +11,12 @@ use std::cell::UnsafeCell;
 use vmmu::addr::{Gfn, GfnRange, Gpa, Level, Pfn};
 use vmmu::entry::{Access, Format, MemoryType, ept, npt};
 use vmmu::host::{
-    Backing, Contents, Cpus, Found, FrameAsk, HostFrame, Observer, PageAsk, TablePage, TablePages,
-    VcpuId,
+    Backing, Contents, Cpus, FrameQuery, HostFrame, Observer, Placement, Resolution, TablePage,
+    TablePages, VcpuId,
 };
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
-use vmmu::tdp::{Ask, Cause, Outcome};
-use vmmu::{Config, Processor, Vcpu, Vm};
+use vmmu::tdp::{Cause, Outcome, PageFault};
+use vmmu::{Config, Mmu, Processor, VcpuMmu};
 
 /// Table pages a host has.
 const STOCK: usize = 512;
@@ -53,7 +53,7 @@ unsafe impl TablePages for ListHost {
         0
     }
 
-    fn take(&self, _: PageAsk) -> Option<TablePage> {
+    fn take(&self, _: Placement) -> Option<TablePage> {
         // SAFETY: one thread, and no reference outlives this line.
         let pfn = unsafe { (*self.pages.get()).pop() }?;
         Some(TablePage { pfn, contents: Contents::Zeroed })
@@ -73,9 +73,9 @@ impl Observer for ListHost {}
 pub struct Computed(Level);
 
 impl Backing for Computed {
-    fn find(&self, ask: &FrameAsk) -> Found {
-        Found::Frame(HostFrame {
-            pfn: Pfn(FRAMES + ask.page),
+    fn find(&self, query: &FrameQuery) -> Resolution {
+        Resolution::Frame(HostFrame {
+            pfn: Pfn(FRAMES + query.page),
             level: self.0,
             access: Access::all(),
             memory: MemoryType::WriteBack,
@@ -87,12 +87,12 @@ impl Backing for Computed {
 #[derive(Debug)]
 pub struct Rig {
     /// The vCPU, which is a worker too.
-    pub vcpu: Vcpu<'static, ListHost>,
+    pub vcpu: VcpuMmu<'static, ListHost>,
     /// For faults in backed slots.
     pub backing: Computed,
     /// Frames to look up, in the order in which that is done.
     pub frames: Vec<Gfn>,
-    vm: &'static Vm<ListHost>,
+    vm: &'static Mmu<ListHost>,
 }
 
 /// Where a slot's memory comes from.
@@ -120,8 +120,8 @@ pub fn range(start: u64, pages: u64) -> GfnRange {
 }
 
 /// A guest's write to a frame.
-pub fn write(gfn: u64) -> Ask {
-    Ask { gpa: Gpa(gfn << 12), access: Access::WRITE, cause: Cause::Guest }
+pub fn write(gfn: u64) -> PageFault {
+    PageFault { gpa: Gpa(gfn << 12), access: Access::WRITE, cause: Cause::Guest }
 }
 
 impl Rig {
@@ -129,7 +129,7 @@ impl Rig {
     /// the root is loaded and the stock of table pages is full.
     pub fn new(format: Format, memory: Memory, level: Level) -> &'static mut Rig {
         let rig = Self::without_slots(format, level, 1);
-        let pages = Level::G1.pages();
+        let pages = Level::Size1G.pages();
         let source = match memory {
             Memory::Linear => Source::Linear { pfn: Pfn(FRAMES), memory: MemoryType::WriteBack },
             Memory::Backed => Source::Backed { backing: BACKING, first: 0 },
@@ -140,7 +140,7 @@ impl Rig {
 
     fn without_slots(format: Format, level: Level, slots: u32) -> &'static mut Rig {
         let config = Config { slots, largest: level, ..Config::new(format, 1) };
-        let vm: &'static _ = Box::leak(Box::new(Vm::new(ListHost::new(), &config).expect("a VM")));
+        let vm: &'static _ = Box::leak(Box::new(Mmu::new(ListHost::new(), &config).expect("a VM")));
         let mut vcpu = vm.vcpu(VcpuId(0)).expect("a vCPU");
         drop(vcpu.before_enter(Processor(0)).expect("a root"));
         vcpu.reserve(0).expect("table pages");
@@ -155,7 +155,7 @@ impl Rig {
             range,
             source,
             mutability: Mutability::ReadWrite,
-            largest: Level::G1,
+            largest: Level::Size1G,
         };
         self.vcpu.create_slot(&spec).expect("a slot");
     }
@@ -163,7 +163,7 @@ impl Rig {
     /// Slots of one page with one page between them; 256 frames of them to look up, all the same
     /// or in disorder.
     pub fn with_slots(slots: u32, order: Order) -> &'static mut Rig {
-        let rig = Self::without_slots(amd(), Level::K4, slots);
+        let rig = Self::without_slots(amd(), Level::Size4K, slots);
         for n in 0..slots {
             let gfn = 2 * u64::from(n);
             let source = Source::Linear { pfn: Pfn(FRAMES + gfn), memory: MemoryType::WriteBack };
@@ -181,7 +181,7 @@ impl Rig {
     /// The same with these frames mapped by faults.
     pub fn mapped(&'static mut self, frames: impl IntoIterator<Item = u64>) -> &'static mut Rig {
         for gfn in frames {
-            let outcome = self.vcpu.fault_with(&self.backing, write(gfn));
+            let outcome = self.vcpu.handle_fault(&self.backing, write(gfn));
             assert!(matches!(outcome, Outcome::Fixed(_) | Outcome::Emulate), "{outcome:?}");
         }
         self.vcpu.reserve(0).expect("table pages");

@@ -10,7 +10,7 @@ use std::thread;
 use fastrand::Rng;
 use vmmu::addr::{Gfn, Level, Pfn};
 use vmmu::entry::{Access, Format};
-use vmmu::host::{Backing, Found, FrameAsk, HostFrame};
+use vmmu::host::{Backing, FrameQuery, HostFrame, Resolution};
 use vmmu::slot::SlotId;
 
 use crate::report::{Breaches, Report, Rule, Verdict};
@@ -68,7 +68,7 @@ impl BackingOptions {
             gfn: Gfn(pages.start),
             pages,
             accesses: vec![Access::READ, Access::WRITE, Access::EXEC],
-            largest: Level::G1,
+            largest: Level::Size1G,
             format: None,
             samples: 256,
             rounds: 8,
@@ -78,10 +78,10 @@ impl BackingOptions {
         }
     }
 
-    fn ask(&self, page: u64, access: Access) -> FrameAsk {
+    fn query(&self, page: u64, access: Access) -> FrameQuery {
         let gfn = Gfn(self.gfn.0 + (page - self.pages.start));
         let BackingOptions { slot, backing, largest, .. } = *self;
-        FrameAsk { slot, backing, page, gfn, access, largest }
+        FrameQuery { slot, backing, page, gfn, access, largest }
     }
 }
 
@@ -91,9 +91,9 @@ fn find<B: Backing>(
     options: &BackingOptions,
     page: u64,
     access: Access,
-) -> Option<Found> {
-    let ask = options.ask(page, access);
-    (0..=options.retries).map(|_| backing.find(&ask)).find(|found| *found != Found::Retry)
+) -> Option<Resolution> {
+    let query = options.query(page, access);
+    (0..=options.retries).map(|_| backing.find(&query)).find(|found| *found != Resolution::Retry)
 }
 
 fn frame<B: Backing>(
@@ -103,7 +103,7 @@ fn frame<B: Backing>(
     access: Access,
 ) -> Option<HostFrame> {
     match find(backing, options, page, access) {
-        Some(Found::Frame(frame)) => Some(frame),
+        Some(Resolution::Frame(frame)) => Some(frame),
         _ => None,
     }
 }
@@ -131,7 +131,7 @@ pub fn check_backing<B: Backing + Sync>(backing: &B, options: &BackingOptions) -
         for &page in &pages {
             for &access in &options.accesses {
                 match find(backing, options, page, access) {
-                    Some(Found::Frame(frame)) => answers.push((page, access, frame)),
+                    Some(Resolution::Frame(frame)) => answers.push((page, access, frame)),
                     Some(_) => without += 1,
                     None => breaches.add(|| {
                         format!("page {page:#x}: {} times nothing but retry", options.retries)
@@ -224,8 +224,8 @@ fn stays_the_same<B: Backing + Sync>(
                 for _ in 0..options.rounds * answers.len() {
                     let (page, access, first) = answers[rng.usize(..answers.len())];
                     let now = match find(backing, options, page, access) {
-                        Some(Found::Frame(frame)) if frame.pfn == first.pfn => continue,
-                        Some(Found::Pending) => continue,
+                        Some(Resolution::Frame(frame)) if frame.pfn == first.pfn => continue,
+                        Some(Resolution::Pending) => continue,
                         now => now,
                     };
                     if let Ok(mut breaches) = breaches.lock() {

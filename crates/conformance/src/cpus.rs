@@ -321,7 +321,7 @@ where
 ///
 /// `run` runs the guest of a vCPU, in the thread it is called in, until a kick ends it; any guest
 /// will do that does not exit by itself. Where a hypervisor calls
-/// [`before_enter`](vmmu::Vcpu::before_enter), with interrupts that a kick sends held pending until
+/// [`before_enter`](vmmu::VcpuMmu::before_enter), with interrupts that a kick sends held pending until
 /// the entry itself, it calls its second argument, once.
 ///
 /// A vCPU that never leaves keeps its thread for good.

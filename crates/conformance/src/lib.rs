@@ -15,7 +15,7 @@
 //!
 //! use conformance::{PagesOptions, check_table_pages};
 //! use vmmu::addr::Pfn;
-//! use vmmu::host::{Contents, PageAsk, TablePage, TablePages};
+//! use vmmu::host::{Contents, Placement, TablePage, TablePages};
 //!
 //! # fn main() {
 //! struct MyHost;
@@ -25,7 +25,7 @@
 //!     fn window(&self) -> u64 {
 //!         0
 //!     }
-//!     fn take(&self, ask: PageAsk) -> Option<TablePage> {
+//!     fn take(&self, placement: Placement) -> Option<TablePage> {
 //!         # if ask.below.is_some() { return None; }
 //!         let page = unsafe { alloc(Layout::from_size_align(4096, 4096).ok()?) };
 //!         let pfn = Pfn(page.expose_provenance() as u64 >> 12);

@@ -10,7 +10,7 @@ use std::sync::{Barrier, Mutex};
 use std::thread;
 
 use fastrand::Rng;
-use vmmu::host::{Contents, PageAsk, TablePage, TablePages};
+use vmmu::host::{Contents, Placement, TablePage, TablePages};
 
 use crate::report::{Breaches, Report, Rule, Verdict};
 
@@ -101,7 +101,7 @@ impl<'h, H: TablePages> Held<'h, H> {
     fn take(host: &'h H, count: usize) -> Self {
         let mut held = Held::new(host);
         for _ in 0..count {
-            let Some(page) = host.take(PageAsk::default()) else { break };
+            let Some(page) = host.take(Placement::default()) else { break };
             held.add(page);
         }
         held
@@ -267,9 +267,9 @@ fn stays_below<H: TablePages>(host: &H, options: &PagesOptions) -> Verdict {
     for &limit in options.below {
         let mut held = Held::new(host);
         for _ in 0..options.pages.min(8) {
-            let mut ask = PageAsk::default();
-            ask.below = Some(limit);
-            let Some(page) = host.take(ask) else { break };
+            let mut placement = Placement::default();
+            placement.below = Some(limit);
+            let Some(page) = host.take(placement) else { break };
             breaches.add_if((page.pfn.0 + 1) << 12 > limit, || {
                 format!("frame {:#x} for a limit of {limit:#x}", page.pfn.0)
             });
@@ -321,7 +321,7 @@ fn from_several_threads<H: TablePages>(host: &H, options: &PagesOptions) -> Verd
                     // A panic must not keep the others waiting.
                     let taken = catch_unwind(AssertUnwindSafe(|| {
                         for _ in 0..share {
-                            let Some(page) = host.take(PageAsk::default()) else { break };
+                            let Some(page) = host.take(Placement::default()) else { break };
                             let pfn = page.pfn.0;
                             if in_use.lock().is_ok_and(|mut all| all.insert(pfn)) {
                                 held.add(page);

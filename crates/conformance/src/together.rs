@@ -20,11 +20,12 @@ use vmmu::entry::ept::EptOptions;
 use vmmu::entry::npt::NptOptions;
 use vmmu::entry::{Access, Format, FormatError, Record, ept, npt};
 use vmmu::host::{
-    Backing, Cpus, Event, Found, FrameAsk, Host, Observer, PageAsk, TablePage, TablePages, VcpuId,
+    Backing, Cpus, Event, FrameQuery, Host, Observer, Placement, Resolution, TablePage, TablePages,
+    VcpuId,
 };
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
-use vmmu::tdp::{Ask, Cause, Outcome};
-use vmmu::{AccessError, AccessFailure, Config, Flush, Processor, Vcpu, Vm, Worker};
+use vmmu::tdp::{Cause, Outcome, PageFault};
+use vmmu::{AccessError, AccessFailure, Config, Flush, Mmu, Processor, VcpuMmu, Worker};
 
 use crate::report::{Breaches, Report, Rule, Verdict};
 
@@ -65,7 +66,7 @@ impl Tables {
                 levels: levels(top),
                 phys_bits: phys_bits as u8,
                 nx: true,
-                gib_pages: largest == Level::G1,
+                gib_pages: largest == Level::Size1G,
             }),
             Tables::Ept(EptOptions { top, largest, phys_bits, record, exec_only, .. }) => {
                 Nested::Ept(Ept {
@@ -73,8 +74,8 @@ impl Tables {
                     phys_bits: phys_bits as u8,
                     ad: record == Record::Hardware,
                     exec_only,
-                    mib_pages: largest >= Level::M2,
-                    gib_pages: largest >= Level::G1,
+                    mib_pages: largest >= Level::Size2M,
+                    gib_pages: largest >= Level::Size1G,
                 })
             }
         }
@@ -116,7 +117,7 @@ impl TogetherOptions {
             backing,
             first: 0,
             range: GfnRange::sized(Gfn(0), pages).unwrap_or(GfnRange::EMPTY),
-            largest: Level::G1,
+            largest: Level::Size1G,
             steps: 20_000,
             patience: 64,
             seed: 1,
@@ -127,8 +128,8 @@ impl TogetherOptions {
         self.first + (gfn.0 - self.range.start().0)
     }
 
-    fn ask(&self, gfn: Gfn, access: Access) -> FrameAsk {
-        FrameAsk {
+    fn query(&self, gfn: Gfn, access: Access) -> FrameQuery {
+        FrameQuery {
             slot: SlotId(0),
             backing: self.backing,
             page: self.page(gfn),
@@ -170,8 +171,8 @@ unsafe impl<H: Host> TablePages for Judged<'_, H> {
         self.host.window()
     }
 
-    fn take(&self, ask: PageAsk) -> Option<TablePage> {
-        let page = self.host.take(ask)?;
+    fn take(&self, placement: Placement) -> Option<TablePage> {
+        let page = self.host.take(placement)?;
         if self.in_use.lock().is_ok_and(|mut all| all.insert(page.pfn.0)) {
             return Some(page);
         }
@@ -267,7 +268,7 @@ impl<B: Backing> Run<'_, '_, B> {
     }
 
     /// One access of the guest's.
-    fn access<H: Host>(&mut self, vcpu: &mut Vcpu<'_, Judged<'_, H>>, memory: &Judged<'_, H>) {
+    fn access<H: Host>(&mut self, vcpu: &mut VcpuMmu<'_, Judged<'_, H>>, memory: &Judged<'_, H>) {
         let gpa = self.word();
         let kind = match self.rng.u8(..8) {
             0..4 => machine::Access::Read,
@@ -323,8 +324,8 @@ impl<B: Backing> Run<'_, '_, B> {
                 }
             }
             self.done.faults += 1;
-            let ask = Ask { gpa: Gpa(gpa), access: wanted, cause: Cause::Guest };
-            let outcome = vcpu.fault_with(self.backing, ask);
+            let fault = PageFault { gpa: Gpa(gpa), access: wanted, cause: Cause::Guest };
+            let outcome = vcpu.handle_fault(self.backing, fault);
             last = Some(outcome);
             match outcome {
                 Outcome::Fixed(_) | Outcome::Spurious | Outcome::Retry => {}
@@ -347,13 +348,13 @@ impl<B: Backing> Run<'_, '_, B> {
     /// The guest's access has reached a frame.
     fn reach(&mut self, gpa: u64, kind: machine::Access, hpa: u64) {
         let pfn = Pfn(hpa >> 12);
-        let named = self.backing.find(&self.options.ask(Gpa(gpa).gfn(), Access::READ));
+        let named = self.backing.find(&self.options.query(Gpa(gpa).gfn(), Access::READ));
         let elsewhere = match named {
-            Found::Frame(frame) if frame.pfn == pfn => None,
-            Found::Frame(frame) => Some(format!("at {}", frame.pfn)),
-            Found::Hole | Found::Poisoned => Some(format!("has nothing ({named:?})")),
+            Resolution::Frame(frame) if frame.pfn == pfn => None,
+            Resolution::Frame(frame) => Some(format!("at {}", frame.pfn)),
+            Resolution::Hole | Resolution::Poisoned => Some(format!("has nothing ({named:?})")),
             // It does not say.
-            Found::Pending | Found::Retry => None,
+            Resolution::Pending | Resolution::Retry => None,
         };
         if let Some(elsewhere) = elsewhere {
             let frames = &mut self.wrong.frames;
@@ -443,7 +444,7 @@ pub fn check_together<H: Host, B: Backing>(
         }
     };
     let config = Config { largest: options.largest, ..Config::new(format, options.vcpus) };
-    let mut vm = match Vm::new(Judged::new(host), &config) {
+    let mut vm = match Mmu::new(Judged::new(host), &config) {
         Ok(vm) => vm,
         Err(error) => {
             report.skip(&RULES, &format!("no VM: {error}"));
@@ -506,7 +507,7 @@ pub fn check_together<H: Host, B: Backing>(
 
 /// Everything in turns.
 fn play<H: Host, B: Backing>(
-    vm: &Vm<Judged<'_, H>>,
+    vm: &Mmu<Judged<'_, H>>,
     run: &mut Run<'_, '_, B>,
     take_back: &mut impl FnMut(&mut Worker<'_, Judged<'_, H>>, u64),
 ) -> Verdict {
@@ -550,7 +551,7 @@ fn play<H: Host, B: Backing>(
 
 fn at_the_end<H: Host, B: Backing>(
     report: &mut Report,
-    vm: &mut Vm<Judged<'_, H>>,
+    vm: &mut Mmu<Judged<'_, H>>,
     backing: &B,
     options: &TogetherOptions,
     taken_back: u64,
@@ -576,10 +577,10 @@ fn at_the_end<H: Host, B: Backing>(
     report.rule(checker, || {
         let witness = |_: u64, page: u64| {
             let gfn = Gfn(options.range.start().0 + (page - options.first));
-            match backing.find(&options.ask(gfn, Access::READ)) {
-                Found::Frame(frame) => Witness::Frame(frame.pfn, frame.access),
-                Found::Hole | Found::Poisoned => Witness::Nothing,
-                Found::Pending | Found::Retry => Witness::Unknown,
+            match backing.find(&options.query(gfn, Access::READ)) {
+                Resolution::Frame(frame) => Witness::Frame(frame.pfn, frame.access),
+                Resolution::Hole | Resolution::Poisoned => Witness::Nothing,
+                Resolution::Pending | Resolution::Retry => Witness::Unknown,
             }
         };
         match vm.check(witness) {

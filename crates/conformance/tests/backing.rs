@@ -48,8 +48,8 @@ fn each_bad_backing_is_caught() {
 fn a_backing_without_bytes_is_not_judged_by_them() {
     struct Bare(Frames);
     impl vmmu::host::Backing for Bare {
-        fn find(&self, ask: &vmmu::host::FrameAsk) -> vmmu::host::Found {
-            self.0.find(ask)
+        fn find(&self, query: &vmmu::host::FrameQuery) -> vmmu::host::Resolution {
+            self.0.find(query)
         }
     }
     let report = check_backing(&Bare(Frames::new(BadFrames::No)), &options());

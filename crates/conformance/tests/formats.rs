@@ -8,7 +8,7 @@ use machine::{Access, Context, Ept, Exit, Habits, Nested, Npt, Paging, Processor
 use vmmu::addr::{Level, Pfn};
 use vmmu::entry::{Format, Leaf, MemoryType, Record, State, Tracked, Value, Writable, ept, npt};
 
-const LEVELS: [Level; 5] = [Level::K4, Level::M2, Level::G1, Level::L4, Level::L5];
+const LEVELS: [Level; 5] = [Level::Size4K, Level::Size2M, Level::Size1G, Level::L4, Level::L5];
 const ACCESSES: [Access; 3] = [Access::Read, Access::Write, Access::Fetch];
 /// The address walked for: index 1 on every level, and an offset.
 const GPA: u64 = 1 << 48 | 1 << 39 | 1 << 30 | 1 << 21 | 1 << 12 | 0x128;
@@ -33,7 +33,7 @@ fn levels(top: Level) -> u8 {
 fn setups() -> Vec<Setup> {
     let mut setups = vec![];
     for top in [Level::L4, Level::L5] {
-        for largest in [Level::K4, Level::M2, Level::G1] {
+        for largest in [Level::Size4K, Level::Size2M, Level::Size1G] {
             for phys_bits in [36, 46, 52] {
                 for record in Record::ALL {
                     for exec_only in [false, true] {
@@ -44,8 +44,8 @@ fn setups() -> Vec<Setup> {
                             phys_bits: phys_bits as u8,
                             ad: record != Record::Software,
                             exec_only,
-                            mib_pages: largest >= Level::M2,
-                            gib_pages: largest >= Level::G1,
+                            mib_pages: largest >= Level::Size2M,
+                            gib_pages: largest >= Level::Size1G,
                         });
                         let format = ept::format(options).unwrap();
                         // Under a pointer that has A and D off, only what records by software.
@@ -61,7 +61,7 @@ fn setups() -> Vec<Setup> {
                     levels: levels(top),
                     phys_bits: phys_bits as u8,
                     nx: true,
-                    gib_pages: largest == Level::G1,
+                    gib_pages: largest == Level::Size1G,
                 });
                 let format = npt::format(npt::NptOptions { top, largest, phys_bits }).unwrap();
                 setups.push(Setup {
@@ -176,7 +176,7 @@ impl Setup {
 fn a_processor_sees_in_a_leaf_what_the_library_meant() {
     let mut leaves = 0;
     for setup in setups() {
-        for level in [Level::K4, Level::M2, Level::G1] {
+        for level in [Level::Size4K, Level::Size2M, Level::Size1G] {
             for leaf in setup.leaves(level) {
                 let Some(value) = setup.format.make(State::Leaf(leaf), level) else { continue };
                 leaves += 1;
@@ -213,7 +213,7 @@ fn a_processor_sees_in_a_leaf_what_the_library_meant() {
 #[test]
 fn a_processor_goes_through_a_table_and_leaves_it_as_it_is() {
     for setup in setups() {
-        for level in setup.levels().filter(|level| *level > Level::K4) {
+        for level in setup.levels().filter(|level| *level > Level::Size4K) {
             let pfn = Pfn((1 << (setup.format.phys_bits() - 12)) - 1);
             let value = setup.format.make(State::Table(pfn), level).unwrap();
             for access in ACCESSES {
@@ -253,7 +253,7 @@ fn a_processor_finds_nothing_in_what_is_empty_frozen_or_dead() {
 fn a_processor_refuses_what_says_that_there_is_no_memory() {
     let mut refused = 0;
     for setup in setups() {
-        for level in [Level::K4, Level::M2, Level::G1] {
+        for level in [Level::Size4K, Level::Size2M, Level::Size1G] {
             for generation in [0, 1, (1 << Format::GENERATION_BITS) - 1] {
                 let state = State::Mmio { generation };
                 let Some(value) = setup.format.make(state, level) else { continue };

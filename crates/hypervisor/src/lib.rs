@@ -1,7 +1,7 @@
 //! What the hypervisor is made of and can be tested on the host.
 //!
 //! The hypervisor boots by PVH, reads a [`wire::Job`] and runs its guests one after another, each
-//! on a `vmmu::Vm` of its own; or, with no vmmu at all, runs cases for the page walker ([`probe`]).
+//! on a `vmmu::Mmu` of its own; or, with no vmmu at all, runs cases for the page walker ([`probe`]).
 //! This library holds everything that is a rule or a calculation; the binary (`metal/`) holds what
 //! needs the machine.
 //!

@@ -7,8 +7,8 @@ use machine::{Context, Exit, Paging, Reached};
 use vmmu::addr::{Gpa, Hpa, Pfn};
 use vmmu::entry::Access as Wants;
 use vmmu::slot::AddressSpace;
-use vmmu::tdp::{Ask, Cause, Outcome, Step};
-use vmmu::{EnterError, Flush, Role, Vcpu};
+use vmmu::tdp::{Cause, FaultStep, Outcome, PageFault};
+use vmmu::{EnterError, Flush, Role, VcpuMmu};
 
 use crate::Violation;
 use crate::arena::{Arena, Owner};
@@ -16,7 +16,7 @@ use crate::guest_tables;
 use crate::host::Host;
 use crate::model::SUM;
 use crate::op::{Access, Op, Touch};
-use crate::play::{Actor, Look, Spot, ask};
+use crate::play::{Actor, Look, Spot, fault_at};
 
 /// Faults on one access before the guest gives it up for now.
 const PATIENCE: u32 = 6;
@@ -24,7 +24,7 @@ const PATIENCE: u32 = 6;
 /// A vCPU and its thread.
 pub struct Guest<'p, 'r, 'vm> {
     pub actor: Actor<'p, 'r, 'vm>,
-    pub vcpu: Vcpu<'vm, Host>,
+    pub vcpu: VcpuMmu<'vm, Host>,
     /// Its number among the vCPUs.
     pub number: usize,
     pub role: Role,
@@ -97,8 +97,8 @@ impl<'vm> Guest<'_, '_, 'vm> {
         let play = self.actor.play;
         let wants = if write { Wants::WRITE } else { Wants::READ };
         let look = play.look(spot);
-        let outcome = match self.vcpu.fault(ask(spot, wants, Cause::Guest)) {
-            Step::Resolve(request) => {
+        let outcome = match self.vcpu.begin_fault(fault_at(spot, wants, Cause::Guest)) {
+            FaultStep::Resolve(request) => {
                 // Dropped, if it is one too many, when the lock is not held.
                 let mut one_more = Some(request);
                 let mut posted = play.posted.lock().expect("no panic under it");
@@ -108,8 +108,8 @@ impl<'vm> Guest<'_, '_, 'vm> {
                 drop(posted);
                 return Ok(());
             }
-            Step::NeedPages(_) => return Ok(()),
-            Step::Done(outcome) => outcome,
+            FaultStep::MissingPages(_) => return Ok(()),
+            FaultStep::Done(outcome) => outcome,
         };
         self.actor.met(outcome.name());
         let answered = crate::store::Answered::Nothing;
@@ -270,8 +270,8 @@ impl<'vm> Guest<'_, '_, 'vm> {
     /// A table of the guest is not mapped yet, or not for its flags.
     fn fix_table(&mut self, gpa: u64, wants: Wants) -> Result<bool, Violation> {
         self.actor.ran("fault on a guest's table");
-        let ask = Ask { gpa: Gpa(gpa), access: wants, cause: Cause::Guest };
-        match self.vcpu.fault_with(&self.actor.hands, ask) {
+        let fault = PageFault { gpa: Gpa(gpa), access: wants, cause: Cause::Guest };
+        match self.vcpu.handle_fault(&self.actor.hands, fault) {
             Outcome::Fixed(_) | Outcome::Spurious | Outcome::Retry => Ok(true),
             other => Err(self.actor.bad(format!("a guest's table at {gpa:#x}: {other:?}"))),
         }

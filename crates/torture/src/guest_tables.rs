@@ -38,7 +38,7 @@ pub fn slot() -> SlotSpec {
         range: GfnRange::sized(Gfn(START), GUEST_TABLES).expect("short"),
         source: Source::Linear { pfn: Pfn(Arena::GUEST_TABLES_HOME), memory },
         mutability: Mutability::ReadWrite,
-        largest: Level::K4,
+        largest: Level::Size4K,
     }
 }
 

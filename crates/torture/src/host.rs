@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use vmmu::addr::Pfn;
-use vmmu::host::{Contents, Cpus, Event, Observer, PageAsk, TablePage, TablePages, VcpuId};
+use vmmu::host::{Contents, Cpus, Event, Observer, Placement, TablePage, TablePages, VcpuId};
 
 use crate::Violation;
 use crate::arena::Arena;
@@ -81,7 +81,7 @@ unsafe impl TablePages for Host {
         self.arena.window()
     }
 
-    fn take(&self, _: PageAsk) -> Option<TablePage> {
+    fn take(&self, _: Placement) -> Option<TablePage> {
         self.turns.point();
         if let Some(budget) = self.budget() {
             match budget.left.load(Ordering::Relaxed) {

@@ -311,7 +311,7 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
         let Some(id) = place.slot() else { return Ok(false) };
         let before = self.worker.slot(id);
         let Some(other) = place.number() else { return Ok(false) };
-        let good = spec(other, site, SITES[site].views[0], Level::K4);
+        let good = spec(other, site, SITES[site].views[0], Level::Size4K);
         let refused = match which % 5 {
             // Over one that is there.
             0 => self.worker.create_slot(&good),
@@ -352,17 +352,17 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
     fn complete(&mut self) -> Result<bool, Violation> {
         let posted = self.actor.play.posted.lock().expect("no panic under it").pop_front();
         let Some(request) = posted else { return Ok(false) };
-        let ask = request.frame_ask();
-        let found = vmmu::host::Backing::find(&self.actor.hands, &ask);
-        let vmmu::host::Found::Frame(found) = found else { return Ok(false) };
-        let mut frame = request.provide(found);
+        let fault = request.query();
+        let found = vmmu::host::Backing::find(&self.actor.hands, &fault);
+        let vmmu::host::Resolution::Frame(found) = found else { return Ok(false) };
+        let mut frame = request.resolve(found);
         loop {
             match self.worker.complete(frame) {
                 Ok(outcome) => {
                     self.actor.met(outcome.name());
                     return match outcome {
                         vmmu::tdp::Outcome::Dead(_) => {
-                            Err(self.actor.bad(format!("completing {ask:?}: {outcome:?}")))
+                            Err(self.actor.bad(format!("completing {fault:?}: {outcome:?}")))
                         }
                         _ => Ok(true),
                     };
@@ -413,7 +413,11 @@ impl Actor<'_, '_, '_> {
                 let spot = Spot::of(space, *at);
                 let role = Role { space: spot.space(), flavour: 0 };
                 if let Some(there) = worker.translate(role, spot.gpa()) {
-                    self.met(if there.level == Level::K4 { "translated 4K" } else { "translated" });
+                    self.met(if there.level == Level::Size4K {
+                        "translated 4K"
+                    } else {
+                        "translated"
+                    });
                 }
                 true
             }

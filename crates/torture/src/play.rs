@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use machine::{Nested, Paging, Processor};
-use vmmu::Vm;
+use vmmu::Mmu;
 use vmmu::addr::{Gfn, Gpa, Pfn};
 use vmmu::entry::Access;
 use vmmu::slot::{AddressSpace, SlotId};
-use vmmu::tdp::{Ask, Cause, MemoryFault, Outcome, Request};
+use vmmu::tdp::{Cause, MemoryFault, Outcome, PageFault, Request};
 
 use crate::Violation;
 use crate::arena::Arena;
@@ -24,7 +24,7 @@ use crate::turns::Turns;
 
 /// See the module.
 pub struct Play<'r, 'vm> {
-    pub vm: &'vm Vm<Host>,
+    pub vm: &'vm Mmu<Host>,
     pub arena: &'r Arena,
     pub store: &'r Store,
     pub model: &'r Model,
@@ -287,8 +287,8 @@ impl Play<'_, '_> {
     }
 }
 
-pub fn ask(spot: Spot, access: Access, cause: Cause) -> Ask {
-    Ask { gpa: spot.gpa(), access, cause }
+pub fn fault_at(spot: Spot, access: Access, cause: Cause) -> PageFault {
+    PageFault { gpa: spot.gpa(), access, cause }
 }
 
 /// What one thread brings: its number, its way to the store, and its counts.
@@ -361,7 +361,7 @@ impl<'vm> Actor<'_, '_, 'vm> {
     /// A whole fault by a vCPU, judged.
     pub fn fault(
         &self,
-        vcpu: &mut vmmu::Vcpu<'vm, Host>,
+        vcpu: &mut vmmu::VcpuMmu<'vm, Host>,
         spot: Spot,
         access: Access,
         cause: Cause,
@@ -369,10 +369,10 @@ impl<'vm> Actor<'_, '_, 'vm> {
     ) -> Result<Outcome, Violation> {
         let look = self.play.look(spot);
         self.hands.answered.set(Answered::Nothing);
-        let ask = ask(spot, access, cause);
+        let fault = fault_at(spot, access, cause);
         let (outcome, starved) = match tables {
-            Some(tables) => self.host().starving(tables, || vcpu.fault_with(&self.hands, ask)),
-            None => (vcpu.fault_with(&self.hands, ask), false),
+            Some(tables) => self.host().starving(tables, || vcpu.handle_fault(&self.hands, fault)),
+            None => (vcpu.handle_fault(&self.hands, fault), false),
         };
         let seen = self.play.since(look);
         self.met(match outcome {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use vmmu::addr::Level;
 use vmmu::entry::{Format, Record, ept, npt};
 use vmmu::host::VcpuId;
-use vmmu::{Config, Role, Stats, Vm};
+use vmmu::{Config, Mmu, Role, Stats};
 
 use crate::Violation;
 use crate::arena::Arena;
@@ -266,7 +266,7 @@ fn whole(
         slots: guest_tables::SLOT.0 + 1,
         ..Config::new(settings.tables.format(), vcpus as u32)
     };
-    let mut vm = match Vm::new(host, &config) {
+    let mut vm = match Mmu::new(host, &config) {
         Ok(vm) => vm,
         Err(why) => return Err(nothing(Violation::new(why.to_string()))),
     };
@@ -497,7 +497,7 @@ fn at_rest(play: &Play<'_, '_>, settings: &Settings) -> Result<(), Violation> {
 }
 
 /// The library's own checker.
-fn check(vm: &mut Vm<Host>, store: &Store) -> Result<(), Violation> {
+fn check(vm: &mut Mmu<Host>, store: &Store) -> Result<(), Violation> {
     let checked = vm.check(|backing, page| store.witness(backing, page));
     match checked {
         Ok(checked) if checked.is_clean() => Ok(()),

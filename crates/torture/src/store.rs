@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use vmmu::addr::{Level, Pfn};
 use vmmu::check::Witness;
 use vmmu::entry::{Access, MemoryType};
-use vmmu::host::{Backing, Found, FrameAsk, HostFrame};
+use vmmu::host::{Backing, FrameQuery, HostFrame, Resolution};
 use vmmu::{HostRange, Worker};
 
 use crate::Violation;
@@ -236,7 +236,7 @@ pub enum Answered {
     Hole,
     /// Not now.
     Pending,
-    /// Ask again.
+    /// PageFault again.
     Retry,
 }
 
@@ -253,39 +253,39 @@ pub struct Hands<'r, 'vm> {
 }
 
 impl Hands<'_, '_> {
-    fn answer(&self, ask: &FrameAsk) -> Result<Found, Violation> {
+    fn answer(&self, query: &FrameQuery) -> Result<Resolution, Violation> {
         let host = self.host;
         host.turns().point();
-        let whole = page_of(ask.backing, ask.page);
+        let whole = page_of(query.backing, query.page);
         let Some(page) = whole else {
-            return Err(Violation::new(format!("a page nobody has was asked for: {ask:?}")));
+            return Err(Violation::new(format!("a page nobody has was asked for: {query:?}")));
         };
-        let is_write = ask.access.contains(Access::WRITE);
+        let is_write = query.access.contains(Access::WRITE);
         let place = *lock(&self.store.pages[page].place);
         let found = match place {
-            Place::Hole => Found::Hole,
-            Place::Away(_) if self.rng.borrow_mut().u8(..8) == 0 => Found::Pending,
+            Place::Hole => Resolution::Hole,
+            Place::Away(_) if self.rng.borrow_mut().u8(..8) == 0 => Resolution::Pending,
             Place::Away(_) => match self.store.bring_back(host.arena(), page)? {
-                Some(pfn) => frame(pfn, Level::K4, Access::all()),
-                None => Found::Retry,
+                Some(pfn) => frame(pfn, Level::Size4K, Access::all()),
+                None => Resolution::Retry,
             },
             Place::Zeros if is_write => {
                 let mut worker = self.worker.borrow_mut();
                 self.store.change(&mut worker, host, self.model, page..page + 1, Change::Move)?;
-                Found::Retry
+                Resolution::Retry
             }
-            Place::Zeros => frame(Arena::ZEROS, Level::K4, Access::READ | Access::EXEC),
+            Place::Zeros => frame(Arena::ZEROS, Level::Size4K, Access::READ | Access::EXEC),
             Place::Frame(pfn) if pfn != home_of(page) => {
-                frame(pfn, Level::K4, self.allowed(page, is_write))
+                frame(pfn, Level::Size4K, self.allowed(page, is_write))
             }
             Place::Frame(pfn) => {
                 let is_whole = self.store.is_whole(block_of(page));
-                let level = match ask.backing {
-                    _ if page % 2 == 1 && is_write => Level::K4,
-                    HUGE_BACKING if is_whole => Level::G1,
-                    HUGE_BACKING => Level::K4,
-                    _ if is_whole => Level::M2,
-                    _ => Level::K4,
+                let level = match query.backing {
+                    _ if page % 2 == 1 && is_write => Level::Size4K,
+                    HUGE_BACKING if is_whole => Level::Size1G,
+                    HUGE_BACKING => Level::Size4K,
+                    _ if is_whole => Level::Size2M,
+                    _ => Level::Size4K,
                 };
                 frame(pfn, level, self.allowed(page, is_write))
             }
@@ -301,21 +301,21 @@ impl Hands<'_, '_> {
     }
 }
 
-fn frame(pfn: u64, level: Level, access: Access) -> Found {
-    Found::Frame(HostFrame { pfn: Pfn(pfn), level, access, memory: MemoryType::WriteBack })
+fn frame(pfn: u64, level: Level, access: Access) -> Resolution {
+    Resolution::Frame(HostFrame { pfn: Pfn(pfn), level, access, memory: MemoryType::WriteBack })
 }
 
 impl Backing for Hands<'_, '_> {
-    fn find(&self, ask: &FrameAsk) -> Found {
-        let found = self.answer(ask).unwrap_or_else(|violation| {
+    fn find(&self, query: &FrameQuery) -> Resolution {
+        let found = self.answer(query).unwrap_or_else(|violation| {
             self.host.turns().fail(violation);
-            Found::Hole
+            Resolution::Hole
         });
         self.answered.set(match found {
-            Found::Frame(_) => Answered::Frame,
-            Found::Hole | Found::Poisoned => Answered::Hole,
-            Found::Pending => Answered::Pending,
-            Found::Retry => Answered::Retry,
+            Resolution::Frame(_) => Answered::Frame,
+            Resolution::Hole | Resolution::Poisoned => Answered::Hole,
+            Resolution::Pending => Answered::Pending,
+            Resolution::Retry => Answered::Retry,
         });
         found
     }

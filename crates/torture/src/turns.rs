@@ -80,8 +80,8 @@ impl Turns {
             let turns = TURNS.try_with(|turns| turns.borrow().clone()).ok().flatten();
             match (turns, step) {
                 (None, _) => {}
-                (Some(turns), vmmu::protocol::Step::Access) => turns.access(),
-                (Some(turns), vmmu::protocol::Step::Wait) => turns.relax(),
+                (Some(turns), vmmu::protocol::SchedulePoint::Access) => turns.access(),
+                (Some(turns), vmmu::protocol::SchedulePoint::Wait) => turns.relax(),
             }
         });
         match &self.by_seed {

@@ -56,7 +56,7 @@ struct Place {
 
 /// The ranges under invalidation now.
 #[derive(Debug)]
-pub(crate) struct Active {
+pub(crate) struct Invalidations {
     /// How many, so that a fault usually reads one word.
     count: AtomicU64,
     /// Those that found no place.
@@ -68,12 +68,12 @@ pub(crate) struct Active {
 
 /// Names the place of one published range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum ActivePlace {
+pub(crate) enum InvalidationPlace {
     Place(usize),
     Overflow,
 }
 
-impl Active {
+impl Invalidations {
     pub(crate) fn new() -> Self {
         let place = |_| Place {
             state: AtomicU64::new(FREE),
@@ -81,7 +81,7 @@ impl Active {
             first: AtomicU64::new(0),
             end: AtomicU64::new(0),
         };
-        Active {
+        Invalidations {
             count: AtomicU64::new(0),
             overflow: AtomicU64::new(0),
             named: AtomicU64::new(0),
@@ -89,7 +89,7 @@ impl Active {
         }
     }
 
-    pub(crate) fn publish(&self, range: &HostRange) -> ActivePlace {
+    pub(crate) fn announce(&self, range: &HostRange) -> InvalidationPlace {
         self.count.fetch_add(1, Ordering::AcqRel);
         for (n, place) in self.places.iter().enumerate() {
             let seen = place.state.load(Ordering::Relaxed);
@@ -104,23 +104,23 @@ impl Active {
                 place.first.store(range.first, Ordering::Relaxed);
                 place.end.store(range.end(), Ordering::Relaxed);
                 place.state.store(tenant | HELD, Ordering::Release);
-                return ActivePlace::Place(n);
+                return InvalidationPlace::Place(n);
             }
         }
         self.overflow.fetch_add(1, Ordering::AcqRel);
-        ActivePlace::Overflow
+        InvalidationPlace::Overflow
     }
 
     /// Ends what the caller holds.
-    pub(crate) fn withdraw(&self, place: ActivePlace) {
+    pub(crate) fn withdraw(&self, place: InvalidationPlace) {
         match place {
-            ActivePlace::Place(n) => {
+            InvalidationPlace::Place(n) => {
                 if let Some(place) = self.places.get(n) {
                     let tenant = place.state.load(Ordering::Relaxed) & !PHASE;
                     place.state.store(tenant | FREE, Ordering::Release);
                 }
             }
-            ActivePlace::Overflow => {
+            InvalidationPlace::Overflow => {
                 self.overflow.fetch_sub(1, Ordering::AcqRel);
             }
         }
@@ -129,15 +129,15 @@ impl Active {
 
     /// What the caller holds is from now on ended by [`end`](Self::end), for hosts whose notifier
     /// has separate callbacks for begin and end.
-    pub(crate) fn name(&self, place: ActivePlace) {
+    pub(crate) fn name(&self, place: InvalidationPlace) {
         match place {
-            ActivePlace::Place(n) => {
+            InvalidationPlace::Place(n) => {
                 if let Some(place) = self.places.get(n) {
                     let tenant = place.state.load(Ordering::Relaxed) & !PHASE;
                     place.state.store(tenant | NAMED, Ordering::Release);
                 }
             }
-            ActivePlace::Overflow => {
+            InvalidationPlace::Overflow => {
                 self.named.fetch_add(1, Ordering::AcqRel);
             }
         }
@@ -173,7 +173,7 @@ impl Active {
         if self.named.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less).is_err() {
             return false;
         }
-        self.withdraw(ActivePlace::Overflow);
+        self.withdraw(InvalidationPlace::Overflow);
         true
     }
 

@@ -116,17 +116,17 @@ impl Pfn {
     }
 }
 
-/// A level of the tables, counted from the leaves: an entry of a `K4` table maps 4 KiB.
+/// A level of the tables, counted from the leaves: an entry of a `Size4K` table maps 4 KiB.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u8)]
 pub enum Level {
     /// An entry maps 4 KiB.
-    K4 = 1,
-    /// An entry maps 2 MiB or points at a `K4` table.
-    M2 = 2,
-    /// An entry maps 1 GiB or points at an `M2` table.
-    G1 = 3,
-    /// An entry points at a `G1` table; the top table of a 4-level format.
+    Size4K = 1,
+    /// An entry maps 2 MiB or points at a `Size4K` table.
+    Size2M = 2,
+    /// An entry maps 1 GiB or points at an `Size2M` table.
+    Size1G = 3,
+    /// An entry points at a `Size1G` table; the top table of a 4-level format.
     L4 = 4,
     /// An entry points at an `L4` table; the top table of a 5-level format.
     L5 = 5,
@@ -134,7 +134,7 @@ pub enum Level {
 
 impl Level {
     /// The three sizes a leaf can have, smallest first.
-    pub const LEAVES: [Level; 3] = [Level::K4, Level::M2, Level::G1];
+    pub const LEAVES: [Level; 3] = [Level::Size4K, Level::Size2M, Level::Size1G];
 
     const fn shift(self) -> u32 {
         (self as u32 - 1) * INDEX_BITS
@@ -150,9 +150,9 @@ impl Level {
     #[inline]
     pub(crate) const fn from_number(number: u32) -> Level {
         match number {
-            0 | 1 => Level::K4,
-            2 => Level::M2,
-            3 => Level::G1,
+            0 | 1 => Level::Size4K,
+            2 => Level::Size2M,
+            3 => Level::Size1G,
             4 => Level::L4,
             _ => Level::L5,
         }
@@ -161,10 +161,10 @@ impl Level {
     /// The next smaller level.
     pub const fn below(self) -> Option<Level> {
         match self {
-            Level::K4 => None,
-            Level::M2 => Some(Level::K4),
-            Level::G1 => Some(Level::M2),
-            Level::L4 => Some(Level::G1),
+            Level::Size4K => None,
+            Level::Size2M => Some(Level::Size4K),
+            Level::Size1G => Some(Level::Size2M),
+            Level::L4 => Some(Level::Size1G),
             Level::L5 => Some(Level::L4),
         }
     }
@@ -172,9 +172,9 @@ impl Level {
     /// The next larger level.
     pub const fn above(self) -> Option<Level> {
         match self {
-            Level::K4 => Some(Level::M2),
-            Level::M2 => Some(Level::G1),
-            Level::G1 => Some(Level::L4),
+            Level::Size4K => Some(Level::Size2M),
+            Level::Size2M => Some(Level::Size1G),
+            Level::Size1G => Some(Level::L4),
             Level::L4 => Some(Level::L5),
             Level::L5 => None,
         }
@@ -183,16 +183,16 @@ impl Level {
     /// Whether an entry of this level can map memory (otherwise it can only point at a table).
     #[inline]
     pub const fn can_be_leaf(self) -> bool {
-        (self as u8) <= Level::G1 as u8
+        (self as u8) <= Level::Size1G as u8
     }
 }
 
 impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Level::K4 => "4K",
-            Level::M2 => "2M",
-            Level::G1 => "1G",
+            Level::Size4K => "4K",
+            Level::Size2M => "2M",
+            Level::Size1G => "1G",
             Level::L4 => "level 4",
             Level::L5 => "level 5",
         })
@@ -289,7 +289,7 @@ mod tests {
         let top = GfnRange::sized(Gfn((1 << 52) - 1), 1).unwrap();
         assert_eq!(top.pages(), 1);
         assert!(GfnRange::ALL.covers(top));
-        assert!(GfnRange::ALL.covers(Gfn((1 << 52) - 1).leaf(Level::G1)));
+        assert!(GfnRange::ALL.covers(Gfn((1 << 52) - 1).leaf(Level::Size1G)));
     }
 
     #[test]
@@ -303,11 +303,11 @@ mod tests {
 
     #[test]
     fn a_level_covers_what_its_index_bits_say() {
-        assert_eq!(Level::K4.pages(), 1);
-        assert_eq!(Level::M2.pages(), ENTRIES as u64);
-        assert_eq!(Gfn(0x12345).index(Level::K4), 0x145);
-        assert_eq!(Gfn(0x12345).index(Level::M2), 0x91);
-        assert_eq!(Gfn(0x12345).leaf(Level::M2).start(), Gfn(0x12200));
+        assert_eq!(Level::Size4K.pages(), 1);
+        assert_eq!(Level::Size2M.pages(), ENTRIES as u64);
+        assert_eq!(Gfn(0x12345).index(Level::Size4K), 0x145);
+        assert_eq!(Gfn(0x12345).index(Level::Size2M), 0x91);
+        assert_eq!(Gfn(0x12345).leaf(Level::Size2M).start(), Gfn(0x12200));
         for level in Level::LEAVES {
             assert_eq!(level.below().and_then(Level::above), level.below().map(|_| level));
         }

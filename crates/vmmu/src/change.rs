@@ -6,7 +6,7 @@ use crate::host::Host;
 use crate::section::Owing;
 use crate::slot::{Room, SlotError, SlotGuard, SlotId, SlotInfo, SlotSpec, Source};
 use crate::table::Page;
-use crate::withdraw::{GuestFrames, Paused, Progress, Promise, SlotDying};
+use crate::withdraw::{GuestFrames, PausedWalk, Progress, Revoked, SlotDying};
 use crate::worker::Worker;
 
 /// A slot that is being deleted in steps. While it is not done, the slot is dying: faults on it
@@ -14,7 +14,7 @@ use crate::worker::Worker;
 #[must_use = "the slot stays dying until the deletion is done"]
 #[derive(Debug)]
 pub struct Deletion {
-    rest: Option<Paused<SlotDying>>,
+    rest: Option<PausedWalk<SlotDying>>,
 }
 
 impl<H: Host> Worker<'_, H> {
@@ -23,12 +23,12 @@ impl<H: Host> Worker<'_, H> {
         self.alive().map_err(SlotError::Dead)?;
         self.check(spec)?;
         let mut guard = self.participant.slots();
-        while guard.make_room(spec)? == Room::AfterExclusion {
-            self.participant.exclude();
+        while guard.make_room(spec)? == Room::AfterGracePeriod {
+            self.participant.synchronize();
         }
         guard.add(spec)?;
         if !defect!(SlotLiveAtOnce) {
-            self.participant.exclude();
+            self.participant.synchronize();
         }
         guard.come(spec);
         self.renew_if_wrapped(guard);
@@ -42,7 +42,7 @@ impl<H: Host> Worker<'_, H> {
         self.alive().map_err(SlotError::Dead)?;
         let mut guard = self.participant.slots();
         let dying = guard.dying(id)?;
-        self.bury(&mut guard, dying);
+        self.zap_and_remove(&mut guard, dying);
         self.renew_if_wrapped(guard);
         Ok(())
     }
@@ -52,7 +52,7 @@ impl<H: Host> Worker<'_, H> {
     pub fn begin_delete(&mut self, id: SlotId) -> Result<Deletion, SlotError> {
         self.alive().map_err(SlotError::Dead)?;
         let dying = self.participant.slots().dying(id)?;
-        Ok(Deletion { rest: Some(self.participant.publish(dying).exclude().pause()) })
+        Ok(Deletion { rest: Some(self.participant.announce(dying).synchronize().pause()) })
     }
 
     /// Goes on with a deletion for at most `budget` table pages. The slot's number is free when
@@ -79,10 +79,10 @@ impl<H: Host> Worker<'_, H> {
         self.check(&spec)?;
         guard.check_move(&spec)?;
         let dying = guard.dying(id)?;
-        self.bury(&mut guard, dying);
+        self.zap_and_remove(&mut guard, dying);
         // There is room: that of the same slot at its old place.
         guard.add(&spec)?;
-        self.participant.exclude();
+        self.participant.synchronize();
         guard.come(&spec);
         self.renew_if_wrapped(guard);
         Ok(())
@@ -99,7 +99,7 @@ impl<H: Host> Worker<'_, H> {
         let SlotInfo { spec, .. } = guard.info(id)?;
         guard.revise(&SlotSpec { largest, ..spec });
         let changed = GuestFrames::new(spec.space, spec.range);
-        let withdrawn = self.participant.publish(changed).exclude();
+        let withdrawn = self.participant.announce(changed).synchronize();
         if largest < spec.largest {
             let walked = withdrawn.walk(|page| {
                 page.each(|entry| if entry.level() > largest { entry.zap() } else { Ok(()) })
@@ -156,18 +156,21 @@ impl<H: Host> Worker<'_, H> {
     }
 
     /// Zaps a dying slot's leaves, takes it out of the set and frees its number.
-    fn bury(&mut self, guard: &mut SlotGuard<'_>, dying: SlotDying) {
-        let walked =
-            self.participant.publish(dying).exclude().walk(|page| page.each(|entry| entry.zap()));
+    fn zap_and_remove(&mut self, guard: &mut SlotGuard<'_>, dying: SlotDying) {
+        let walked = self
+            .participant
+            .announce(dying)
+            .synchronize()
+            .walk(|page| page.each(|entry| entry.zap()));
         let gone = walked.finish();
         self.remove(guard, gone);
     }
 
-    fn remove(&mut self, guard: &mut SlotGuard<'_>, gone: Promise<SlotDying>) {
+    fn remove(&mut self, guard: &mut SlotGuard<'_>, gone: Revoked<SlotDying>) {
         let removed = guard.remove(gone);
-        self.participant.exclude();
+        self.participant.synchronize();
         if let Some(id) = removed {
-            guard.bury(id);
+            guard.free_id(id);
         }
     }
 

@@ -1,6 +1,6 @@
 //! The checker: walks all tables of a VM at rest and verifies what can be verified then.
 //!
-//! It takes `&mut Vm`: whatever the VM lends has been given back, so nothing moves. The numbers
+//! It takes `&mut Mmu`: whatever the VM lends has been given back, so nothing moves. The numbers
 //! of the [invariants](Invariant) are those of the behaviour description, section 3.
 //!
 //! What cannot be seen at rest, and what covers it instead:
@@ -28,7 +28,7 @@ use crate::shared::Core;
 use crate::slot::{Region, SlotSet, SlotState, Source};
 use crate::stats::Stats;
 use crate::table::Table;
-use crate::{NoMemory, Vm};
+use crate::{Mmu, NoMemory};
 
 /// What the checker verifies.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -182,7 +182,7 @@ pub enum Witness {
     Unknown,
 }
 
-impl<H: Host> Vm<H> {
+impl<H: Host> Mmu<H> {
     /// Checks everything. `witness` is asked for each page of a backed slot that is mapped:
     /// backing, page.
     pub fn check(
@@ -192,7 +192,7 @@ impl<H: Host> Vm<H> {
         let mut checked = Checked::default();
         checked.violations.try_reserve_exact(Checked::KEPT).map_err(|_| NoMemory)?;
         let stats = self.stats();
-        // SAFETY: nothing else runs: `&mut Vm`.
+        // SAFETY: nothing else runs: `&mut Mmu`.
         let slots = unsafe { self.core.slots.current() };
         let tables = collect(&self.core, &mut checked)?;
         let mut check = Check {

@@ -53,7 +53,7 @@ defects! {
     /// A watch is admitted for leaves of which other pages are under invalidation.
     BelievesWholeBlock believes_whole_block ["D-a10"];
     /// An invalidation hits the watches before it has published its range.
-    HitsBeforePublication hits_before_publication ["D-a2"];
+    HitsBeforeAnnouncement hits_before_announcement ["D-a2"];
     /// An invalidation hits no watch.
     HitsNoWatch hits_no_watch ["D-w4", "D-a9", "D-x4"];
     /// Two who end an invalidation of the same name end the same one.
@@ -87,7 +87,7 @@ defects! {
     /// An entry is overwritten, whatever it holds by then.
     OverwritesBlindly overwrites_blindly ["D-h1", "D-h4"];
     /// A dead entry of a detached table is overwritten by a fault.
-    OverwritesFrozen overwrites_frozen ["K4"];
+    OverwritesFrozen overwrites_frozen ["Size4K"];
     /// A fault puts its frame over a leaf that allows the access already.
     ReplacesPresentLeaf replaces_present_leaf ["B2"];
     /// Who meets a frozen entry waits for it inside his section.
@@ -103,7 +103,7 @@ defects! {
     /// A slot leaves the set while its leaves are mapped.
     SlotGoneBeforeLeaves slot_gone_before_leaves ["D-k1"];
     /// An invalidation is published as the guest frames that are known to hold its pages.
-    PublishesInGuestFrames publishes_in_guest_frames ["D-k3"];
+    AnnouncesInGuestFrames announces_in_guest_frames ["D-k3"];
     /// A new slot is live at once, and watches on frames of no known slot are not hit.
     SlotLiveAtOnce slot_live_at_once ["D-k5"];
     /// A permit does not look whether the root is still valid.
@@ -117,13 +117,13 @@ defects! {
     /// A root is found by any role.
     RoleBlindReuse role_blind_reuse ["K14"];
     /// A drain starts without waiting for the sections open when the root became invalid.
-    DrainWithoutExclusion drain_without_exclusion ["D-r2"];
+    DrainWithoutGracePeriod drain_without_grace_period ["D-r2"];
     /// A section looks at the top table of a root that is retiring.
     LooksAtRetiringRoot looks_at_retiring_root ["D-r3"];
     /// A turn that becomes odd does not carry what the section before it did.
-    TurnWithoutRelease turn_without_release ["D-r4"];
+    CountWithoutRelease count_without_release ["D-r4"];
     /// A withdrawal walks without having excluded.
-    WalkWithoutExclusion walk_without_exclusion ["D-w3", "D-e4"];
+    WalkWithoutGracePeriod walk_without_grace_period ["D-w3", "D-e4"];
 }
 
 /// Whether a defect is switched in.

@@ -5,14 +5,14 @@ use crate::host::Host;
 use crate::section::Owing;
 use crate::slot::SlotGuard;
 use crate::table::Page;
-use crate::withdraw::{Paused, Progress, Promise, Unloaded};
+use crate::withdraw::{PausedWalk, Progress, Revoked, Unloaded};
 use crate::worker::Worker;
 
 /// Invalid roots that are being taken apart.
 #[must_use = "the tables below the invalid roots stay until they are drained"]
 #[derive(Debug)]
 pub struct Drain {
-    rest: Option<Paused<Unloaded>>,
+    rest: Option<PausedWalk<Unloaded>>,
 }
 
 impl<H: Host> Worker<'_, H> {
@@ -24,7 +24,7 @@ impl<H: Host> Worker<'_, H> {
     }
 
     pub(crate) fn invalidate_under(&mut self, guard: &mut SlotGuard<'_>) -> Drain {
-        let unloaded = self.participant.publish(guard.invalidate()).exclude().unload();
+        let unloaded = self.participant.announce(guard.invalidate()).synchronize().unload();
         Drain { rest: Some(unloaded.pause()) }
     }
 
@@ -39,14 +39,14 @@ impl<H: Host> Worker<'_, H> {
     }
 
     /// Gives the top tables of drained roots back.
-    fn retire(&mut self, drained: Promise<Unloaded>) {
+    fn retire(&mut self, drained: Revoked<Unloaded>) {
         let core = self.core();
         let names = drained.open(core).map(Unloaded::names).unwrap_or_default();
         let mut tops = names.map(|name| name.and_then(|name| core.roots.get(name)));
         for top in &mut tops {
             *top = top.filter(|root| core.roots.retire(root.name));
         }
-        self.participant.exclude();
+        self.participant.synchronize();
         for root in tops.into_iter().flatten() {
             self.participant.host().release(root.top);
             core.roots.free(root.name);

@@ -13,7 +13,7 @@ use crate::entry::{Leaf, State, Tracked, Value, Writable};
 use crate::host::Host;
 use crate::root::{Root, RootName};
 use crate::slot::{AddressSpace, SlotSet};
-use crate::table::{Cursor, Order, Step, Target, Then};
+use crate::table::{Cursor, Order, Target, Then, WalkStep};
 use crate::worker::Worker;
 
 /// Why a dump ended early.
@@ -163,7 +163,7 @@ impl<H: Host> Worker<'_, H> {
                         }
                     }
                 }
-                if step == Step::Done {
+                if step == WalkStep::Done {
                     break;
                 }
             }

@@ -33,7 +33,7 @@ impl<T: TablePages + Cpus + Observer> Host for T {}
 /// What the library wants of a table page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
-pub struct PageAsk {
+pub struct Placement {
     /// The page must end at or below this host-physical address in bytes. `None`: anywhere.
     pub below: Option<u64>,
     /// NUMA node to prefer.
@@ -52,7 +52,7 @@ pub enum Contents {
 /// A page that becomes a table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TablePage {
-    /// Its frame. Frame 0 is never used.
+    /// Its frame. ResolvedFault 0 is never used.
     pub pfn: Pfn,
     /// What is in it.
     pub contents: Contents,
@@ -75,7 +75,7 @@ pub unsafe trait TablePages: Sync {
     fn window(&self) -> u64;
 
     /// Gives a page, or `None`: the operation that needed it says so and changes nothing.
-    fn take(&self, ask: PageAsk) -> Option<TablePage>;
+    fn take(&self, placement: Placement) -> Option<TablePage>;
 
     /// Takes a page back. No walker of hardware or software can reach it any more.
     fn release(&self, page: Pfn);
@@ -111,7 +111,7 @@ pub enum Event {
         outcome: crate::tdp::Outcome,
     },
     /// A withdrawal began to wait for the sections open now.
-    Excluded,
+    GracePeriod,
     /// A flush reached every vCPU it had to.
     Flushed {
         /// vCPUs interrupted.
@@ -132,7 +132,7 @@ pub trait Observer: Sync {
 
 /// What a fault wants to know.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FrameAsk {
+pub struct FrameQuery {
     /// The slot.
     pub slot: SlotId,
     /// The backing the slot was created with.
@@ -163,7 +163,7 @@ pub struct HostFrame {
 
 /// The answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Found {
+pub enum Resolution {
     /// Here it is.
     Frame(HostFrame),
     /// Nothing backs this page: the fault ends as [`Outcome::Fault`](crate::tdp::Outcome::Fault).
@@ -172,11 +172,11 @@ pub enum Found {
     Poisoned,
     /// Not now; the caller is told and asks again when he likes.
     Pending,
-    /// Ask again at once.
+    /// PageFault again at once.
     Retry,
 }
 
-/// Finds host frames for `fault_with` and for the library's own reads and writes of guest memory.
+/// Finds host frames for `handle_fault` and for the library's own reads and writes of guest memory.
 ///
 /// # Contract
 ///
@@ -184,7 +184,7 @@ pub enum Found {
 /// changes only between `invalidate` of its old place and the end of that invalidation.
 pub trait Backing {
     /// Finds the frame. May sleep, may allocate.
-    fn find(&self, ask: &FrameAsk) -> Found;
+    fn find(&self, query: &FrameQuery) -> Resolution;
 
     /// Where the 4096 bytes of `pfn` can be reached by this processor, if at all. The pointer
     /// stays valid until an invalidation that covers the frame has returned.

@@ -2,14 +2,14 @@
 
 use core::fmt;
 
-use crate::active::{ActivePlace, HostRange};
+use crate::active::{HostRange, InvalidationPlace};
 use crate::addr::GfnRange;
 use crate::host::Host;
 use crate::section::Owing;
 use crate::shared::Core;
 use crate::slot::AddressSpace;
 use crate::table::Page;
-use crate::withdraw::{GuestFrames, HostPages, Paused, Progress};
+use crate::withdraw::{GuestFrames, HostPages, PausedWalk, Progress};
 use crate::worker::Worker;
 
 /// A range under invalidation: until this is dropped, nothing can be mapped from it.
@@ -17,12 +17,12 @@ use crate::worker::Worker;
 #[derive(Debug)]
 pub struct Invalidation<'vm> {
     core: &'vm Core,
-    place: ActivePlace,
+    place: InvalidationPlace,
 }
 
 impl Drop for Invalidation<'_> {
     fn drop(&mut self) {
-        self.core.active.withdraw(self.place);
+        self.core.invalidations.withdraw(self.place);
     }
 }
 
@@ -48,7 +48,7 @@ impl core::error::Error for NotInvalidating {}
 #[must_use = "mappings stay until the zap is done"]
 #[derive(Debug)]
 pub struct Zap {
-    rest: Option<Paused<GuestFrames>>,
+    rest: Option<PausedWalk<GuestFrames>>,
 }
 
 impl<'vm, H: Host> Worker<'vm, H> {
@@ -71,17 +71,20 @@ impl<'vm, H: Host> Worker<'vm, H> {
 
     /// Ends what [`invalidate_begin`](Self::invalidate_begin) began.
     pub fn invalidate_end(&mut self, range: HostRange) -> Result<(), NotInvalidating> {
-        if self.core().active.end(&range) { Ok(()) } else { Err(NotInvalidating(range)) }
+        if self.core().invalidations.end(&range) { Ok(()) } else { Err(NotInvalidating(range)) }
     }
 
-    fn withdraw_pages(&mut self, pages: HostPages) -> ActivePlace {
+    fn withdraw_pages(&mut self, pages: HostPages) -> InvalidationPlace {
         let core = self.core();
-        self.participant.line().counters.invalidations.add(1);
-        let walked =
-            self.participant.publish(pages).exclude().walk(|page| page.each(|entry| entry.zap()));
+        self.participant.words().counters.invalidations.add(1);
+        let walked = self
+            .participant
+            .announce(pages)
+            .synchronize()
+            .walk(|page| page.each(|entry| entry.zap()));
         let promise = walked.finish();
         // It is this VM's promise, of a range that was published.
-        promise.open(core).and_then(|pages| pages.place()).unwrap_or(ActivePlace::Overflow)
+        promise.open(core).and_then(|pages| pages.place()).unwrap_or(InvalidationPlace::Overflow)
     }
 
     /// Drops every mapping of guest frames, so that faults make them anew: leaves only, and an
@@ -95,7 +98,7 @@ impl<'vm, H: Host> Worker<'vm, H> {
     /// Begins a [`zap`](Self::zap) in steps.
     pub fn begin_zap(&mut self, space: AddressSpace, range: GfnRange) -> Zap {
         let frames = GuestFrames::new(space, range);
-        Zap { rest: Some(self.participant.publish(frames).exclude().pause()) }
+        Zap { rest: Some(self.participant.announce(frames).synchronize().pause()) }
     }
 
     /// Goes on with a zap for at most `budget` table pages. Only when it is done is everything

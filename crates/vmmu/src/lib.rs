@@ -10,10 +10,10 @@
 //! ```
 //! use vmmu::addr::{Gfn, GfnRange, Gpa, Level, Pfn};
 //! use vmmu::entry::{Access, MemoryType, npt};
-//! use vmmu::host::{Contents, Cpus, Observer, PageAsk, TablePage, TablePages, VcpuId};
+//! use vmmu::host::{Contents, Cpus, Observer, Placement, TablePage, TablePages, VcpuId};
 //! use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
-//! use vmmu::tdp::{Ask, Cause, Outcome};
-//! use vmmu::{Config, Processor, Vm};
+//! use vmmu::tdp::{PageFault, Cause, Outcome};
+//! use vmmu::{Config, Processor, Mmu};
 //!
 //! # use std::alloc::{Layout, alloc, dealloc};
 //! # const PAGE: Layout = Layout::new::<Page>();
@@ -26,7 +26,7 @@
 //!     fn window(&self) -> u64 {
 //!         0 // virtual = physical + 0: an identity map
 //!     }
-//!     fn take(&self, _: PageAsk) -> Option<TablePage> {
+//!     fn take(&self, _: Placement) -> Option<TablePage> {
 //!         let page = unsafe { alloc(PAGE) }.expose_provenance() as u64; // your allocator
 //!         Some(TablePage { pfn: Pfn(page >> 12), contents: Contents::Unknown })
 //!     }
@@ -42,7 +42,7 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let format = npt::format(npt::NptOptions::default())?;
-//! let vm = Vm::new(MyHost, &Config::new(format, 1)).map_err(|error| error.why.to_string())?;
+//! let vm = Mmu::new(MyHost, &Config::new(format, 1)).map_err(|error| error.why.to_string())?;
 //! let mut worker = vm.worker().ok_or("no place")?;
 //! worker.create_slot(&SlotSpec {
 //!     id: SlotId(0),
@@ -50,22 +50,22 @@
 //!     range: GfnRange::sized(Gfn(0), 0x10000).ok_or("too long")?, // 256 MiB of guest memory
 //!     source: Source::Linear { pfn: Pfn(0x100000), memory: MemoryType::WriteBack },
 //!     mutability: Mutability::ReadWrite,
-//!     largest: Level::M2,
+//!     largest: Level::Size2M,
 //! })?;
 //!
 //! let mut vcpu = vm.vcpu(VcpuId(0)).ok_or("no such vCPU")?; // in its thread
 //! let entry = vcpu.before_enter(Processor(0))?;
 //! let (_ncr3, _flush) = (entry.root(), entry.flush()); // into the VMCB, then VMRUN
 //! entry.after_exit();
-//! let ask = Ask { gpa: Gpa(0x1234567), access: Access::WRITE, cause: Cause::Guest };
+//! let fault = PageFault { gpa: Gpa(0x1234567), access: Access::WRITE, cause: Cause::Guest };
 //! # struct NoBacking;
 //! # impl vmmu::host::Backing for NoBacking {
-//! #     fn find(&self, _: &vmmu::host::FrameAsk) -> vmmu::host::Found {
-//! #         vmmu::host::Found::Hole
+//! #     fn find(&self, _: &vmmu::host::FrameQuery) -> vmmu::host::Resolution {
+//! #         vmmu::host::Resolution::Hole
 //! #     }
 //! # }
 //! # let backing = NoBacking;
-//! assert_eq!(vcpu.fault_with(&backing, ask), Outcome::Fixed(Level::M2)); // on a nested fault
+//! assert_eq!(vcpu.handle_fault(&backing, fault), Outcome::Fixed(Level::Size2M)); // on a nested fault
 //!
 //! drop((worker, vcpu));
 //! vm.teardown(); // by value: every table page goes back
@@ -86,8 +86,8 @@
 //!
 //! ## What a hypervisor calls
 //!
-//! [`Vm`] makes [`Vcpu`]s and [`Worker`]s. A vCPU enters with [`Vcpu::before_enter`] and faults
-//! with [`Vcpu::fault_with`], or in two steps with [`Vcpu::fault`] and [`Worker::complete`] if the
+//! [`Mmu`] makes [`VcpuMmu`]s and [`Worker`]s. A vCPU enters with [`VcpuMmu::before_enter`] and faults
+//! with [`VcpuMmu::handle_fault`], or in two steps with [`VcpuMmu::fault`] and [`Worker::complete`] if the
 //! frame is found elsewhere. A worker changes slots, answers invalidations, reads and writes guest
 //! memory, and drains roots. [`host`] says what the hypervisor provides, and in which context each
 //! hook is called.
@@ -159,15 +159,17 @@ mod worker;
 pub mod protocol {
     #[cfg(feature = "defects")]
     pub use crate::defect::{Defect, switch};
-    pub use crate::section::{Clearing, Kind, Owing, Participant, Plain, Section, Turn, Watch};
-    pub use crate::table::{Cache, Changed, Entry, Full, NeedPages, Page, Table, Then};
+    pub use crate::section::{
+        Clearing, Liability, Local, Owing, Participant, Plain, Section, Watch,
+    };
+    pub use crate::table::{Cache, Changed, Entry, MissingPages, Page, ReservedPages, Table, Then};
     pub use crate::tdp::{Insert, Mapped};
     pub use crate::tlb::Debt;
     #[cfg(feature = "step")]
-    pub use crate::watched::{Step, schedule};
+    pub use crate::watched::{SchedulePoint, schedule};
     pub use crate::withdraw::{
-        GuestFrames, HostPages, Paused, Promise, Publication, Published, RootInvalid, SlotDying,
-        Unloaded, Walk, Walked, Withdrawn,
+        Announced, GuestFrames, HostPages, PausedWalk, Quiesced, Revocation, Revoked, RootInvalid,
+        SlotDying, Unloaded, Walk, Walked,
     };
 }
 #[cfg_attr(not(feature = "protocol"), allow(dead_code, reason = "some of it is for models"))]
@@ -188,9 +190,9 @@ pub use memory::{AccessError, AccessFailure, GuestWord, Translation};
 pub use root::{Phase, Role, RootName};
 pub use shared::Broken;
 pub use stats::Stats;
-pub use table::NeedPages;
-pub use vcpu::{EnterError, Flush, InGuest, Processor, Vcpu};
-pub use vm::{Config, NewError, NewReason, Vm};
+pub use table::MissingPages;
+pub use vcpu::{EnterError, Flush, InGuest, Processor, VcpuMmu};
+pub use vm::{Config, Mmu, NewError, NewReason};
 pub use withdraw::Progress;
 pub use worker::Worker;
 

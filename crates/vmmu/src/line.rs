@@ -1,7 +1,7 @@
 //! Participants' lines: turns, watches, ledgers and counters, and the exclusion that waits for
 //! turns.
 //!
-//! Every vCPU thread and every worker owns one [`Line`] in an array that lives as long as the VM.
+//! Every vCPU thread and every worker owns one [`ParticipantWords`] in an array that lives as long as the VM.
 //! Its first cache line is all that a fault writes besides the entry:
 //!
 //! * the **turn** is odd while a section of the participant is open;
@@ -90,9 +90,9 @@ impl WatchWords {
         }
         let gfn = Gfn(word >> 8);
         let level = match word >> 1 & 7 {
-            1 => Level::K4,
-            2 => Level::M2,
-            3 => Level::G1,
+            1 => Level::Size4K,
+            2 => Level::Size2M,
+            3 => Level::Size1G,
             _ => return Some(Watched { space: AddressSpace(0), range: GfnRange::ALL }),
         };
         Some(Watched { space: AddressSpace((word >> 4 & 1) as u8), range: gfn.leaf(level) })
@@ -197,8 +197,8 @@ impl Ledger {
 /// One participant.
 #[derive(Debug)]
 #[repr(C, align(64))]
-pub(crate) struct Line {
-    turn: AtomicU64,
+pub(crate) struct ParticipantWords {
+    sections: AtomicU64,
     pub(crate) watch: WatchWords,
     /// Leaves mapped, by level.
     pub(crate) mapped: [Counter; 3],
@@ -212,7 +212,8 @@ pub(crate) struct Line {
 }
 
 #[cfg(not(any(loom, shuttle)))]
-const _: () = assert!(core::mem::offset_of!(Line, ledger) == 64, "one line for a fault");
+const _: () =
+    assert!(core::mem::offset_of!(ParticipantWords, ledger) == 64, "one line for a fault");
 
 /// Two counts in one word, because the first line has no room for two: the low 32 bits of each.
 /// Their carries are [`Counters`].
@@ -257,9 +258,9 @@ impl Pair {
 pub(crate) struct Counters {
     /// Leaves unmapped, by level.
     pub(crate) unmapped: [Counter; 3],
-    /// Carries of [`Line::again`].
+    /// Carries of [`ParticipantWords::again`].
     pub(crate) again: [Counter; 2],
-    /// Carries of [`Line::emulated`].
+    /// Carries of [`ParticipantWords::emulated`].
     pub(crate) emulated: [Counter; 2],
     pub(crate) write_protected: Counter,
     pub(crate) pending: Counter,
@@ -271,14 +272,14 @@ pub(crate) struct Counters {
     pub(crate) flushes: Counter,
     pub(crate) flushes_sent: Counter,
     pub(crate) flushes_elided: Counter,
-    pub(crate) exclusions: Counter,
+    pub(crate) grace_periods: Counter,
     pub(crate) debts_leaked: Counter,
     pub(crate) foreign_debts: Counter,
     pub(crate) invalidations: Counter,
     pub(crate) zapped: Counter,
 }
 
-impl Line {
+impl ParticipantWords {
     /// A fault found what it wanted.
     #[inline]
     pub(crate) fn count_spurious(&self) {
@@ -314,8 +315,8 @@ impl Line {
     }
 
     fn new() -> Self {
-        Line {
-            turn: AtomicU64::new(0),
+        ParticipantWords {
+            sections: AtomicU64::new(0),
             watch: WatchWords::new(),
             mapped: Default::default(),
             again: Pair::default(),
@@ -339,23 +340,24 @@ impl Line {
     /// section before it did: an exclusion that waits for that one may see only this store.
     #[inline]
     pub(crate) fn enter_unfenced(&self) {
-        let turn = self.turn.load(Ordering::Relaxed);
-        let order = if defect!(TurnWithoutRelease) { Ordering::Relaxed } else { Ordering::Release };
-        self.turn.store(turn.wrapping_add(1) | 1, order);
+        let sections = self.sections.load(Ordering::Relaxed);
+        let order =
+            if defect!(CountWithoutRelease) { Ordering::Relaxed } else { Ordering::Release };
+        self.sections.store(sections.wrapping_add(1) | 1, order);
     }
 
     /// Leaves it.
     #[inline]
     pub(crate) fn leave(&self) {
-        let turn = self.turn.load(Ordering::Relaxed);
-        self.turn.store(turn.wrapping_add(1), Ordering::Release);
+        let sections = self.sections.load(Ordering::Relaxed);
+        self.sections.store(sections.wrapping_add(1), Ordering::Release);
     }
 }
 
 /// All participants, and the spare watches.
 #[derive(Debug)]
-pub(crate) struct Lines {
-    lines: Box<[Line]>,
+pub(crate) struct Participants {
+    lines: Box<[ParticipantWords]>,
     spares: Box<[WatchWords]>,
 }
 
@@ -373,14 +375,17 @@ fn boxed<T>(n: usize, new: fn() -> T) -> Result<Box<[T]>, NoMemory> {
     Ok(items.into_boxed_slice())
 }
 
-impl Lines {
+impl Participants {
     pub(crate) fn new(places: usize) -> Result<Self, NoMemory> {
-        Ok(Lines { lines: boxed(places, Line::new)?, spares: boxed(SPARES, WatchWords::new)? })
+        Ok(Participants {
+            lines: boxed(places, ParticipantWords::new)?,
+            spares: boxed(SPARES, WatchWords::new)?,
+        })
     }
 
     /// Takes a free place. A place whose last request is still out is not free.
     pub(crate) fn register(&self) -> Option<u32> {
-        let free = |line: &&Line| {
+        let free = |line: &&ParticipantWords| {
             !line.watch.is_open()
                 && line.taken.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         };
@@ -391,7 +396,7 @@ impl Lines {
     pub(crate) fn unregister(&self, place: u32) {
         if let Some(line) = self.get(place) {
             // A section that is open now was forgotten; nobody is to wait for it for ever.
-            if line.turn.load(Ordering::Relaxed) & 1 == 1 {
+            if line.sections.load(Ordering::Relaxed) & 1 == 1 {
                 line.leave();
             }
             line.taken.store(0, Ordering::Release);
@@ -399,11 +404,11 @@ impl Lines {
     }
 
     #[inline]
-    pub(crate) fn get(&self, place: u32) -> Option<&Line> {
+    pub(crate) fn get(&self, place: u32) -> Option<&ParticipantWords> {
         self.lines.get(place as usize)
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Line> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &ParticipantWords> {
         self.lines.iter()
     }
 
@@ -449,14 +454,14 @@ impl Lines {
     }
 
     /// Waits for every section of the others that is open now.
-    pub(crate) fn exclude(&self, own: u32, relax: impl Fn()) {
+    pub(crate) fn synchronize(&self, own: u32, relax: impl Fn()) {
         fence(Ordering::SeqCst);
         for (place, line) in self.lines.iter().enumerate() {
-            let turn = line.turn.load(Ordering::Acquire);
-            if place == own as usize || turn & 1 == 0 {
+            let sections = line.sections.load(Ordering::Acquire);
+            if place == own as usize || sections & 1 == 0 {
                 continue;
             }
-            while line.turn.load(Ordering::Acquire) == turn {
+            while line.sections.load(Ordering::Acquire) == sections {
                 relax();
             }
         }
@@ -465,8 +470,9 @@ impl Lines {
     /// Whether anybody has a debt over `range`. The participant `own`, who asks, has settled his;
     /// what he leaked or forgot before counts like the debts of others.
     pub(crate) fn owes(&self, own: u32, range: GfnRange) -> bool {
-        let concerns =
-            |place: usize, line: &Line| place != own as usize || !line.ledger.is_settled();
+        let concerns = |place: usize, line: &ParticipantWords| {
+            place != own as usize || !line.ledger.is_settled()
+        };
         let mut lines = self.lines.iter().enumerate();
         lines.any(|(place, line)| concerns(place, line) && line.ledger.is_open(range))
     }

@@ -9,12 +9,12 @@ use core::ptr::NonNull;
 
 use crate::addr::{Gfn, GfnRange, Gpa, Hpa, Level, PAGE_SIZE, Pfn};
 use crate::entry::Access;
-use crate::host::{Backing, Found, Host};
+use crate::host::{Backing, Host, Resolution};
 use crate::root::{Role, RootName};
 use crate::section::Section;
 use crate::slot::{AddressSpace, Source};
 use crate::sync::{GuestU32, GuestU64, Ordering};
-use crate::tdp::{About, Ask, Cause, Frame, Refused};
+use crate::tdp::{Admission, Cause, PageFault, Refused, ResolvedFault};
 use crate::worker::Worker;
 
 /// Where a guest address leads, as the tables say now. It may be gone the next moment.
@@ -113,10 +113,10 @@ impl core::error::Error for AccessError {}
 
 /// A page of guest memory that may be copied once its section has checked it again.
 struct Reach<'vm> {
-    about: About,
+    admission: Admission,
     bytes: NonNull<u8>,
     /// The frame of a backed slot, watched. A linear slot needs none.
-    frame: Option<Frame<'vm>>,
+    frame: Option<ResolvedFault<'vm>>,
 }
 
 impl<'vm, H: Host> Worker<'vm, H> {
@@ -125,7 +125,7 @@ impl<'vm, H: Host> Worker<'vm, H> {
         let core = self.core();
         let root = core.roots.find(role)?.name;
         let section = self.participant.section();
-        let entry = section.entry(root, gpa.gfn(), Level::K4)?;
+        let entry = section.entry(root, gpa.gfn(), Level::Size4K)?;
         if !entry.is_leaf() {
             return None;
         }
@@ -227,23 +227,23 @@ impl<'vm, H: Host> Worker<'vm, H> {
     ) -> Result<Reach<'vm>, AccessFailure> {
         let core = self.core();
         let gfn = gpa.gfn();
-        let ask = Ask { gpa, access, cause: Cause::Prefault };
-        let watch = self.participant.watch(space, gfn, Level::K4).ok_or(AccessFailure::Busy)?;
-        let (about, request) = {
+        let fault = PageFault { gpa, access, cause: Cause::Prefault };
+        let watch = self.participant.watch(space, gfn, Level::Size4K).ok_or(AccessFailure::Busy)?;
+        let (admission, request) = {
             let section = self.participant.section();
             let region = section.slots().find(space, gfn, &mut self.hint);
             let region = *region.ok_or(AccessFailure::NoMemory)?;
             let word = core.slots.word(region.id);
             let root = RootName::NONE;
-            let about = About { ask, root, region, word, largest: Level::K4 };
+            let admission = Admission { fault, root, region, word, largest: Level::Size4K };
             match region.source {
                 Source::Linear { .. } if !word.is_live() => return Err(AccessFailure::Busy),
                 Source::Linear { .. } if !word.access().contains(access) => {
                     return Err(AccessFailure::ReadOnly);
                 }
-                Source::Linear { .. } => (about, None),
-                Source::Backed { .. } => match section.admit_in(watch, about) {
-                    Ok(request) => (about, Some(request)),
+                Source::Linear { .. } => (admission, None),
+                Source::Backed { .. } => match section.admit_in(watch, admission) {
+                    Ok(request) => (admission, Some(request)),
                     Err(Refused::ReadOnly) => return Err(AccessFailure::ReadOnly),
                     Err(_) => return Err(AccessFailure::Busy),
                 },
@@ -251,22 +251,22 @@ impl<'vm, H: Host> Worker<'vm, H> {
         };
         let (pfn, frame) = match request {
             None => {
-                let Source::Linear { pfn, .. } = about.region.source else {
+                let Source::Linear { pfn, .. } = admission.region.source else {
                     return Err(AccessFailure::Busy);
                 };
-                (Pfn(pfn.0 + (gfn.0 - about.region.range.start().0)), None)
+                (Pfn(pfn.0 + (gfn.0 - admission.region.range.start().0)), None)
             }
-            Some(request) => match backing.find(&request.frame_ask()) {
-                Found::Frame(found) if !found.access.contains(access) => {
+            Some(request) => match backing.find(&request.query()) {
+                Resolution::Frame(found) if !found.access.contains(access) => {
                     return Err(AccessFailure::ReadOnly);
                 }
-                Found::Frame(found) => (found.pfn, Some(request.provide(found))),
-                Found::Hole | Found::Poisoned => return Err(AccessFailure::Hole),
-                Found::Pending | Found::Retry => return Err(AccessFailure::Busy),
+                Resolution::Frame(found) => (found.pfn, Some(request.resolve(found))),
+                Resolution::Hole | Resolution::Poisoned => return Err(AccessFailure::Hole),
+                Resolution::Pending | Resolution::Retry => return Err(AccessFailure::Busy),
             },
         };
         let bytes = backing.bytes(pfn).ok_or(AccessFailure::Unreachable)?;
-        Ok(Reach { about, bytes, frame })
+        Ok(Reach { admission, bytes, frame })
     }
 }
 
@@ -274,8 +274,10 @@ impl Section<'_> {
     /// Whether what was found outside of the section is still so.
     fn still_reaches(&self, reach: &Reach<'_>) -> Result<(), Refused> {
         match &reach.frame {
-            Some(frame) => self.holds(frame, page(reach.about.ask.gpa.gfn())),
-            None if self.inside.core.slots.word(reach.about.region.id) == reach.about.word => {
+            Some(frame) => self.holds(frame, page(reach.admission.fault.gpa.gfn())),
+            None if self.inside.core.slots.word(reach.admission.region.id)
+                == reach.admission.word =>
+            {
                 Ok(())
             }
             None => Err(Refused::Stale),
@@ -284,7 +286,7 @@ impl Section<'_> {
 }
 
 fn page(gfn: Gfn) -> GfnRange {
-    gfn.leaf(Level::K4)
+    gfn.leaf(Level::Size4K)
 }
 
 /// The caller's buffer, and which way the bytes go.

@@ -13,7 +13,7 @@
 //! | hooks: when the host may be called | [`hooks`] |
 //! | inserts: from the watch to the leaf | [`inserts`] |
 //! | clears: debts and what they cover | [`clears`] |
-//! | withdrawals: the order of their steps, and their promises | [`withdrawals`] |
+//! | revocations: the order of their steps, and their promises | [`revocations`] |
 //! | entries: an observation is written once | [`entries`] |
 //!
 //! # Not there yet
@@ -38,12 +38,12 @@
 //! forgotten, and values without a borrow (frames, names of roots, paused walks, promises, parked
 //! requests) brought to another VM; a vCPU whose worker was swapped for another VM's. Contract
 //! only: two participants on one thread, a section of one open while the other excludes; two slot
-//! guards on one thread; [`Vm::host`](crate::Vm::host), the owner's way to his own value, called in
+//! guards on one thread; [`Mmu::host`](crate::Mmu::host), the owner's way to his own value, called in
 //! a section.
 
 pub mod clears;
 pub mod entries;
 pub mod hooks;
 pub mod inserts;
+pub mod revocations;
 pub mod sections;
-pub mod withdrawals;

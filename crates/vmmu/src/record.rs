@@ -5,9 +5,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::mem::offset_of;
 
-use crate::Vm;
+use crate::Mmu;
 use crate::host::Host;
-use crate::line::Line;
+use crate::line::ParticipantWords;
 use crate::watched::writes;
 
 /// Bytes of a cache line.
@@ -29,20 +29,20 @@ pub fn written<R>(work: impl FnOnce() -> R) -> (R, Written) {
     (result, Written(lines))
 }
 
-impl<H: Host> Vm<H> {
+impl<H: Host> Mmu<H> {
     /// What lies in a cache line of this VM; `None` if it is in a table page or elsewhere.
     pub fn name_of_line(&self, line: usize) -> Option<String> {
         let core = &self.core;
         let touches =
             |address: usize, bytes: usize| address < line + LINE && line < address + bytes;
-        for (n, participant) in core.lines.iter().enumerate() {
+        for (n, participant) in core.participants.iter().enumerate() {
             let at = core::ptr::from_ref(participant).addr();
-            if !touches(at, size_of::<Line>()) {
+            if !touches(at, size_of::<ParticipantWords>()) {
                 continue;
             }
             let part = match line.wrapping_sub(at) {
                 0 => "marker",
-                offset if offset < offset_of!(Line, counters) => "ledger",
+                offset if offset < offset_of!(ParticipantWords, counters) => "ledger",
                 _ => "counters",
             };
             return Some(format!("participant {n}: {part}"));
@@ -53,7 +53,7 @@ impl<H: Host> Vm<H> {
             }
         }
         if core
-            .lines
+            .participants
             .spares()
             .iter()
             .any(|s| touches(core::ptr::from_ref(s).addr(), size_of_val(s)))

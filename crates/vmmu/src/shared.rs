@@ -5,10 +5,10 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::NoMemory;
-use crate::active::Active;
+use crate::active::Invalidations;
 use crate::addr::{Level, Pfn};
 use crate::entry::{Format, law};
-use crate::line::{Line, Lines};
+use crate::line::{ParticipantWords, Participants};
 use crate::root::Roots;
 use crate::slot::Slots;
 use crate::sync::{AtomicU64, Ordering};
@@ -19,7 +19,7 @@ use crate::tlb::VcpuWords;
 #[non_exhaustive]
 pub enum Broken {
     /// The library was about to make a change of an entry that the law forbids.
-    Law(law::Crime),
+    Law(law::Illegal),
     /// A table entry holds what the library never writes: memory corruption.
     Corrupt,
     /// The host answered with less access than was asked for, a memory type the format lacks, or
@@ -30,17 +30,17 @@ pub enum Broken {
 }
 
 impl Broken {
-    const CRIMES: [law::Crime; 10] = [
-        law::Crime::Corrupt,
-        law::Crime::Frame,
-        law::Crime::HostWritable,
-        law::Crime::Memory,
-        law::Crime::Record,
-        law::Crime::Relink,
-        law::Crime::Dead,
-        law::Crime::Clean,
-        law::Crime::Frozen,
-        law::Crime::Mmio,
+    const ILLEGAL: [law::Illegal; 10] = [
+        law::Illegal::Corrupt,
+        law::Illegal::ResolvedFault,
+        law::Illegal::HostWritable,
+        law::Illegal::Memory,
+        law::Illegal::Record,
+        law::Illegal::Relink,
+        law::Illegal::Dead,
+        law::Illegal::Clean,
+        law::Illegal::Frozen,
+        law::Illegal::Mmio,
     ];
 
     fn pack(self) -> u64 {
@@ -48,8 +48,8 @@ impl Broken {
             Broken::Corrupt => 1,
             Broken::FrameUnusable => 3,
             Broken::TableUnusable => 4,
-            Broken::Law(crime) => {
-                16 + Self::CRIMES.iter().position(|c| *c == crime).unwrap_or(0) as u64
+            Broken::Law(illegal) => {
+                16 + Self::ILLEGAL.iter().position(|c| *c == illegal).unwrap_or(0) as u64
             }
         }
     }
@@ -62,8 +62,8 @@ impl Broken {
             3 => Some(Broken::FrameUnusable),
             4 => Some(Broken::TableUnusable),
             _ => {
-                let crime = Self::CRIMES.get(word.wrapping_sub(16) as usize);
-                Some(crime.map_or(Broken::Corrupt, |crime| Broken::Law(*crime)))
+                let illegal = Self::ILLEGAL.get(word.wrapping_sub(16) as usize);
+                Some(illegal.map_or(Broken::Corrupt, |illegal| Broken::Law(*illegal)))
             }
         }
     }
@@ -72,7 +72,7 @@ impl Broken {
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Broken::Law(crime) => write!(f, "an illegal change of a table entry ({crime:?})"),
+            Broken::Law(illegal) => write!(f, "an illegal change of a table entry ({illegal:?})"),
             Broken::Corrupt => f.write_str("a corrupt table entry"),
             Broken::FrameUnusable => {
                 f.write_str("the host found a frame that cannot be mapped as asked")
@@ -95,8 +95,8 @@ pub(crate) struct Core {
     pub window: u64,
     /// The largest leaf of any slot.
     pub largest: Level,
-    pub lines: Lines,
-    pub active: Active,
+    pub participants: Participants,
+    pub invalidations: Invalidations,
     pub roots: Roots,
     pub slots: Slots,
     pub vcpus: Box<[VcpuWords]>,
@@ -131,8 +131,8 @@ impl Core {
             format,
             window,
             largest,
-            lines: Lines::new(sizes.participants)?,
-            active: Active::new(),
+            participants: Participants::new(sizes.participants)?,
+            invalidations: Invalidations::new(),
             roots: Roots::new(),
             slots: Slots::new(sizes.slots)?,
             vcpus: vcpus.into_boxed_slice(),
@@ -155,7 +155,7 @@ impl Core {
         }
     }
 
-    pub(crate) fn line(&self, place: u32) -> Option<&Line> {
-        self.lines.get(place)
+    pub(crate) fn participant(&self, place: u32) -> Option<&ParticipantWords> {
+        self.participants.get(place)
     }
 }

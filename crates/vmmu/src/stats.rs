@@ -1,6 +1,6 @@
 //! Counters: kept by each participant in its own lines, summed when read.
 
-use crate::line::Line;
+use crate::line::ParticipantWords;
 use crate::shared::Core;
 use crate::sync::Counter;
 
@@ -44,7 +44,7 @@ pub struct Stats {
     /// vCPUs that needed no interrupt.
     pub flushes_elided: u64,
     /// Exclusions.
-    pub exclusions: u64,
+    pub grace_periods: u64,
     /// Invalidations by the host.
     pub invalidations: u64,
     /// Promises that had to flush for somebody else's open debt.
@@ -55,47 +55,50 @@ pub struct Stats {
 
 impl Stats {
     pub(crate) fn sum(core: &Core) -> Stats {
-        let sum = |count: fn(&Line) -> u64| {
-            core.lines.iter().fold(0u64, |sum, line| sum.wrapping_add(count(line)))
+        let sum = |count: fn(&ParticipantWords) -> u64| {
+            core.participants.iter().fold(0u64, |sum, line| sum.wrapping_add(count(line)))
         };
-        let of = |pick: fn(&Line) -> &Counter| {
-            core.lines.iter().fold(0u64, |sum, line| sum.wrapping_add(pick(line).get()))
+        let of = |pick: fn(&ParticipantWords) -> &Counter| {
+            core.participants.iter().fold(0u64, |sum, line| sum.wrapping_add(pick(line).get()))
         };
-        let mapped =
-            [of(|line| &line.mapped[0]), of(|line| &line.mapped[1]), of(|line| &line.mapped[2])];
+        let mapped = [
+            of(|words| &words.mapped[0]),
+            of(|words| &words.mapped[1]),
+            of(|words| &words.mapped[2]),
+        ];
         let unmapped = [
-            of(|line| &line.counters.unmapped[0]),
-            of(|line| &line.counters.unmapped[1]),
-            of(|line| &line.counters.unmapped[2]),
+            of(|words| &words.counters.unmapped[0]),
+            of(|words| &words.counters.unmapped[1]),
+            of(|words| &words.counters.unmapped[2]),
         ];
         let mut leaves = mapped;
         for (mapped, unmapped) in leaves.iter_mut().zip(unmapped) {
             *mapped = mapped.wrapping_sub(unmapped);
         }
-        let linked = of(|line| &line.counters.tables_linked);
-        let unlinked = of(|line| &line.counters.tables_unlinked);
+        let linked = of(|words| &words.counters.tables_linked);
+        let unlinked = of(|words| &words.counters.tables_unlinked);
         Stats {
             leaves,
             mapped,
             tables: linked.wrapping_sub(unlinked),
             roots: core.roots.iter().count() as u64,
-            spurious: sum(|line| line.again()[0]),
-            retries: sum(|line| line.again()[1]),
-            emulated: sum(|line| line.emulated()[0]),
-            emulated_fast: sum(|line| line.emulated()[1]),
-            write_protected: of(|line| &line.counters.write_protected),
-            pending: of(|line| &line.counters.pending),
-            faulted: of(|line| &line.counters.faulted),
-            out_of_memory: of(|line| &line.counters.out_of_memory),
-            splits: of(|line| &line.counters.splits),
-            zapped: of(|line| &line.counters.zapped),
-            flushes: of(|line| &line.counters.flushes),
-            flushes_sent: of(|line| &line.counters.flushes_sent),
-            flushes_elided: of(|line| &line.counters.flushes_elided),
-            exclusions: of(|line| &line.counters.exclusions),
-            invalidations: of(|line| &line.counters.invalidations),
-            foreign_debts: of(|line| &line.counters.foreign_debts),
-            debts_leaked: of(|line| &line.counters.debts_leaked),
+            spurious: sum(|words| words.again()[0]),
+            retries: sum(|words| words.again()[1]),
+            emulated: sum(|words| words.emulated()[0]),
+            emulated_fast: sum(|words| words.emulated()[1]),
+            write_protected: of(|words| &words.counters.write_protected),
+            pending: of(|words| &words.counters.pending),
+            faulted: of(|words| &words.counters.faulted),
+            out_of_memory: of(|words| &words.counters.out_of_memory),
+            splits: of(|words| &words.counters.splits),
+            zapped: of(|words| &words.counters.zapped),
+            flushes: of(|words| &words.counters.flushes),
+            flushes_sent: of(|words| &words.counters.flushes_sent),
+            flushes_elided: of(|words| &words.counters.flushes_elided),
+            grace_periods: of(|words| &words.counters.grace_periods),
+            invalidations: of(|words| &words.counters.invalidations),
+            foreign_debts: of(|words| &words.counters.foreign_debts),
+            debts_leaked: of(|words| &words.counters.debts_leaked),
         }
     }
 

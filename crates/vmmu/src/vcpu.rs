@@ -7,10 +7,10 @@ use crate::addr::{Hpa, Pfn};
 use crate::host::{Backing, Event, Host, VcpuId};
 use crate::root::{Role, RootName};
 use crate::shared::{Broken, Core};
-use crate::tdp::{Ask, Outcome, Step};
+use crate::tdp::{FaultStep, Outcome, PageFault};
 use crate::tlb::VcpuWords;
 use crate::worker::Worker;
-use crate::{NoMemory, Vm};
+use crate::{Mmu, NoMemory};
 
 /// A physical processor, as the host numbers them. A vCPU that finds itself on another one than
 /// last time drops its translations there.
@@ -19,9 +19,9 @@ pub struct Processor(pub u32);
 
 /// One virtual processor. Made in the thread that runs it; a worker too.
 #[derive(Debug)]
-pub struct Vcpu<'vm, H: Host> {
+pub struct VcpuMmu<'vm, H: Host> {
     worker: Worker<'vm, H>,
-    /// The VM it is a vCPU of. A `&mut Vcpu` is a `&mut Worker` too, and two workers can be
+    /// The VM it is a vCPU of. A `&mut VcpuMmu` is a `&mut Worker` too, and two workers can be
     /// swapped; the words that say "in the guest" must be those of the VM whose tables are walked.
     home: &'vm Core,
     id: VcpuId,
@@ -74,13 +74,13 @@ pub enum Flush {
 #[must_use = "dropped at once, nothing has been entered"]
 #[derive(Debug)]
 pub struct InGuest<'v, 'vm, H: Host> {
-    vcpu: &'v mut Vcpu<'vm, H>,
+    vcpu: &'v mut VcpuMmu<'vm, H>,
     top: Pfn,
     on: Processor,
 }
 
-impl<'vm, H: Host> Vcpu<'vm, H> {
-    pub(crate) fn new(vm: &'vm Vm<H>, id: VcpuId) -> Option<Self> {
+impl<'vm, H: Host> VcpuMmu<'vm, H> {
+    pub(crate) fn new(vm: &'vm Mmu<H>, id: VcpuId) -> Option<Self> {
         let words = vm.core.vcpus.get(id.0 as usize)?;
         if !words.take() {
             return None;
@@ -91,7 +91,7 @@ impl<'vm, H: Host> Vcpu<'vm, H> {
         };
         let role = Role::PLAIN;
         let home = &vm.core;
-        Some(Vcpu { worker, home, id, role, root: None, stale: true, processor: None })
+        Some(VcpuMmu { worker, home, id, role, root: None, stale: true, processor: None })
     }
 
     fn words(&self) -> Option<&'vm VcpuWords> {
@@ -163,21 +163,21 @@ impl<'vm, H: Host> Vcpu<'vm, H> {
     }
 
     /// The first half of a fault; see [`tdp`](crate::tdp). Never calls the host.
-    pub fn fault(&mut self, ask: Ask) -> Step<'vm> {
+    pub fn begin_fault(&mut self, fault: PageFault) -> FaultStep<'vm> {
         match self.root {
-            Some((root, _)) => self.worker.faulter().fault(root, self.role.space, ask),
-            None => Step::Done(Outcome::Retry),
+            Some((root, _)) => self.worker.faulter().begin_fault(root, self.role.space, fault),
+            None => FaultStep::Done(Outcome::Retry),
         }
     }
 
     /// A whole fault: asks `backing` for the frame, and the host for table pages. Also for
     /// prefaulting, before the first entry.
-    pub fn fault_with(&mut self, backing: &dyn Backing, ask: Ask) -> Outcome {
+    pub fn handle_fault(&mut self, backing: &dyn Backing, fault: PageFault) -> Outcome {
         let root = self.load_root();
         let space = self.role.space;
         let mut faulter = self.worker.faulter();
         let outcome = match root {
-            Ok((root, _)) => faulter.fault_with(backing, root, space, ask),
+            Ok((root, _)) => faulter.handle_fault(backing, root, space, fault),
             // Drains end, and none of them waits for this fault.
             Err(EnterError::RootsBusy) => faulter.refuse(Outcome::Retry),
             Err(EnterError::Dead(broken)) => Outcome::Dead(broken),
@@ -185,7 +185,7 @@ impl<'vm, H: Host> Vcpu<'vm, H> {
                 faulter.refuse(Outcome::OutOfMemory)
             }
         };
-        let (vcpu, gfn, access) = (self.id, ask.gpa.gfn(), ask.access);
+        let (vcpu, gfn, access) = (self.id, fault.gpa.gfn(), fault.access);
         let host = self.worker.participant.host();
         host.event(Event::Fault { vcpu, gfn, access, outcome });
         outcome
@@ -220,7 +220,7 @@ impl<H: Host> Drop for InGuest<'_, '_, H> {
     }
 }
 
-impl<'vm, H: Host> Deref for Vcpu<'vm, H> {
+impl<'vm, H: Host> Deref for VcpuMmu<'vm, H> {
     type Target = Worker<'vm, H>;
 
     fn deref(&self) -> &Self::Target {
@@ -228,13 +228,13 @@ impl<'vm, H: Host> Deref for Vcpu<'vm, H> {
     }
 }
 
-impl<H: Host> DerefMut for Vcpu<'_, H> {
+impl<H: Host> DerefMut for VcpuMmu<'_, H> {
     fn deref_mut(&mut self) -> &mut Self::Target {
         &mut self.worker
     }
 }
 
-impl<H: Host> Drop for Vcpu<'_, H> {
+impl<H: Host> Drop for VcpuMmu<'_, H> {
     fn drop(&mut self) {
         if let Some(words) = self.words() {
             // An entry that was forgotten is over too; nobody is to wait for it.

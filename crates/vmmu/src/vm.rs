@@ -9,16 +9,16 @@ use crate::root::Root;
 use crate::shared::{Broken, Core, Sizes};
 use crate::stats::Stats;
 use crate::table::Table;
-use crate::vcpu::Vcpu;
+use crate::vcpu::VcpuMmu;
 use crate::worker::Worker;
 
 /// The memory of one virtual machine.
 ///
 /// Everything it lends borrows it. A host that keeps it in an `Arc` makes each vCPU in its
-/// thread, from its own `Arc`. Take it down with [`teardown`](Self::teardown): a `Vm` that is
+/// thread, from its own `Arc`. Take it down with [`teardown`](Self::teardown): a `Mmu` that is
 /// merely dropped leaks its table pages.
 #[derive(Debug)]
-pub struct Vm<H> {
+pub struct Mmu<H> {
     pub(crate) core: Core,
     pub(crate) host: H,
 }
@@ -88,7 +88,7 @@ impl<H> fmt::Display for NewError<H> {
 
 impl<H: fmt::Debug> core::error::Error for NewError<H> {}
 
-impl<H: Host> Vm<H> {
+impl<H: Host> Mmu<H> {
     /// A VM without slots.
     pub fn new(host: H, config: &Config<'_>) -> Result<Self, NewError<H>> {
         let why = if config.vcpus == 0 || config.vcpus > 4096 {
@@ -108,7 +108,7 @@ impl<H: Host> Vm<H> {
         };
         let largest = config.largest.min(config.format.largest());
         match Core::new(config.format, largest, host.window(), &sizes, config.reserved) {
-            Ok(core) => Ok(Vm { core, host }),
+            Ok(core) => Ok(Mmu { core, host }),
             Err(_) => Err(NewError { host, why: NewReason::NoMemory }),
         }
     }
@@ -134,8 +134,8 @@ impl<H: Host> Vm<H> {
 
     /// The vCPU of that number. `None`: it exists already, or the number is too large, or all
     /// places are taken.
-    pub fn vcpu(&self, id: VcpuId) -> Option<Vcpu<'_, H>> {
-        Vcpu::new(self, id)
+    pub fn vcpu(&self, id: VcpuId) -> Option<VcpuMmu<'_, H>> {
+        VcpuMmu::new(self, id)
     }
 
     /// The host.
@@ -163,7 +163,7 @@ impl<H: Host> Vm<H> {
     /// No lock and no flush: everything the VM lent has been given back, so no vCPU is left that
     /// could walk its tables.
     pub fn teardown(self) -> H {
-        let Vm { core, host } = self;
+        let Mmu { core, host } = self;
         for root in core.roots.iter() {
             free_below(&core, &host, root);
         }

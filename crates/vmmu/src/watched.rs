@@ -12,22 +12,22 @@ use std::sync::OnceLock;
 
 /// Where a thread is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Step {
-    /// About to look at or change a shared word.
+pub enum SchedulePoint {
+    /// Admission to look at or change a shared word.
     Access,
     /// Unable to go on until another thread has.
     Wait,
 }
 
-static SCHEDULER: OnceLock<fn(Step)> = OnceLock::new();
+static SCHEDULER: OnceLock<fn(SchedulePoint)> = OnceLock::new();
 
 /// Calls `scheduler` from now on before every access to a shared word, and in every wait that is
 /// not the host's. For the whole process, once; it must not call the library.
-pub fn schedule(scheduler: fn(Step)) {
+pub fn schedule(scheduler: fn(SchedulePoint)) {
     let _ = SCHEDULER.set(scheduler);
 }
 
-fn step(step: Step) {
+fn step(step: SchedulePoint) {
     if let Some(scheduler) = SCHEDULER.get() {
         scheduler(step);
     }
@@ -36,7 +36,7 @@ fn step(step: Step) {
 /// Another thread has to run before this one can go on.
 pub(crate) fn wait() {
     core::hint::spin_loop();
-    step(Step::Wait);
+    step(SchedulePoint::Wait);
 }
 
 std::thread_local! {
@@ -73,7 +73,7 @@ impl AtomicU64 {
     }
 
     fn write(&self) -> &atomic::AtomicU64 {
-        step(Step::Access);
+        step(SchedulePoint::Access);
         #[cfg(feature = "record")]
         note(core::ptr::from_ref(self).addr());
         &self.0
@@ -81,7 +81,7 @@ impl AtomicU64 {
 
     /// As `core`'s.
     pub fn load(&self, order: Ordering) -> u64 {
-        step(Step::Access);
+        step(SchedulePoint::Access);
         self.0.load(order)
     }
 

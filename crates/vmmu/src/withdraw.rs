@@ -1,26 +1,26 @@
 //! Withdrawals: taking a permission away, as a chain of values.
 //!
 //! ```text
-//! turn.publish(what) -> Published -> exclude() -> Withdrawn -> walk(..) -> Walked -> finish() -> Promise<What>
+//! turn.announce(what) -> Announced -> synchronize() -> Quiesced -> walk(..) -> Walked -> finish() -> Revoked<What>
 //! ```
 //!
 //! *Publish*: from now on permits are refused. *Exclude*: every section that may have been given
 //! one before is over. *Then* walk: nothing can be inserted behind the walk any more, and nothing
 //! can move from the table it is in to a huge leaf above it. *Finish*: if another participant has
 //! a debt over the range, an entry that the walk found clear may still be cached somewhere because
-//! that one has not flushed yet; so exclude once more and flush, without waiting for him.
+//! that one has not flushed yet; so synchronize once more and flush, without waiting for him.
 //!
-//! Only `finish` makes a [`Promise`], typed by what was withdrawn. A walk that ran out of budget
-//! gives a [`Paused`], which holds no turn and is resumed.
+//! Only `finish` makes a [`Revoked`], typed by what was withdrawn. A walk that ran out of budget
+//! gives a [`PausedWalk`], which holds no turn and is resumed.
 
-use crate::active::{ActivePlace, HostRange};
+use crate::active::{HostRange, InvalidationPlace};
 use crate::addr::{Gfn, GfnRange, Level};
 use crate::host::Host;
 use crate::root::{PLACES, Phase, Root, RootName};
-use crate::section::{Owing, Turn};
+use crate::section::{Local, Owing};
 use crate::shared::Core;
 use crate::slot::{AddressSpace, SlotId, SlotSet};
-use crate::table::{Cursor, Order, Page, Step, Target, Then};
+use crate::table::{Cursor, Order, Page, Target, Then, WalkStep};
 use crate::tlb::Due;
 
 /// What can be withdrawn.
@@ -28,7 +28,7 @@ use crate::tlb::Due;
     feature = "protocol",
     expect(private_bounds, reason = "only the library makes publications")
 )]
-pub trait Publication: Sealed {
+pub trait Revocation: Sealed {
     /// Whether the walk's debts owe no flush.
     const WAIVED: bool = false;
 }
@@ -36,7 +36,7 @@ pub trait Publication: Sealed {
 pub(crate) trait Sealed: Target {
     /// Makes it visible to everybody who asks for a permit, and hits the watches it concerns.
     /// `slots` are those of a section opened after the publication of what stands in words.
-    fn publish(&mut self, core: &Core);
+    fn announce(&mut self, core: &Core);
 
     /// Hits watches; in a section after [`publish`](Self::publish).
     fn hit(&mut self, core: &Core, slots: &SlotSet) {
@@ -53,19 +53,19 @@ pub(crate) trait Sealed: Target {
     }
 }
 
-/// Published, not yet excluded.
+/// Announced, not yet excluded.
 #[must_use]
 #[derive(Debug)]
-pub struct Published<'p, H: Host, P: Publication> {
-    turn: Turn<'p, H>,
+pub struct Announced<'p, H: Host, P: Revocation> {
+    local: Local<'p, H>,
     what: P,
 }
 
-/// Excluded: nobody inserts behind a walk that starts now.
+/// GracePeriod: nobody inserts behind a walk that starts now.
 #[must_use]
 #[derive(Debug)]
-pub struct Withdrawn<'p, H: Host, P: Publication> {
-    turn: Turn<'p, H>,
+pub struct Quiesced<'p, H: Host, P: Revocation> {
+    local: Local<'p, H>,
     what: P,
     cursor: Cursor,
 }
@@ -73,15 +73,15 @@ pub struct Withdrawn<'p, H: Host, P: Publication> {
 /// Walked to the end; debts settled.
 #[must_use]
 #[derive(Debug)]
-pub struct Walked<'p, H: Host, P: Publication> {
-    turn: Turn<'p, H>,
+pub struct Walked<'p, H: Host, P: Revocation> {
+    local: Local<'p, H>,
     what: P,
 }
 
 /// A walk that stopped before its end. A plain value: it holds no turn.
 #[must_use = "the range stays refused until the walk is resumed and finished"]
 #[derive(Debug)]
-pub struct Paused<P> {
+pub struct PausedWalk<P> {
     vm: u64,
     what: P,
     cursor: Cursor,
@@ -90,43 +90,43 @@ pub struct Paused<P> {
 /// How far a walk with a budget came.
 #[must_use]
 #[derive(Debug)]
-pub enum Walk<'p, H: Host, P: Publication> {
+pub enum Walk<'p, H: Host, P: Revocation> {
     /// To the end.
     Whole(Walked<'p, H, P>),
     /// There is more.
-    More(Paused<P>),
+    More(PausedWalk<P>),
 }
 
 /// What was withdrawn is gone: from the tables and from every processor.
 #[must_use]
 #[derive(Debug)]
-pub struct Promise<P> {
+pub struct Revoked<P> {
     vm: u64,
     what: P,
 }
 
-impl<P> Promise<P> {
+impl<P> Revoked<P> {
     /// What it is about, for the VM it was made by.
     pub(crate) fn open(self, core: &Core) -> Option<P> {
         (self.vm == core.id).then_some(self.what)
     }
 }
 
-impl<H: Host> Turn<'_, H> {
+impl<H: Host> Local<'_, H> {
     /// Publishes a withdrawal.
-    pub fn publish<P: Publication>(&mut self, mut what: P) -> Published<'_, H, P> {
+    pub fn announce<P: Revocation>(&mut self, mut what: P) -> Announced<'_, H, P> {
         #[cfg(feature = "defects")]
         self.spoil(&mut what);
-        what.publish(self.core());
-        if !defect!(HitsBeforePublication) {
+        what.announce(self.core());
+        if !defect!(HitsBeforeAnnouncement) {
             self.hit(&mut what);
         }
-        Published { turn: self.lend(), what }
+        Announced { local: self.lend(), what }
     }
 
     /// The fence that opens the section stands between the publication and the look at the
     /// watches: a watch that is not seen here is admitted after it and sees the range.
-    fn hit<P: Publication>(&mut self, what: &mut P) {
+    fn hit<P: Revocation>(&mut self, what: &mut P) {
         let section = self.section();
         if !defect!(HitsNoWatch) {
             what.hit(section.inside.core, section.slots());
@@ -135,20 +135,20 @@ impl<H: Host> Turn<'_, H> {
 
     /// What defects do before the publication.
     #[cfg(feature = "defects")]
-    fn spoil<P: Publication>(&mut self, what: &mut P) {
-        if defect!(HitsBeforePublication) {
+    fn spoil<P: Revocation>(&mut self, what: &mut P) {
+        if defect!(HitsBeforeAnnouncement) {
             self.hit(what);
         }
-        if defect!(PublishesInGuestFrames) {
+        if defect!(AnnouncesInGuestFrames) {
             what.in_guest_frames(self.section().slots());
         }
     }
 
     /// Goes on with a paused walk, or gives it back if it is another VM's.
-    pub fn resume<P: Publication>(
+    pub fn resume<P: Revocation>(
         &mut self,
-        rest: Paused<P>,
-    ) -> Result<Withdrawn<'_, H, P>, Paused<P>> {
+        rest: PausedWalk<P>,
+    ) -> Result<Quiesced<'_, H, P>, PausedWalk<P>> {
         if rest.vm != self.core().id {
             return Err(rest);
         }
@@ -156,17 +156,17 @@ impl<H: Host> Turn<'_, H> {
         if defect!(SkipsAfterRestart) {
             cursor.skip();
         }
-        Ok(Withdrawn { turn: self.lend(), what: rest.what, cursor })
+        Ok(Quiesced { local: self.lend(), what: rest.what, cursor })
     }
 
     /// Goes on with what is left of a walk, if it is this VM's, for at most `budget` pages. At its
     /// end nothing is left, and the promise is made.
-    pub(crate) fn walk_on<P: Publication>(
+    pub(crate) fn walk_on<P: Revocation>(
         &mut self,
-        left: &mut Option<Paused<P>>,
+        left: &mut Option<PausedWalk<P>>,
         budget: u64,
         visit: impl FnMut(&Page<'_, Owing<'_>>) -> Then,
-    ) -> Option<Promise<P>> {
+    ) -> Option<Revoked<P>> {
         match self.resume(left.take()?) {
             Ok(withdrawn) => match withdrawn.walk_some(budget, visit) {
                 Walk::Whole(walked) => return Some(walked.finish()),
@@ -178,26 +178,26 @@ impl<H: Host> Turn<'_, H> {
     }
 }
 
-impl<'p, H: Host, P: Publication> Published<'p, H, P> {
+impl<'p, H: Host, P: Revocation> Announced<'p, H, P> {
     /// Waits for the sections that are open now.
-    pub fn exclude(mut self) -> Withdrawn<'p, H, P> {
+    pub fn synchronize(mut self) -> Quiesced<'p, H, P> {
         let left_out = match self.what.order() {
-            Order::Leaves => defect!(WalkWithoutExclusion),
-            Order::Uproot => defect!(DrainWithoutExclusion),
+            Order::Leaves => defect!(WalkWithoutGracePeriod),
+            Order::TablesBottomUp => defect!(DrainWithoutGracePeriod),
         };
         if !left_out {
-            self.turn.exclude();
+            self.local.synchronize();
         }
-        Withdrawn { turn: self.turn, what: self.what, cursor: Cursor::default() }
+        Quiesced { local: self.local, what: self.what, cursor: Cursor::default() }
     }
 }
 
-impl<'p, H: Host, P: Publication> Withdrawn<'p, H, P> {
+impl<'p, H: Host, P: Revocation> Quiesced<'p, H, P> {
     /// Visits everything that is concerned, one table page a section, under one debt. A visitor
     /// that pauses is simply called again.
     pub fn walk(mut self, mut visit: impl FnMut(&Page<'_, Owing<'_>>) -> Then) -> Walked<'p, H, P> {
         while self.go(u64::MAX, &mut visit) == Progress::More {}
-        Walked { turn: self.turn, what: self.what }
+        Walked { local: self.local, what: self.what }
     }
 
     /// Visits at most `budget` pages, then says where to go on.
@@ -207,28 +207,28 @@ impl<'p, H: Host, P: Publication> Withdrawn<'p, H, P> {
         mut visit: impl FnMut(&Page<'_, Owing<'_>>) -> Then,
     ) -> Walk<'p, H, P> {
         match self.go(budget, &mut visit) {
-            Progress::Done => Walk::Whole(Walked { turn: self.turn, what: self.what }),
+            Progress::Done => Walk::Whole(Walked { local: self.local, what: self.what }),
             Progress::More => Walk::More(self.pause()),
         }
     }
 
     /// Stops before the first page.
-    pub fn pause(self) -> Paused<P> {
-        Paused { vm: self.turn.core().id, what: self.what, cursor: self.cursor }
+    pub fn pause(self) -> PausedWalk<P> {
+        PausedWalk { vm: self.local.core().id, what: self.what, cursor: self.cursor }
     }
 
     fn go(&mut self, budget: u64, visit: &mut dyn FnMut(&Page<'_, Owing<'_>>) -> Then) -> Progress {
         let due = if P::WAIVED { Due::Waived } else { Due::Yes };
-        let host = &self.turn.vm.host;
-        let mut debt = self.turn.lend().into_debt(self.what.hull(), due);
+        let host = &self.local.vm.host;
+        let mut debt = self.local.lend().into_debt(self.what.hull(), due);
         let mut left = budget;
         let progress = loop {
             let step = debt.section().step(&mut self.cursor, &self.what, visit);
             match step {
-                Step::Done => break Progress::Done,
-                Step::Pause => break Progress::More,
-                Step::Wait => host.relax(),
-                Step::Visited => {
+                WalkStep::Done => break Progress::Done,
+                WalkStep::Pause => break Progress::More,
+                WalkStep::Wait => host.relax(),
+                WalkStep::Visited => {
                     left = left.saturating_sub(1);
                     if left == 0 {
                         break Progress::More;
@@ -255,25 +255,25 @@ pub enum Progress {
 }
 
 impl Progress {
-    pub(crate) fn of<P>(rest: &Option<Paused<P>>) -> Progress {
+    pub(crate) fn of<P>(rest: &Option<PausedWalk<P>>) -> Progress {
         if rest.is_some() { Progress::More } else { Progress::Done }
     }
 }
 
-impl<H: Host, P: Publication> Walked<'_, H, P> {
+impl<H: Host, P: Revocation> Walked<'_, H, P> {
     /// Makes sure that no debt of others stands between the walk and the promise.
-    pub fn finish(mut self) -> Promise<P> {
-        let core = self.turn.core();
+    pub fn finish(mut self) -> Revoked<P> {
+        let core = self.local.core();
         if !P::WAIVED
             && !defect!(IgnoresForeignDebts)
-            && core.lines.owes(self.turn.place, self.what.hull())
+            && core.participants.owes(self.local.place, self.what.hull())
         {
-            self.turn.exclude();
-            let line = self.turn.line();
-            line.counters.foreign_debts.add(1);
-            self.turn.vm.flush(line);
+            self.local.synchronize();
+            let words = self.local.words();
+            words.counters.foreign_debts.add(1);
+            self.local.vm.flush(words);
         }
-        Promise { vm: core.id, what: self.what }
+        Revoked { vm: core.id, what: self.what }
     }
 }
 
@@ -281,11 +281,11 @@ impl<H: Host, P: Publication> Walked<'_, H, P> {
 #[derive(Debug)]
 pub struct HostPages {
     range: HostRange,
-    place: Option<ActivePlace>,
+    place: Option<InvalidationPlace>,
     /// Whoever says the same range ends it.
     is_named: bool,
     hull: GfnRange,
-    /// What `PublishesInGuestFrames` publishes instead.
+    /// What `AnnouncesInGuestFrames` publishes instead.
     #[cfg(feature = "defects")]
     known: HostRange,
 }
@@ -310,22 +310,22 @@ impl HostPages {
     }
 
     /// Where it is published.
-    pub(crate) fn place(&self) -> Option<ActivePlace> {
+    pub(crate) fn place(&self) -> Option<InvalidationPlace> {
         self.place
     }
 }
 
-impl Publication for HostPages {}
+impl Revocation for HostPages {}
 
 impl Sealed for HostPages {
-    fn publish(&mut self, core: &Core) {
+    fn announce(&mut self, core: &Core) {
         #[cfg(feature = "defects")]
         let range = &self.known;
         #[cfg(not(feature = "defects"))]
         let range = &self.range;
-        let place = core.active.publish(range);
+        let place = core.invalidations.announce(range);
         if self.is_named {
-            core.active.name(place);
+            core.invalidations.name(place);
         }
         self.place = Some(place);
     }
@@ -338,7 +338,7 @@ impl Sealed for HostPages {
     }
 
     fn hit(&mut self, core: &Core, slots: &SlotSet) {
-        core.lines.hit(|watched| {
+        core.participants.hit(|watched| {
             let mut at = watched.range.start();
             // A watch on frames of no slot that is known now is hit too: the slot may be coming.
             let mut known = false;
@@ -418,13 +418,13 @@ impl GuestFrames {
     }
 }
 
-impl Publication for GuestFrames {}
+impl Revocation for GuestFrames {}
 
 impl Sealed for GuestFrames {
-    fn publish(&mut self, _: &Core) {}
+    fn announce(&mut self, _: &Core) {}
 
     fn hit(&mut self, core: &Core, _: &SlotSet) {
-        core.lines.hit(|w| w.space == self.space && w.range.overlaps(self.range));
+        core.participants.hit(|w| w.space == self.space && w.range.overlaps(self.range));
         self.hull = with_huge_leaves(self.range, core.largest);
     }
 
@@ -453,11 +453,11 @@ pub struct SlotDying {
     pub(crate) range: GfnRange,
 }
 
-impl Publication for SlotDying {}
+impl Revocation for SlotDying {}
 
 impl Sealed for SlotDying {
     /// The slot guard has put the word down already.
-    fn publish(&mut self, _: &Core) {}
+    fn announce(&mut self, _: &Core) {}
 
     fn hull(&self) -> GfnRange {
         self.range
@@ -480,11 +480,11 @@ pub struct RootInvalid {
     pub(crate) names: [Option<RootName>; PLACES],
 }
 
-impl Publication for RootInvalid {}
+impl Revocation for RootInvalid {}
 
 impl Sealed for RootInvalid {
     /// The slot guard has changed the phases already.
-    fn publish(&mut self, _: &Core) {}
+    fn announce(&mut self, _: &Core) {}
 
     fn hull(&self) -> GfnRange {
         GfnRange::ALL
@@ -493,7 +493,7 @@ impl Sealed for RootInvalid {
 
 impl Target for RootInvalid {
     fn order(&self) -> Order {
-        Order::Uproot
+        Order::TablesBottomUp
     }
 
     fn piece(&self, _: &SlotSet, n: usize) -> Option<(usize, AddressSpace, GfnRange)> {
@@ -515,12 +515,12 @@ impl Unloaded {
     }
 }
 
-impl Publication for Unloaded {
+impl Revocation for Unloaded {
     const WAIVED: bool = true;
 }
 
 impl Sealed for Unloaded {
-    fn publish(&mut self, _: &Core) {}
+    fn announce(&mut self, _: &Core) {}
 
     fn hull(&self) -> GfnRange {
         self.0.hull()
@@ -541,13 +541,13 @@ impl Target for Unloaded {
     }
 }
 
-impl<'p, H: Host> Withdrawn<'p, H, RootInvalid> {
+impl<'p, H: Host> Quiesced<'p, H, RootInvalid> {
     /// Waits until every vCPU has been outside the guest once. At its next entry it loads another
     /// root, and flushes with that; so nothing below these can be cached any more.
-    pub fn unload(self) -> Withdrawn<'p, H, Unloaded> {
+    pub fn unload(self) -> Quiesced<'p, H, Unloaded> {
         if !defect!(DrainsUnderGuest) {
-            self.turn.vm.outside_once();
+            self.local.vm.outside_once();
         }
-        Withdrawn { turn: self.turn, what: Unloaded(self.what), cursor: self.cursor }
+        Quiesced { local: self.local, what: Unloaded(self.what), cursor: self.cursor }
     }
 }

@@ -6,8 +6,8 @@ use crate::section::Participant;
 use crate::shared::{Broken, Core};
 use crate::slot::Hint;
 use crate::table::Cache;
-use crate::tdp::{Faulter, Frame, Outcome, Parked, Request, Short};
-use crate::{NoMemory, Vm};
+use crate::tdp::{Faulter, NeedsPages, Outcome, Parked, Request, ResolvedFault};
+use crate::{Mmu, NoMemory};
 
 /// A participant with table pages; see the module.
 #[derive(Debug)]
@@ -18,14 +18,14 @@ pub struct Worker<'vm, H: Host> {
 }
 
 impl<'vm, H: Host> Worker<'vm, H> {
-    pub(crate) fn new(vm: &'vm Vm<H>) -> Option<Self> {
+    pub(crate) fn new(vm: &'vm Mmu<H>) -> Option<Self> {
         let cache = Cache::new(vm.core.format.top()).ok()?;
         let participant = Participant::register(vm)?;
         Some(Worker { participant, cache, hint: Hint::default() })
     }
 
     pub(crate) fn faulter(&mut self) -> Faulter<'_, 'vm, H> {
-        Faulter { turn: &mut self.participant, cache: &mut self.cache, hint: &mut self.hint }
+        Faulter { local: &mut self.participant, cache: &mut self.cache, hint: &mut self.hint }
     }
 
     pub(crate) fn core(&self) -> &'vm Core {
@@ -46,7 +46,7 @@ impl<'vm, H: Host> Worker<'vm, H> {
     /// Maps a frame that was found for a request, whoever faulted. `Err`: table pages are
     /// missing; the frame comes back, [`reserve`](Self::reserve) and complete it again.
     #[expect(clippy::result_large_err, reason = "the frame comes back; a box would allocate")]
-    pub fn complete<'f>(&mut self, frame: Frame<'f>) -> Result<Outcome, Short<'f>> {
+    pub fn complete<'f>(&mut self, frame: ResolvedFault<'f>) -> Result<Outcome, NeedsPages<'f>> {
         self.faulter().complete(frame)
     }
 

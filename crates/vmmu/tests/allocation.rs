@@ -10,18 +10,19 @@ use std::ptr::NonNull;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use support::{ask, backed, linear, npt, range};
+use support::{backed, fault_at, linear, npt, range};
 use vmmu::addr::{Gfn, Gpa, Level, Pfn};
 use vmmu::check::Witness;
 use vmmu::entry::{Access, MemoryType};
 use vmmu::host::{
-    Backing, Contents, Cpus, Found, FrameAsk, HostFrame, Observer, PageAsk, TablePage, TablePages,
-    VcpuId,
+    Backing, Contents, Cpus, FrameQuery, HostFrame, Observer, Placement, Resolution, TablePage,
+    TablePages, VcpuId,
 };
 use vmmu::slot::{AddressSpace, SlotId, SlotInfo, SlotSpec};
-use vmmu::tdp::{Outcome, Step};
+use vmmu::tdp::{FaultStep, Outcome};
 use vmmu::{
-    Broken, Config, HostRange, NeedPages, Processor, Progress, Role, Translation, Vcpu, Vm, Worker,
+    Broken, Config, HostRange, MissingPages, Mmu, Processor, Progress, Role, Translation, VcpuMmu,
+    Worker,
 };
 
 thread_local! {
@@ -117,7 +118,7 @@ unsafe impl TablePages for Frugal {
         address.wrapping_sub(FIRST << 12)
     }
 
-    fn take(&self, _: PageAsk) -> Option<TablePage> {
+    fn take(&self, _: Placement) -> Option<TablePage> {
         if !self.spend() {
             return None;
         }
@@ -142,9 +143,9 @@ impl Observer for Frugal {}
 struct Identity;
 
 impl Backing for Identity {
-    fn find(&self, ask: &FrameAsk) -> Found {
+    fn find(&self, query: &FrameQuery) -> Resolution {
         let (access, memory) = (Access::all(), MemoryType::WriteBack);
-        Found::Frame(HostFrame { pfn: Pfn(ask.page), level: Level::M2, access, memory })
+        Resolution::Frame(HostFrame { pfn: Pfn(query.page), level: Level::Size2M, access, memory })
     }
 
     fn bytes(&self, _: Pfn) -> Option<NonNull<u8>> {
@@ -156,9 +157,9 @@ impl Backing for Identity {
 struct ForReading;
 
 impl Backing for ForReading {
-    fn find(&self, ask: &FrameAsk) -> Found {
+    fn find(&self, query: &FrameQuery) -> Resolution {
         let (access, memory) = (Access::READ | Access::EXEC, MemoryType::WriteBack);
-        Found::Frame(HostFrame { pfn: Pfn(ask.page), level: Level::M2, access, memory })
+        Resolution::Frame(HostFrame { pfn: Pfn(query.page), level: Level::Size2M, access, memory })
     }
 }
 
@@ -166,9 +167,9 @@ impl Backing for ForReading {
 struct Pages;
 
 impl Backing for Pages {
-    fn find(&self, ask: &FrameAsk) -> Found {
+    fn find(&self, query: &FrameQuery) -> Resolution {
         let (access, memory) = (Access::all(), MemoryType::WriteBack);
-        Found::Frame(HostFrame { pfn: Pfn(ask.page), level: Level::K4, access, memory })
+        Resolution::Frame(HostFrame { pfn: Pfn(query.page), level: Level::Size4K, access, memory })
     }
 }
 
@@ -186,7 +187,7 @@ impl std::fmt::Write for Nowhere {
 
 /// A life: what can fail for want of memory says so, and what cannot fail does not.
 fn live(host: Frugal) -> (Frugal, bool) {
-    let mut vm = match Vm::new(host, &Config::new(npt(), 2)) {
+    let mut vm = match Mmu::new(host, &Config::new(npt(), 2)) {
         Ok(vm) => vm,
         Err(refused) => return (refused.host, false),
     };
@@ -204,14 +205,14 @@ fn live(host: Frugal) -> (Frugal, bool) {
         whole &= worker.reserve(12).is_ok();
         whole &= vcpu.before_enter(Processor(0)).map(drop).is_ok();
         for gfn in [3, 0x405, 0x1000, 0x10_0001, 0x20_0000] {
-            let outcome = vcpu.fault_with(&Identity, ask(gfn, Access::WRITE));
+            let outcome = vcpu.handle_fault(&Identity, fault_at(gfn, Access::WRITE));
             whole &= !matches!(outcome, Outcome::OutOfMemory | Outcome::Retry);
         }
         whole &= worker.dump(&mut Nowhere).is_ok();
         drop(worker.invalidate_range(HostRange { backing: 7, first: 0, pages: 0x500 }));
         worker.zap(AddressSpace(0), range(0, 0x1000));
         for n in 0..8 {
-            let _gone = worker.limit_slot(SlotId(n), Level::K4);
+            let _gone = worker.limit_slot(SlotId(n), Level::Size4K);
             let _moved = worker.move_slot(SlotId(n), Gfn(0x40_0000 + u64::from(n) * 0x400));
             let (slot, deleted) = (worker.slot(SlotId(n)), worker.delete_slot(SlotId(n)));
             assert_eq!(slot.is_ok(), deleted.is_ok(), "deleting allocates nothing");
@@ -240,8 +241,8 @@ fn the_nth_allocation_may_fail_for_every_n() {
 
 /// A VM with a vCPU, a worker, and what the operations are tried on.
 struct World<'vm> {
-    vm: &'vm Vm<Frugal>,
-    vcpu: Vcpu<'vm, Frugal>,
+    vm: &'vm Mmu<Frugal>,
+    vcpu: VcpuMmu<'vm, Frugal>,
     worker: Worker<'vm, Frugal>,
 }
 
@@ -273,7 +274,7 @@ const fn never_fails(name: &'static str, act: fn(&mut World<'_>) -> bool) -> Ope
 
 /// Whether a fault got its page.
 fn faulted(world: &mut World<'_>, backing: &dyn Backing, gfn: u64, access: Access) -> bool {
-    match world.vcpu.fault_with(backing, ask(gfn, access)) {
+    match world.vcpu.handle_fault(backing, fault_at(gfn, access)) {
         // Retry: what is in the way of a permission that must not grow in place has gone.
         Outcome::Fixed(_) | Outcome::Emulate | Outcome::Retry => true,
         Outcome::OutOfMemory => false,
@@ -284,18 +285,20 @@ fn faulted(world: &mut World<'_>, backing: &dyn Backing, gfn: u64, access: Acces
 /// Both halves of a fault in a row, the second by the worker.
 fn two_steps(world: &mut World<'_>, gfn: u64) -> bool {
     loop {
-        match world.vcpu.fault(ask(gfn, Access::READ)) {
-            Step::NeedPages(NeedPages(n)) if world.vcpu.reserve(n).is_err() => return false,
-            Step::NeedPages(_) => {}
-            Step::Done(Outcome::Fixed(_)) => return true,
-            Step::Done(other) => panic!("gfn {gfn:#x}: {other:?}"),
-            Step::Resolve(request) => {
-                let Found::Frame(found) = Identity.find(&request.frame_ask()) else {
+        match world.vcpu.begin_fault(fault_at(gfn, Access::READ)) {
+            FaultStep::MissingPages(MissingPages(n)) if world.vcpu.reserve(n).is_err() => {
+                return false;
+            }
+            FaultStep::MissingPages(_) => {}
+            FaultStep::Done(Outcome::Fixed(_)) => return true,
+            FaultStep::Done(other) => panic!("gfn {gfn:#x}: {other:?}"),
+            FaultStep::Resolve(request) => {
+                let Resolution::Frame(found) = Identity.find(&request.query()) else {
                     panic!("no frame")
                 };
                 let parked = request.park();
                 let request = world.worker.unpark(parked).expect("its own");
-                let mut frame = request.provide(found);
+                let mut frame = request.resolve(found);
                 loop {
                     match world.worker.complete(frame) {
                         Ok(Outcome::Fixed(_)) => return true,
@@ -341,17 +344,19 @@ const OPERATIONS: &[Operation] = &[
         true
     }),
     never_fails("move_slot", |world| world.worker.move_slot(SlotId(0), Gfn(0x9000)).is_ok()),
-    never_fails("limit_slot", |world| world.worker.limit_slot(SlotId(0), Level::K4).is_ok()),
+    never_fails("limit_slot", |world| world.worker.limit_slot(SlotId(0), Level::Size4K).is_ok()),
     never_fails("slot", |world| world.worker.slot(SlotId(0)).is_ok()),
-    can_fail("fault_with, linear", |world| faulted(world, &Identity, LINEAR + 0x201, Access::READ)),
-    can_fail("fault_with, backed, huge", |world| {
+    can_fail("handle_fault, linear", |world| {
+        faulted(world, &Identity, LINEAR + 0x201, Access::READ)
+    }),
+    can_fail("handle_fault, backed, huge", |world| {
         faulted(world, &Identity, BACKED + 0x400, Access::WRITE)
     }),
-    can_fail("fault_with, backed, small", |world| {
+    can_fail("handle_fault, backed, small", |world| {
         faulted(world, &Pages, BACKED + 0x401, Access::READ)
     }),
-    can_fail("fault_with, splitting", |world| faulted(world, &Pages, READ_ONLY, Access::WRITE)),
-    can_fail("fault_with, MMIO", |world| faulted(world, &Identity, MMIO, Access::READ)),
+    can_fail("handle_fault, splitting", |world| faulted(world, &Pages, READ_ONLY, Access::WRITE)),
+    can_fail("handle_fault, MMIO", |world| faulted(world, &Identity, MMIO, Access::READ)),
     can_fail("fault and complete, backed", |world| two_steps(world, BACKED + 0x401)),
     can_fail("fault and complete, linear", |world| two_steps(world, LINEAR + 0x202)),
     never_fails("zap", |world| {
@@ -443,7 +448,7 @@ enum Memory {
 /// Tries an operation with `n` allocations: whether any was refused.
 fn starve(operation: &Operation, memory: Memory, n: u64) -> bool {
     let Operation { name, may_fail, act } = operation;
-    let vm = Vm::new(Frugal::default(), &Config::new(npt(), 2)).expect("memory");
+    let vm = Mmu::new(Frugal::default(), &Config::new(npt(), 2)).expect("memory");
     prepare(&vm);
     let refused = {
         let mut world = World::new(&vm);
@@ -479,7 +484,7 @@ fn starve(operation: &Operation, memory: Memory, n: u64) -> bool {
 
 impl<'vm> World<'vm> {
     /// With empty stocks, and the root loaded.
-    fn new(vm: &'vm Vm<Frugal>) -> Self {
+    fn new(vm: &'vm Mmu<Frugal>) -> Self {
         let mut world =
             World { vm, vcpu: vm.vcpu(VcpuId(0)).unwrap(), worker: vm.worker().unwrap() };
         drop(world.vcpu.before_enter(Processor(0)).unwrap());
@@ -488,10 +493,10 @@ impl<'vm> World<'vm> {
 }
 
 /// As many slots as make the next one need memory, a root, a huge leaf, a huge one that may only be read, and a small one.
-fn prepare(vm: &Vm<Frugal>) {
+fn prepare(vm: &Mmu<Frugal>) {
     let mut world = World::new(vm);
     world.worker.create_slot(&backed(0, range(BACKED, 0x800))).unwrap();
-    let small = SlotSpec { largest: Level::K4, ..linear(1, range(LINEAR, 0x800), 0x5000) };
+    let small = SlotSpec { largest: Level::Size4K, ..linear(1, range(LINEAR, 0x800), 0x5000) };
     world.worker.create_slot(&small).unwrap();
     for id in 2..8 {
         let space = AddressSpace(u8::from(id >= 4));
@@ -524,7 +529,7 @@ fn slots_move_and_go_without_memory_whatever_was_made_before() {
     // So many slots of each kind, made one kind after the other, fill the vectors of both copies
     // of the set to every relation of length and capacity.
     for counts in (0..125).map(|n| [n % 5, n / 5 % 5, n / 25].map(|n| n * 2 + 1)) {
-        let vm = Vm::new(Frugal::default(), &Config::new(npt(), 1)).unwrap();
+        let vm = Mmu::new(Frugal::default(), &Config::new(npt(), 1)).unwrap();
         let mut worker = vm.worker().unwrap();
         let mut ids = Vec::new();
         for (kind, count) in counts.into_iter().enumerate() {
@@ -552,7 +557,7 @@ fn slots_move_and_go_without_memory_whatever_was_made_before() {
 
 #[test]
 fn a_check_that_gets_no_memory_says_so_and_can_be_made_again() {
-    let mut vm = Vm::new(Frugal::default(), &Config::new(npt(), 2)).unwrap();
+    let mut vm = Mmu::new(Frugal::default(), &Config::new(npt(), 2)).unwrap();
     prepare(&vm);
     let mut n = 0;
     loop {

@@ -2,18 +2,18 @@
 
 mod support;
 
-use support::{Frames, TestHost, ask, backed, ept, linear, npt, range};
+use support::{Frames, TestHost, backed, ept, fault_at, linear, npt, range};
 use vmmu::addr::{Level, Pfn};
 use vmmu::check::{Checked, Invariant, Witness};
 use vmmu::entry::{Access, Format, State, Value};
 use vmmu::host::VcpuId;
 use vmmu::slot::{Mutability, SlotSpec};
 use vmmu::tdp::Outcome;
-use vmmu::{Config, Processor, Vm};
+use vmmu::{Config, Mmu, Processor};
 
 /// A VM with a backed slot at 0, a read-only linear slot at 0x1000, and some of both mapped.
 struct Patient {
-    vm: Vm<TestHost>,
+    vm: Mmu<TestHost>,
     format: Format,
     top: Pfn,
 }
@@ -24,17 +24,20 @@ impl Patient {
     fn new(format: Format) -> Self {
         let reserved = [(Pfn(0xf_0000), Pfn(0xf_1000))];
         let config = Config { reserved: &reserved, ..Config::new(format, 1) };
-        let vm = Vm::new(TestHost::default(), &config).unwrap();
-        let frames = Frames::new(Level::K4);
+        let vm = Mmu::new(TestHost::default(), &config).unwrap();
+        let frames = Frames::new(Level::Size4K);
         let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
         vcpu.create_slot(&backed(1, range(0, 0x1000))).unwrap();
         let rom = linear(2, range(ROM, 0x400), 0x8_0000);
         vcpu.create_slot(&SlotSpec { mutability: Mutability::ReadOnly, ..rom }).unwrap();
         for gfn in [1, 2, 0x201] {
-            let outcome = vcpu.fault_with(&frames, ask(gfn, Access::WRITE));
-            assert_eq!(outcome, Outcome::Fixed(Level::K4));
+            let outcome = vcpu.handle_fault(&frames, fault_at(gfn, Access::WRITE));
+            assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
         }
-        assert_eq!(vcpu.fault_with(&frames, ask(ROM, Access::READ)), Outcome::Fixed(Level::M2));
+        assert_eq!(
+            vcpu.handle_fault(&frames, fault_at(ROM, Access::READ)),
+            Outcome::Fixed(Level::Size2M)
+        );
         let top = vcpu.before_enter(Processor(0)).unwrap().root().pfn();
         drop(vcpu);
         Patient { vm, format, top }
@@ -107,7 +110,7 @@ fn a_healthy_vm_is_clean_and_every_invariant_was_looked_at() {
 #[test]
 fn a_leaf_with_another_frame_is_found() {
     both(|mut patient| {
-        patient.set(1, Level::K4, |word| word ^ 1 << 13);
+        patient.set(1, Level::Size4K, |word| word ^ 1 << 13);
         patient.expect(vec![Invariant::LeafFrame]);
     });
 }
@@ -131,7 +134,7 @@ fn one_wrong_page_of_a_huge_leaf_is_found() {
 fn every_single_bit_of_a_leaf_is_watched() {
     both(|patient| {
         let mut patient = patient;
-        let word = patient.word(1, Level::K4);
+        let word = patient.word(1, Level::Size4K);
         for bit in 0..64 {
             // SAFETY: nothing else runs.
             let old = unsafe { word.read() };
@@ -140,8 +143,8 @@ fn every_single_bit_of_a_leaf_is_watched() {
             unsafe { word.write(new.0) };
             let checked = patient.check();
             let same_mapping = match (
-                patient.format.read(Value(old), Level::K4),
-                patient.format.read(new, Level::K4),
+                patient.format.read(Value(old), Level::Size4K),
+                patient.format.read(new, Level::Size4K),
             ) {
                 (State::Leaf(a), State::Leaf(b)) => {
                     // A and D may be either; less access or another memory type is no lie about
@@ -161,10 +164,10 @@ fn every_single_bit_of_a_leaf_is_watched() {
 fn a_leaf_outside_of_every_slot_is_found() {
     both(|mut patient| {
         // The page after the slots, in the table of the ROM's huge leaf's neighbours.
-        let leaf = patient.word(ROM, Level::M2);
+        let leaf = patient.word(ROM, Level::Size2M);
         // SAFETY: nothing else runs.
         let leaf = unsafe { leaf.read() };
-        patient.set(0x1400, Level::M2, |_| leaf);
+        patient.set(0x1400, Level::Size2M, |_| leaf);
         patient.expect(vec![Invariant::LeafInSlot, Invariant::LeavesCounted]);
     });
 }
@@ -173,9 +176,9 @@ fn a_leaf_outside_of_every_slot_is_found() {
 fn a_leaf_on_a_table_or_on_reserved_frames_is_found() {
     both(|mut patient| {
         let top = patient.top.0;
-        patient.set(1, Level::K4, |word| word & !(((1 << 40) - 1) << 12) | top << 12);
+        patient.set(1, Level::Size4K, |word| word & !(((1 << 40) - 1) << 12) | top << 12);
         patient.expect(vec![Invariant::LeafFrame, Invariant::LeafNotTable]);
-        patient.set(1, Level::K4, |word| word & !(((1 << 40) - 1) << 12) | 0xf_0800 << 12);
+        patient.set(1, Level::Size4K, |word| word & !(((1 << 40) - 1) << 12) | 0xf_0800 << 12);
         patient.expect(vec![Invariant::LeafFrame, Invariant::LeafNotTable]);
     });
 }
@@ -186,14 +189,14 @@ fn a_leaf_larger_than_its_slot_allows_is_found() {
         // A slot that ends within the block: 0x1000..0x1400 cannot hold 1 GiB.
         let Some(State::Leaf(leaf)) = Some(patient.format.read(
             // SAFETY: nothing else runs.
-            Value(unsafe { patient.word(ROM, Level::M2).read() }),
-            Level::M2,
+            Value(unsafe { patient.word(ROM, Level::Size2M).read() }),
+            Level::Size2M,
         )) else {
             panic!()
         };
         let huge = vmmu::entry::Leaf { pfn: Pfn(0x8_0000), ..leaf };
-        let huge = patient.make(State::Leaf(huge), Level::G1);
-        patient.set(0, Level::G1, |_| huge);
+        let huge = patient.make(State::Leaf(huge), Level::Size1G);
+        patient.set(0, Level::Size1G, |_| huge);
         let checked = patient.check();
         let has = |i| checked.violations.iter().any(|v| v.invariant == i);
         assert!(has(Invariant::LeafSize), "{:?}", checked.violations);
@@ -205,11 +208,11 @@ fn a_leaf_larger_than_its_slot_allows_is_found() {
 fn a_leaf_that_allows_more_than_its_slot_is_found() {
     both(|mut patient| {
         // SAFETY: nothing else runs.
-        let value = Value(unsafe { patient.word(ROM, Level::M2).read() });
-        let State::Leaf(leaf) = patient.format.read(value, Level::M2) else { panic!() };
+        let value = Value(unsafe { patient.word(ROM, Level::Size2M).read() });
+        let State::Leaf(leaf) = patient.format.read(value, Level::Size2M) else { panic!() };
         let writable = vmmu::entry::Leaf { writable: vmmu::entry::Writable::Yes, ..leaf };
-        let writable = patient.make(State::Leaf(writable), Level::M2);
-        patient.set(ROM, Level::M2, |_| writable);
+        let writable = patient.make(State::Leaf(writable), Level::Size2M);
+        patient.set(ROM, Level::Size2M, |_| writable);
         patient.expect(vec![Invariant::LeafAccess]);
     });
 }
@@ -221,8 +224,8 @@ fn what_is_frozen_at_rest_is_found() {
         for state in
             [State::Hold { owner: 1 }, State::Claim { owner: 1 }, State::Dead { next: None }]
         {
-            let frozen = patient.make(state, Level::K4);
-            patient.set(7, Level::K4, |_| frozen);
+            let frozen = patient.make(state, Level::Size4K);
+            patient.set(7, Level::Size4K, |_| frozen);
             patient.expect(vec![Invariant::NotFrozen]);
         }
     });
@@ -232,12 +235,12 @@ fn what_is_frozen_at_rest_is_found() {
 fn an_mmio_entry_of_now_over_a_slot_is_found() {
     both(|mut patient| {
         // Two slots: generation 2.
-        let mmio = patient.make(State::Mmio { generation: 2 }, Level::K4);
-        patient.set(7, Level::K4, |_| mmio);
+        let mmio = patient.make(State::Mmio { generation: 2 }, Level::Size4K);
+        patient.set(7, Level::Size4K, |_| mmio);
         patient.expect(vec![Invariant::MmioOutsideSlots]);
         // An old one may be there; nobody believes it.
-        let old = patient.make(State::Mmio { generation: 1 }, Level::K4);
-        patient.set(7, Level::K4, |_| old);
+        let old = patient.make(State::Mmio { generation: 1 }, Level::Size4K);
+        patient.set(7, Level::Size4K, |_| old);
         assert!(patient.check().is_clean());
     });
 }
@@ -245,7 +248,7 @@ fn an_mmio_entry_of_now_over_a_slot_is_found() {
 #[test]
 fn an_entry_the_library_does_not_write_is_found() {
     both(|mut patient| {
-        patient.set(7, Level::K4, |_| 0x1234_5678_9000);
+        patient.set(7, Level::Size4K, |_| 0x1234_5678_9000);
         patient.expect(vec![Invariant::EntryLegal]);
     });
 }
@@ -254,15 +257,15 @@ fn an_entry_the_library_does_not_write_is_found() {
 fn a_table_linked_twice_is_found_and_the_check_ends() {
     both(|mut patient| {
         // SAFETY: nothing else runs.
-        let link = unsafe { patient.word(0, Level::M2).read() };
-        patient.set(0x800, Level::M2, |_| link);
+        let link = unsafe { patient.word(0, Level::Size2M).read() };
+        patient.set(0x800, Level::Size2M, |_| link);
         let checked = patient.check();
         let has = |i| checked.violations.iter().any(|v| v.invariant == i);
         assert!(has(Invariant::TableOnce), "{:?}", checked.violations);
         // A loop from below to the top.
         let top = patient.top;
-        let up = patient.make(State::Table(top), Level::M2);
-        patient.set(0x800, Level::M2, |_| up);
+        let up = patient.make(State::Table(top), Level::Size2M);
+        patient.set(0x800, Level::Size2M, |_| up);
         assert!(!patient.check().is_clean());
     });
 }
@@ -271,9 +274,9 @@ fn a_table_linked_twice_is_found_and_the_check_ends() {
 fn a_table_or_leaf_that_was_lost_is_found() {
     both(|mut patient| {
         let empty = patient.format.empty().0;
-        patient.set(2, Level::K4, |_| empty);
+        patient.set(2, Level::Size4K, |_| empty);
         patient.expect(vec![Invariant::LeavesCounted]);
-        patient.set(0, Level::M2, |_| empty);
+        patient.set(0, Level::Size2M, |_| empty);
         patient.expect(vec![Invariant::LeavesCounted, Invariant::TablesCounted]);
     });
 }
@@ -297,7 +300,7 @@ fn a_debt_that_was_never_settled_is_found() {
         let mut debt = participant.debt(range(1, 1));
         {
             let section = debt.section();
-            let entry = section.entry(root, vmmu::addr::Gfn(1), Level::K4).unwrap();
+            let entry = section.entry(root, vmmu::addr::Gfn(1), Level::Size4K).unwrap();
             assert!(entry.zap().is_ok());
         }
         drop(debt);

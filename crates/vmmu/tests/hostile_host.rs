@@ -3,26 +3,26 @@
 
 mod support;
 
-use support::{Frames, TestHost, ask, backed, linear, npt, range};
+use support::{Frames, TestHost, backed, fault_at, linear, npt, range};
 use vmmu::addr::{Gfn, GfnRange, Gpa, Level, Pfn};
 use vmmu::entry::{Access, MemoryType};
 use vmmu::host::{HostFrame, VcpuId};
 use vmmu::slot::{AddressSpace, SlotId, SlotSpec, Source};
-use vmmu::tdp::{Ask, MemoryFault, Outcome, Step};
-use vmmu::{Broken, Config, HostRange, Processor, Role, Vcpu, Vm};
+use vmmu::tdp::{FaultStep, MemoryFault, Outcome, PageFault};
+use vmmu::{Broken, Config, HostRange, Mmu, Processor, Role, VcpuMmu};
 
 const SPACE: AddressSpace = AddressSpace(0);
 
-fn vm(vcpus: u32) -> Vm<TestHost> {
-    Vm::new(TestHost::default(), &Config::new(npt(), vcpus)).unwrap()
+fn vm(vcpus: u32) -> Mmu<TestHost> {
+    Mmu::new(TestHost::default(), &Config::new(npt(), vcpus)).unwrap()
 }
 
-fn read(gfn: u64) -> Ask {
-    ask(gfn, Access::READ)
+fn read(gfn: u64) -> PageFault {
+    fault_at(gfn, Access::READ)
 }
 
 /// A vCPU with a root and table pages in stock.
-fn ready(vm: &Vm<TestHost>, id: u32) -> Vcpu<'_, TestHost> {
+fn ready(vm: &Mmu<TestHost>, id: u32) -> VcpuMmu<'_, TestHost> {
     let mut vcpu = vm.vcpu(VcpuId(id)).unwrap();
     vcpu.reserve(8).unwrap();
     drop(vcpu.before_enter(Processor(id)).unwrap());
@@ -30,15 +30,19 @@ fn ready(vm: &Vm<TestHost>, id: u32) -> Vcpu<'_, TestHost> {
 }
 
 /// Completes one request with what a host has made up.
-fn made_up(format: vmmu::entry::Format, ask: Ask, found: HostFrame) -> (Outcome, Option<Broken>) {
-    let vm = Vm::new(TestHost::default(), &Config::new(format, 1)).unwrap();
+fn made_up(
+    format: vmmu::entry::Format,
+    fault: PageFault,
+    found: HostFrame,
+) -> (Outcome, Option<Broken>) {
+    let vm = Mmu::new(TestHost::default(), &Config::new(format, 1)).unwrap();
     let mut vcpu = ready(&vm, 0);
     vcpu.create_slot(&backed(0, range(0, 0x400))).unwrap();
-    let request = match vcpu.fault(ask) {
-        Step::Resolve(request) => request,
+    let request = match vcpu.begin_fault(fault) {
+        FaultStep::Resolve(request) => request,
         other => panic!("no request: {other:?}"),
     };
-    let outcome = vcpu.complete(request.provide(found)).unwrap();
+    let outcome = vcpu.complete(request.resolve(found)).unwrap();
     assert_eq!(vm.stats().leaves, [0; 3]);
     (outcome, vm.broken())
 }
@@ -46,7 +50,7 @@ fn made_up(format: vmmu::entry::Format, ask: Ask, found: HostFrame) -> (Outcome,
 #[test]
 fn a_frame_that_nothing_can_map_kills_the_vm_and_not_the_host() {
     let (access, memory) = (Access::all(), MemoryType::WriteBack);
-    let usable = HostFrame { pfn: Pfn(0x1000), level: Level::K4, access, memory };
+    let usable = HostFrame { pfn: Pfn(0x1000), level: Level::Size4K, access, memory };
     for unusable in [
         HostFrame { pfn: Pfn(1 << 36), ..usable },
         HostFrame { pfn: Pfn(u64::MAX), ..usable },
@@ -62,19 +66,19 @@ fn a_frame_that_nothing_can_map_kills_the_vm_and_not_the_host() {
 #[test]
 fn a_frame_that_does_not_allow_the_access_is_denied_and_not_mapped() {
     let (access, memory) = (Access::all(), MemoryType::WriteBack);
-    let all = HostFrame { pfn: Pfn(0x1000), level: Level::M2, access, memory };
-    let fetch = ask(3, Access::EXEC);
-    for (ask, access) in [
+    let all = HostFrame { pfn: Pfn(0x1000), level: Level::Size2M, access, memory };
+    let fetch = fault_at(3, Access::EXEC);
+    for (fault, access) in [
         (read(3), Access::empty()),
         (read(3), Access::EXEC),
-        (ask(3, Access::WRITE), Access::READ | Access::EXEC),
+        (fault_at(3, Access::WRITE), Access::READ | Access::EXEC),
         (fetch, Access::READ | Access::WRITE),
         // Nested tables have no leaf that can be fetched from and not read.
         (fetch, Access::EXEC),
-        (ask(3, Access::WRITE), Access::WRITE),
+        (fault_at(3, Access::WRITE), Access::WRITE),
     ] {
-        let (outcome, broken) = made_up(npt(), ask, HostFrame { access, ..all });
-        assert_eq!(outcome, Outcome::Fault(MemoryFault::Denied), "{ask:?} {access:?}");
+        let (outcome, broken) = made_up(npt(), fault, HostFrame { access, ..all });
+        assert_eq!(outcome, Outcome::Fault(MemoryFault::Denied), "{fault:?} {access:?}");
         assert_eq!(broken, None);
     }
 }
@@ -82,7 +86,7 @@ fn a_frame_that_does_not_allow_the_access_is_denied_and_not_mapped() {
 #[test]
 fn no_number_that_a_host_gives_is_too_large_for_the_library() {
     let vm = vm(1);
-    let ram = Frames::new(Level::G1);
+    let ram = Frames::new(Level::Size1G);
     let mut vcpu = ready(&vm, 0);
     let frames = npt().frames();
     vcpu.create_slot(&backed(0, range(0, 16))).unwrap();
@@ -129,8 +133,8 @@ fn no_number_that_a_host_gives_is_too_large_for_the_library() {
             vcpu.zap(space, range);
         }
         for gpa in [0, 0xffff, 0xffff_ffff_ffff, 0x1_0000_0000_0000, u64::MAX] {
-            let ask = Ask { gpa: Gpa(gpa), ..read(0) };
-            let _outcome = vcpu.fault_with(&ram, ask);
+            let fault = PageFault { gpa: Gpa(gpa), ..read(0) };
+            let _outcome = vcpu.handle_fault(&ram, fault);
             let _translation = vcpu.translate(Role { space, flavour: u16::MAX }, Gpa(gpa));
             let _read = vcpu.read(&ram, space, Gpa(gpa), &mut [0; 8]);
         }

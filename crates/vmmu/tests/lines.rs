@@ -8,14 +8,14 @@ mod support;
 
 use std::cell::RefCell;
 
-use support::{Frames, TestHost, ask, backed, ept, linear, npt, range};
+use support::{Frames, TestHost, backed, ept, fault_at, linear, npt, range};
 use vmmu::addr::Level;
 use vmmu::entry::{Access, Format, MemoryType};
-use vmmu::host::{Backing, Found, FrameAsk, VcpuId};
+use vmmu::host::{Backing, FrameQuery, Resolution, VcpuId};
 use vmmu::record::written;
 use vmmu::slot::{Mutability, SlotSpec};
-use vmmu::tdp::{Frame, MemoryFault, Outcome, Request, Step};
-use vmmu::{Config, Flush, HostRange, Processor, Vcpu, Vm, Worker};
+use vmmu::tdp::{FaultStep, MemoryFault, Outcome, Request, ResolvedFault};
+use vmmu::{Config, Flush, HostRange, Mmu, Processor, VcpuMmu, Worker};
 
 /// What a write to a table page is called.
 const ENTRY: &str = "entry";
@@ -38,7 +38,7 @@ fn expect(what: &str, format: &Format, lines: &[String], expected: &[&str]) {
 ///
 /// The stock of table pages is full in all cases: a fault that finds it used up fills pages that
 /// no other processor can reach.
-fn lines<R>(vm: &Vm<TestHost>, work: impl FnOnce() -> R) -> (R, Vec<String>) {
+fn lines<R>(vm: &Mmu<TestHost>, work: impl FnOnce() -> R) -> (R, Vec<String>) {
     let (result, written) = written(work);
     let name = |line: &usize| match vm.name_of_line(*line) {
         Some(name) => name,
@@ -51,9 +51,9 @@ fn lines<R>(vm: &Vm<TestHost>, work: impl FnOnce() -> R) -> (R, Vec<String>) {
 }
 
 /// For both formats: a VM with one vCPU and one slot of 4 GiB from frame 0.
-fn with(slot: &SlotSpec, case: impl Fn(&Vm<TestHost>, &mut Vcpu<'_, TestHost>)) {
+fn with(slot: &SlotSpec, case: impl Fn(&Mmu<TestHost>, &mut VcpuMmu<'_, TestHost>)) {
     for format in [ept(), npt()] {
-        let vm = Vm::new(TestHost::default(), &Config::new(format, 1)).unwrap();
+        let vm = Mmu::new(TestHost::default(), &Config::new(format, 1)).unwrap();
         let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
         vcpu.create_slot(slot).unwrap();
         case(&vm, &mut vcpu);
@@ -74,18 +74,21 @@ fn linear_slot(largest: Level) -> SlotSpec {
 }
 
 /// Leaves, where to fault first so that the table is there, and where next.
-const SIZES: [(Level, u64, u64); 3] =
-    [(Level::K4, 0x1, 0x42), (Level::M2, 0x201, 0x2042), (Level::G1, 0x4_0001, 0x8_0042)];
+const SIZES: [(Level, u64, u64); 3] = [
+    (Level::Size4K, 0x1, 0x42),
+    (Level::Size2M, 0x201, 0x2042),
+    (Level::Size1G, 0x4_0001, 0x8_0042),
+];
 
 #[test]
 fn a_fault_in_a_linear_slot_writes_its_marker_and_the_entry() {
     for (level, first, next) in SIZES {
         with(&linear_slot(level), |vm, vcpu| {
-            let (nothing, fixed) = (Frames::new(Level::K4), Outcome::Fixed(level));
-            assert_eq!(vcpu.fault_with(&nothing, ask(first, Access::WRITE)), fixed);
+            let (nothing, fixed) = (Frames::new(Level::Size4K), Outcome::Fixed(level));
+            assert_eq!(vcpu.handle_fault(&nothing, fault_at(first, Access::WRITE)), fixed);
             vcpu.reserve(0).unwrap();
             let (outcome, lines) =
-                lines(vm, || vcpu.fault_with(&nothing, ask(next, Access::WRITE)));
+                lines(vm, || vcpu.handle_fault(&nothing, fault_at(next, Access::WRITE)));
             assert_eq!(outcome, fixed);
             expect(&format!("linear {level}"), vm.format(), &lines, &[MARKER, ENTRY]);
         });
@@ -97,32 +100,36 @@ fn a_fault_in_a_backed_slot_writes_its_marker_and_the_entry() {
     for (level, first, next) in SIZES {
         with(&backed_slot(), |vm, vcpu| {
             let (frames, fixed) = (Frames::new(level), Outcome::Fixed(level));
-            assert_eq!(vcpu.fault_with(&frames, ask(first, Access::READ)), fixed);
+            assert_eq!(vcpu.handle_fault(&frames, fault_at(first, Access::READ)), fixed);
             vcpu.reserve(0).unwrap();
-            let (outcome, lines) = lines(vm, || vcpu.fault_with(&frames, ask(next, Access::READ)));
+            let (outcome, lines) =
+                lines(vm, || vcpu.handle_fault(&frames, fault_at(next, Access::READ)));
             assert_eq!(outcome, fixed);
             expect(&format!("backed {level}"), vm.format(), &lines, &[MARKER, ENTRY]);
         });
     }
 }
 
-fn answer<'vm>(request: Request<'vm>, frames: &Frames) -> Frame<'vm> {
-    let Found::Frame(found) = frames.find(&request.frame_ask()) else { panic!("a frame") };
-    request.provide(found)
+fn answer<'vm>(request: Request<'vm>, frames: &Frames) -> ResolvedFault<'vm> {
+    let Resolution::Frame(found) = frames.find(&request.query()) else { panic!("a frame") };
+    request.resolve(found)
 }
 
 #[test]
 fn the_two_halves_of_a_fault_write_no_more_than_both_together() {
     with(&backed_slot(), |vm, vcpu| {
-        let frames = Frames::new(Level::K4);
-        assert_eq!(vcpu.fault_with(&frames, ask(1, Access::READ)), Outcome::Fixed(Level::K4));
+        let frames = Frames::new(Level::Size4K);
+        assert_eq!(
+            vcpu.handle_fault(&frames, fault_at(1, Access::READ)),
+            Outcome::Fixed(Level::Size4K)
+        );
         vcpu.reserve(0).unwrap();
-        let (step, first) = lines(vm, || vcpu.fault(ask(0x42, Access::READ)));
+        let (step, first) = lines(vm, || vcpu.begin_fault(fault_at(0x42, Access::READ)));
         expect("first half", vm.format(), &first, &[MARKER]);
-        let Step::Resolve(request) = step else { panic!("{step:?}") };
+        let FaultStep::Resolve(request) = step else { panic!("{step:?}") };
         let frame = answer(request, &frames);
         let (done, second) = lines(vm, || vcpu.complete(frame).map_err(|short| short.need));
-        assert_eq!(done, Ok(Outcome::Fixed(Level::K4)));
+        assert_eq!(done, Ok(Outcome::Fixed(Level::Size4K)));
         expect("second half", vm.format(), &second, &[MARKER, ENTRY]);
     });
 }
@@ -131,15 +138,20 @@ fn the_two_halves_of_a_fault_write_no_more_than_both_together() {
 #[test]
 fn a_fault_completed_by_a_worker_writes_both_markers_and_the_entry() {
     with(&backed_slot(), |vm, vcpu| {
-        let frames = Frames::new(Level::K4);
+        let frames = Frames::new(Level::Size4K);
         let mut worker = vm.worker().unwrap();
         worker.reserve(0).unwrap();
-        assert_eq!(vcpu.fault_with(&frames, ask(1, Access::READ)), Outcome::Fixed(Level::K4));
+        assert_eq!(
+            vcpu.handle_fault(&frames, fault_at(1, Access::READ)),
+            Outcome::Fixed(Level::Size4K)
+        );
         vcpu.reserve(0).unwrap();
-        let Step::Resolve(request) = vcpu.fault(ask(0x42, Access::READ)) else { panic!() };
+        let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(0x42, Access::READ)) else {
+            panic!()
+        };
         let frame = answer(request, &frames);
         let (done, lines) = lines(vm, || worker.complete(frame).map_err(|short| short.need));
-        assert_eq!(done, Ok(Outcome::Fixed(Level::K4)));
+        assert_eq!(done, Ok(Outcome::Fixed(Level::Size4K)));
         let expected = [MARKER, "participant 1: marker", ENTRY];
         expect("second half by a worker", vm.format(), &lines, &expected);
     });
@@ -149,12 +161,16 @@ fn a_fault_completed_by_a_worker_writes_both_markers_and_the_entry() {
 #[test]
 fn a_fault_beside_an_unfinished_one_writes_a_spare_watch_too() {
     with(&backed_slot(), |vm, vcpu| {
-        let frames = Frames::new(Level::K4);
-        assert_eq!(vcpu.fault_with(&frames, ask(1, Access::READ)), Outcome::Fixed(Level::K4));
+        let frames = Frames::new(Level::Size4K);
+        assert_eq!(
+            vcpu.handle_fault(&frames, fault_at(1, Access::READ)),
+            Outcome::Fixed(Level::Size4K)
+        );
         vcpu.reserve(0).unwrap();
-        let Step::Resolve(out) = vcpu.fault(ask(7, Access::READ)) else { panic!() };
-        let (outcome, lines) = lines(vm, || vcpu.fault_with(&frames, ask(0x42, Access::READ)));
-        assert_eq!(outcome, Outcome::Fixed(Level::K4));
+        let FaultStep::Resolve(out) = vcpu.begin_fault(fault_at(7, Access::READ)) else { panic!() };
+        let (outcome, lines) =
+            lines(vm, || vcpu.handle_fault(&frames, fault_at(0x42, Access::READ)));
+        assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
         let expected = [MARKER, "spare watches", ENTRY];
         expect("beside an unfinished one", vm.format(), &lines, &expected);
         drop(out);
@@ -164,22 +180,29 @@ fn a_fault_beside_an_unfinished_one_writes_a_spare_watch_too() {
 #[test]
 fn a_fault_that_changes_nothing_writes_its_marker() {
     with(&backed_slot(), |vm, vcpu| {
-        let frames = Frames::new(Level::K4);
-        assert_eq!(vcpu.fault_with(&frames, ask(1, Access::WRITE)), Outcome::Fixed(Level::K4));
+        let frames = Frames::new(Level::Size4K);
+        assert_eq!(
+            vcpu.handle_fault(&frames, fault_at(1, Access::WRITE)),
+            Outcome::Fixed(Level::Size4K)
+        );
         vcpu.reserve(0).unwrap();
-        let (outcome, spurious) = lines(vm, || vcpu.fault_with(&frames, ask(1, Access::READ)));
+        let (outcome, spurious) =
+            lines(vm, || vcpu.handle_fault(&frames, fault_at(1, Access::READ)));
         assert_eq!(outcome, Outcome::Spurious);
         expect("spurious", vm.format(), &spurious, &[MARKER]);
 
         let mut worker = vm.worker().unwrap();
         let page = HostRange { backing: 7, first: 0x42, pages: 1 };
         let taking = worker.invalidate_range(page);
-        let (outcome, refused) = lines(vm, || vcpu.fault_with(&frames, ask(0x42, Access::READ)));
+        let (outcome, refused) =
+            lines(vm, || vcpu.handle_fault(&frames, fault_at(0x42, Access::READ)));
         assert_eq!(outcome, Outcome::Retry);
         expect("under invalidation", vm.format(), &refused, &[MARKER]);
         drop(taking);
 
-        let Step::Resolve(request) = vcpu.fault(ask(0x42, Access::READ)) else { panic!() };
+        let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(0x42, Access::READ)) else {
+            panic!()
+        };
         let frame = answer(request, &frames);
         drop(worker.invalidate_range(page));
         let (done, hit) = lines(vm, || vcpu.complete(frame).map_err(|short| short.need));
@@ -191,10 +214,10 @@ fn a_fault_that_changes_nothing_writes_its_marker() {
 #[test]
 fn mmio_writes_its_entry_once_and_then_the_marker_alone() {
     with(&backed_slot(), |vm, vcpu| {
-        let frames = Frames::new(Level::K4);
+        let frames = Frames::new(Level::Size4K);
         let mut emulate = |gfn, access| {
             vcpu.reserve(0).unwrap();
-            let (outcome, lines) = lines(vm, || vcpu.fault_with(&frames, ask(gfn, access)));
+            let (outcome, lines) = lines(vm, || vcpu.handle_fault(&frames, fault_at(gfn, access)));
             assert_eq!(outcome, Outcome::Emulate);
             lines
         };
@@ -209,13 +232,16 @@ fn mmio_writes_its_entry_once_and_then_the_marker_alone() {
 #[test]
 fn a_permission_that_grows_in_place_writes_the_marker_and_the_entry() {
     with(&backed_slot(), |vm, vcpu| {
-        let frames = Frames::new(Level::K4);
+        let frames = Frames::new(Level::Size4K);
         *frames.access.lock().unwrap() = Access::READ | Access::WRITE;
-        assert_eq!(vcpu.fault_with(&frames, ask(1, Access::READ)), Outcome::Fixed(Level::K4));
+        assert_eq!(
+            vcpu.handle_fault(&frames, fault_at(1, Access::READ)),
+            Outcome::Fixed(Level::Size4K)
+        );
         vcpu.reserve(0).unwrap();
         *frames.access.lock().unwrap() = Access::all();
-        let (outcome, lines) = lines(vm, || vcpu.fault_with(&frames, ask(1, Access::EXEC)));
-        assert_eq!(outcome, Outcome::Fixed(Level::K4));
+        let (outcome, lines) = lines(vm, || vcpu.handle_fault(&frames, fault_at(1, Access::EXEC)));
+        assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
         expect("X given", vm.format(), &lines, &[MARKER, ENTRY]);
     });
 }
@@ -225,18 +251,21 @@ fn a_permission_that_grows_in_place_writes_the_marker_and_the_entry() {
 fn a_fault_that_the_monitor_decides_writes_lines_of_the_participant_alone() {
     let rom = SlotSpec { mutability: Mutability::ReadOnly, ..backed_slot() };
     with(&rom, |vm, vcpu| {
-        let frames = Frames::new(Level::K4);
-        assert_eq!(vcpu.fault_with(&frames, ask(1, Access::READ)), Outcome::Fixed(Level::K4));
+        let frames = Frames::new(Level::Size4K);
+        assert_eq!(
+            vcpu.handle_fault(&frames, fault_at(1, Access::READ)),
+            Outcome::Fixed(Level::Size4K)
+        );
         vcpu.reserve(0).unwrap();
-        frames.answer(2, Found::Hole);
-        frames.answer(3, Found::Pending);
+        frames.answer(2, Resolution::Hole);
+        frames.answer(3, Resolution::Pending);
         let cases = [
             (1, Access::WRITE, Outcome::WriteProtected),
             (2, Access::READ, Outcome::Fault(MemoryFault::Hole)),
             (3, Access::READ, Outcome::Pending),
         ];
         for (gfn, access, expected) in cases {
-            let (outcome, lines) = lines(vm, || vcpu.fault_with(&frames, ask(gfn, access)));
+            let (outcome, lines) = lines(vm, || vcpu.handle_fault(&frames, fault_at(gfn, access)));
             assert_eq!(outcome, expected);
             expect(expected.name(), vm.format(), &lines, &[MARKER, COUNTERS]);
         }
@@ -246,7 +275,7 @@ fn a_fault_that_the_monitor_decides_writes_lines_of_the_participant_alone() {
 #[test]
 fn entering_and_leaving_the_guest_write_the_vcpu_s_words() {
     with(&backed_slot(), |vm, vcpu| {
-        let round = |vcpu: &mut Vcpu<'_, TestHost>| {
+        let round = |vcpu: &mut VcpuMmu<'_, TestHost>| {
             let enter = || vcpu.before_enter(Processor(0)).map(|entry| entry.after_exit());
             let (entered, lines) = lines(vm, enter);
             entered.unwrap();
@@ -255,8 +284,11 @@ fn entering_and_leaving_the_guest_write_the_vcpu_s_words() {
         round(vcpu);
         expect("enter and exit", vm.format(), &round(vcpu), &[WORDS]);
         // A flush that was asked for meanwhile is seen in the same line.
-        let frames = Frames::new(Level::K4);
-        assert_eq!(vcpu.fault_with(&frames, ask(1, Access::READ)), Outcome::Fixed(Level::K4));
+        let frames = Frames::new(Level::Size4K);
+        assert_eq!(
+            vcpu.handle_fault(&frames, fault_at(1, Access::READ)),
+            Outcome::Fixed(Level::Size4K)
+        );
         let flushes = vm.stats().flushes;
         drop(vcpu.invalidate_range(HostRange { backing: 7, first: 1, pages: 1 }));
         assert_eq!(vm.stats().flushes, flushes + 1);
@@ -272,21 +304,22 @@ fn lines_beyond_the_two_are_noticed() {
     /// Takes another page back while it looks for one.
     struct Meddling<'a>(Frames, RefCell<Worker<'a, TestHost>>);
     impl Backing for Meddling<'_> {
-        fn find(&self, ask: &FrameAsk) -> Found {
-            let other = HostRange { backing: 7, first: ask.page + 0x8_0000, pages: 1 };
+        fn find(&self, query: &FrameQuery) -> Resolution {
+            let other = HostRange { backing: 7, first: query.page + 0x8_0000, pages: 1 };
             drop(self.1.borrow_mut().invalidate_range(other));
-            self.0.find(ask)
+            self.0.find(query)
         }
     }
     with(&backed_slot(), |vm, vcpu| {
-        let frames = Frames::new(Level::K4);
-        let (_, missing) = lines(vm, || vcpu.fault_with(&frames, ask(1, Access::READ)));
+        let frames = Frames::new(Level::Size4K);
+        let (_, missing) = lines(vm, || vcpu.handle_fault(&frames, fault_at(1, Access::READ)));
         assert!(missing.iter().filter(|name| *name == ENTRY).count() > 1, "{missing:?}");
         assert!(missing.iter().any(|name| name == "the VM's own words"), "a root: {missing:?}");
 
         let meddling = Meddling(frames, RefCell::new(vm.worker().unwrap()));
-        let (outcome, lines) = lines(vm, || vcpu.fault_with(&meddling, ask(0x42, Access::READ)));
-        assert_eq!(outcome, Outcome::Fixed(Level::K4));
+        let (outcome, lines) =
+            lines(vm, || vcpu.handle_fault(&meddling, fault_at(0x42, Access::READ)));
+        assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
         assert!(lines.iter().any(|name| name == "the VM's own words"), "{lines:?}");
         assert!(lines.iter().any(|name| name.starts_with("participant 1")), "{lines:?}");
     });

@@ -4,16 +4,16 @@ mod support;
 
 use support::{Frames, TestHost, backed, linear, npt, range};
 use vmmu::addr::{Gpa, Level};
-use vmmu::host::{Found, VcpuId};
+use vmmu::host::{Resolution, VcpuId};
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec};
-use vmmu::{AccessFailure, Config, HostRange, Vm};
+use vmmu::{AccessFailure, Config, HostRange, Mmu};
 
 const SPACE: AddressSpace = AddressSpace(0);
 
 #[test]
 fn what_is_written_across_pages_and_slots_is_read_back() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 3))).unwrap();
     worker.create_slot(&linear(2, range(3, 2), 0x5000)).unwrap();
@@ -32,13 +32,13 @@ fn what_is_written_across_pages_and_slots_is_read_back() {
 
 #[test]
 fn what_cannot_be_copied_says_where_and_how_far_it_came() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 2))).unwrap();
     let rom = SlotSpec { mutability: Mutability::ReadOnly, ..backed(2, range(0x10, 1)) };
     worker.create_slot(&rom).unwrap();
-    frames.answer(1, Found::Hole);
+    frames.answer(1, Resolution::Hole);
     let mut buffer = [0; 8192];
     let error = worker.read(&frames, SPACE, Gpa(0x800), &mut buffer).unwrap_err();
     assert_eq!((error.gpa, error.done, error.why), (Gpa(0x1000), 0x800, AccessFailure::Hole));
@@ -57,8 +57,8 @@ fn what_cannot_be_copied_says_where_and_how_far_it_came() {
 
 #[test]
 fn a_page_under_invalidation_is_busy() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let mut worker = vm.worker().unwrap();
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     worker.create_slot(&backed(1, range(0, 2))).unwrap();
@@ -75,8 +75,8 @@ fn a_page_under_invalidation_is_busy() {
 
 #[test]
 fn a_word_is_exchanged_only_if_it_is_what_was_seen() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 2))).unwrap();
     worker.write(&frames, SPACE, Gpa(0xff8), &7u64.to_le_bytes()).unwrap();

@@ -12,51 +12,51 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use support::{Frames, TestHost, ask, backed, linear, npt, range};
+use support::{Frames, TestHost, backed, fault_at, linear, npt, range};
 use vmmu::addr::{Gfn, Level};
 use vmmu::entry::Access;
-use vmmu::host::{Backing, Found, HostFrame, VcpuId};
+use vmmu::host::{Backing, HostFrame, Resolution, VcpuId};
 use vmmu::protocol::{GuestFrames, Participant, Unloaded, Walk};
 use vmmu::slot::{AddressSpace, SlotId};
-use vmmu::tdp::{Ask, Outcome, Refused, Request, Step};
+use vmmu::tdp::{FaultStep, Outcome, PageFault, Refused, Request};
 use vmmu::{
-    Config, EnterError, HostRange, NeedPages, NewError, Processor, Progress, Role, RootName, Vcpu,
-    Vm, Worker,
+    Config, EnterError, HostRange, MissingPages, Mmu, NewError, Processor, Progress, Role,
+    RootName, VcpuMmu, Worker,
 };
 
 const SPACE: AddressSpace = AddressSpace(0);
 
-fn vm(vcpus: u32) -> Vm<TestHost> {
-    Vm::new(TestHost::default(), &Config::new(npt(), vcpus)).unwrap()
+fn vm(vcpus: u32) -> Mmu<TestHost> {
+    Mmu::new(TestHost::default(), &Config::new(npt(), vcpus)).unwrap()
 }
 
-fn read(gfn: u64) -> Ask {
-    ask(gfn, Access::READ)
+fn read(gfn: u64) -> PageFault {
+    fault_at(gfn, Access::READ)
 }
 
 /// A vCPU with a root and table pages in stock.
-fn ready(vm: &Vm<TestHost>, id: u32) -> Vcpu<'_, TestHost> {
+fn ready(vm: &Mmu<TestHost>, id: u32) -> VcpuMmu<'_, TestHost> {
     let mut vcpu = vm.vcpu(VcpuId(id)).unwrap();
     vcpu.reserve(8).unwrap();
     drop(vcpu.before_enter(Processor(id)).unwrap());
     vcpu
 }
 
-fn root(vm: &Vm<TestHost>) -> RootName {
+fn root(vm: &Mmu<TestHost>) -> RootName {
     vm.root(Role::PLAIN).unwrap()
 }
 
 /// The request of a fault that must have one.
-fn request<'vm>(vcpu: &mut Vcpu<'vm, TestHost>, gfn: u64) -> Request<'vm> {
-    match vcpu.fault(read(gfn)) {
-        Step::Resolve(request) => request,
+fn request<'vm>(vcpu: &mut VcpuMmu<'vm, TestHost>, gfn: u64) -> Request<'vm> {
+    match vcpu.begin_fault(read(gfn)) {
+        FaultStep::Resolve(request) => request,
         other => panic!("no request: {other:?}"),
     }
 }
 
 fn find(ram: &Frames, request: &Request<'_>) -> HostFrame {
-    match ram.find(&request.frame_ask()) {
-        Found::Frame(found) => found,
+    match ram.find(&request.query()) {
+        Resolution::Frame(found) => found,
         other => panic!("no frame: {other:?}"),
     }
 }
@@ -71,7 +71,7 @@ fn owe<'p>(
     let mut debt = participant.debt(range(gfn, 1));
     {
         let section = debt.section();
-        section.entry(root, Gfn(gfn), Level::K4).unwrap().zap().unwrap();
+        section.entry(root, Gfn(gfn), Level::Size4K).unwrap().zap().unwrap();
     }
     end(debt);
 }
@@ -80,20 +80,23 @@ fn owe<'p>(
 const NEAR: u64 = 5;
 const FAR: u64 = 0x8_0005;
 
-fn with_two_pages(test: impl FnOnce(&Vm<TestHost>)) {
+fn with_two_pages(test: impl FnOnce(&Mmu<TestHost>)) {
     let vm = vm(1);
     let mut vcpu = ready(&vm, 0);
     vcpu.create_slot(&linear(0, range(NEAR, 1), 0x10_0000)).unwrap();
     vcpu.create_slot(&linear(1, range(FAR, 1), 0x20_0000)).unwrap();
     for gfn in [NEAR, FAR] {
-        assert!(matches!(vcpu.fault(read(gfn)), Step::Done(Outcome::Fixed(Level::K4))));
+        assert!(matches!(
+            vcpu.begin_fault(read(gfn)),
+            FaultStep::Done(Outcome::Fixed(Level::Size4K))
+        ));
     }
     drop(vcpu);
     test(&vm);
 }
 
 /// What a promise over one frame by `worker` adds to (flushes, foreign debts).
-fn promise(vm: &Vm<TestHost>, worker: &mut Worker<'_, TestHost>, gfn: u64) -> (u64, u64) {
+fn promise(vm: &Mmu<TestHost>, worker: &mut Worker<'_, TestHost>, gfn: u64) -> (u64, u64) {
     let before = vm.stats();
     worker.zap(SPACE, range(gfn, 1));
     let after = vm.stats();
@@ -155,7 +158,7 @@ fn who_leaked_a_debt_flushes_before_his_own_promises_too() {
         let mut debtor = vm.participant().unwrap();
         owe(&mut debtor, root(vm), NEAR, |debt| drop(debt));
         let before = vm.stats().flushes;
-        let withdrawn = debtor.publish(GuestFrames::new(SPACE, range(NEAR, 1))).exclude();
+        let withdrawn = debtor.announce(GuestFrames::new(SPACE, range(NEAR, 1))).synchronize();
         let _promise = withdrawn.walk(|page| page.each(|entry| entry.zap())).finish();
         assert_eq!(vm.stats().flushes - before, 1);
     });
@@ -178,13 +181,13 @@ fn a_table_that_hangs_on_a_dropped_debt_is_never_given_back() {
     let vm = vm(1);
     let mut vcpu = ready(&vm, 0);
     vcpu.create_slot(&linear(0, range(NEAR, 1), 0x10_0000)).unwrap();
-    assert!(matches!(vcpu.fault(read(NEAR)), Step::Done(Outcome::Fixed(Level::K4))));
+    assert!(matches!(vcpu.begin_fault(read(NEAR)), FaultStep::Done(Outcome::Fixed(Level::Size4K))));
     drop(vcpu);
     let mut debtor = vm.participant().unwrap();
     {
         let mut debt = debtor.debt(range(0, 512));
         let section = debt.section();
-        section.entry(root(&vm), Gfn(NEAR), Level::M2).unwrap().detach().unwrap();
+        section.entry(root(&vm), Gfn(NEAR), Level::Size2M).unwrap().detach().unwrap();
     }
     drop(debtor);
     assert_eq!(vm.stats().debts_leaked, 1);
@@ -212,7 +215,7 @@ fn excludes_after(participant: &mut Participant<'_, TestHost>, then: impl FnOnce
     thread::scope(|scope| {
         let (done, is_done) = mpsc::channel();
         scope.spawn(move || {
-            participant.exclude();
+            participant.synchronize();
             done.send(()).unwrap();
         });
         let early = is_done.recv_timeout(Duration::from_millis(50));
@@ -231,9 +234,9 @@ fn a_section_forgotten_delays_others_only_until_the_next_one_of_its_participant(
     let vm = vm(1);
     let (mut careless, mut other) = (vm.participant().unwrap(), vm.participant().unwrap());
     mem::forget(careless.section());
-    ends(|| careless.exclude()); // Does not wait for itself.
+    ends(|| careless.synchronize()); // Does not wait for itself.
     excludes_after(&mut other, || drop(careless.section()));
-    other.exclude(); // Everything is in order again.
+    other.synchronize(); // Everything is in order again.
 }
 
 #[test]
@@ -270,8 +273,8 @@ fn an_entry_forgotten_ends_with_its_vcpu() {
 }
 
 /// Two VMs that look the same: one slot over the same guest frames, one root.
-fn with_twins(test: impl FnOnce(&Vm<TestHost>, &Vm<TestHost>, &Frames)) {
-    let ram = Frames::new(Level::K4);
+fn with_twins(test: impl FnOnce(&Mmu<TestHost>, &Mmu<TestHost>, &Frames)) {
+    let ram = Frames::new(Level::Size4K);
     let (a, b) = (vm(2), vm(2));
     for vm in [&a, &b] {
         ready(vm, 0).create_slot(&backed(0, range(0, 16))).unwrap();
@@ -289,11 +292,11 @@ fn a_frame_found_for_another_vm_is_refused() {
         let mut theirs = ready(a, 0);
         let request = request(&mut theirs, 3);
         let found = find(ram, &request);
-        let frame = request.provide(found);
+        let frame = request.resolve(found);
         {
             let mut participant = b.participant().unwrap();
             let section = participant.section();
-            assert_eq!(section.permit(&frame, Level::K4).err(), Some(Refused::Foreign));
+            assert_eq!(section.permit(&frame, Level::Size4K).err(), Some(Refused::Foreign));
         }
         let mut worker = b.worker().unwrap();
         worker.reserve(8).unwrap();
@@ -306,9 +309,9 @@ fn a_frame_found_for_another_vm_is_refused() {
 fn a_watch_on_another_vm_is_not_admitted() {
     with_twins(|a, b, _| {
         let (mut theirs, mut mine) = (a.participant().unwrap(), b.participant().unwrap());
-        let watch = theirs.watch(SPACE, Gfn(3), Level::K4).unwrap();
+        let watch = theirs.watch(SPACE, Gfn(3), Level::Size4K).unwrap();
         // One of the same name is open here.
-        let _same = mine.watch(SPACE, Gfn(3), Level::K4).unwrap();
+        let _same = mine.watch(SPACE, Gfn(3), Level::Size4K).unwrap();
         let section = mine.section();
         assert_eq!(section.admit(watch, root(b), read(3)).err(), Some(Refused::Foreign));
     });
@@ -319,10 +322,10 @@ fn the_name_of_another_vms_root_names_nothing() {
     with_twins(|a, b, _| {
         assert_ne!(root(a), root(b));
         let mut participant = b.participant().unwrap();
-        let watch = participant.watch(SPACE, Gfn(3), Level::K4).unwrap();
+        let watch = participant.watch(SPACE, Gfn(3), Level::Size4K).unwrap();
         let section = participant.section();
-        assert!(section.entry(root(b), Gfn(3), Level::K4).is_some());
-        assert!(section.entry(root(a), Gfn(3), Level::K4).is_none());
+        assert!(section.entry(root(b), Gfn(3), Level::Size4K).is_some());
+        assert!(section.entry(root(a), Gfn(3), Level::Size4K).is_none());
         assert_eq!(section.permit_mmio(root(a), read(0x100)).err(), Some(Refused::Root));
         assert_eq!(section.admit(watch, root(a), read(3)).err(), Some(Refused::Root));
     });
@@ -334,7 +337,7 @@ fn a_walk_paused_in_another_vm_is_given_back_and_can_go_on_at_home() {
         let (mut theirs, mut mine) = (a.participant().unwrap(), b.participant().unwrap());
         let all = GuestFrames::new(SPACE, range(0, 16));
         let Walk::More(paused) =
-            theirs.publish(all).exclude().walk_some(1, |page| page.each(|entry| entry.zap()))
+            theirs.announce(all).synchronize().walk_some(1, |page| page.each(|entry| entry.zap()))
         else {
             panic!("a budget of one page is used up after one page");
         };
@@ -354,7 +357,7 @@ fn a_request_parked_in_another_vm_is_given_back() {
         let parked = b.worker().unwrap().unpark(parked).unwrap_err();
         let request = theirs.unpark(parked).unwrap();
         let found = find(ram, &request);
-        assert_eq!(theirs.complete(request.provide(found)).unwrap(), Outcome::Fixed(Level::K4));
+        assert_eq!(theirs.complete(request.resolve(found)).unwrap(), Outcome::Fixed(Level::Size4K));
     });
 }
 
@@ -365,7 +368,7 @@ fn a_slot_that_dies_in_another_vm_is_not_removed_here() {
         let mut guard = theirs.slots();
         let dying = guard.dying(SlotId(0)).unwrap();
         let promise =
-            mine.publish(dying).exclude().walk(|page| page.each(|entry| entry.zap())).finish();
+            mine.announce(dying).synchronize().walk(|page| page.each(|entry| entry.zap())).finish();
         // The promise was made by this VM, but of a slot of the other one.
         assert_eq!(mine.slots().remove(promise), None);
         assert!(mine.slots().info(SlotId(0)).is_ok());
@@ -378,7 +381,7 @@ fn a_promise_made_in_another_vm_removes_no_slot_here() {
         let (mut theirs, mut mine) = (a.participant().unwrap(), b.participant().unwrap());
         // It is this VM's slot, but the tables that were walked are the other one's.
         let dying = mine.slots().dying(SlotId(0)).unwrap();
-        let withdrawn = theirs.publish(dying).exclude();
+        let withdrawn = theirs.announce(dying).synchronize();
         let promise = withdrawn.walk(|page| page.each(|entry| entry.zap())).finish();
         assert_eq!(mine.slots().remove(promise), None);
     });
@@ -388,16 +391,16 @@ fn a_promise_made_in_another_vm_removes_no_slot_here() {
 fn a_root_that_is_invalid_in_another_vm_is_not_taken_apart_here() {
     with_twins(|a, b, ram| {
         let mut vcpu = ready(b, 0);
-        assert_eq!(vcpu.fault_with(ram, read(3)), Outcome::Fixed(Level::K4));
+        assert_eq!(vcpu.handle_fault(ram, read(3)), Outcome::Fixed(Level::Size4K));
         let tables = b.stats().tables;
         let (mut theirs, mut mine) = (a.participant().unwrap(), b.participant().unwrap());
         let invalid = theirs.slots().invalidate();
-        let unloaded = mine.publish(invalid).exclude().unload();
+        let unloaded = mine.announce(invalid).synchronize().unload();
         let walk: Walk<'_, _, Unloaded> = unloaded.walk_some(64, |page| page.each(|e| e.detach()));
         assert!(matches!(walk, Walk::Whole(_)), "there is nothing to visit");
         drop(walk);
         assert_eq!(b.stats().tables, tables);
-        assert_eq!(vcpu.fault_with(ram, read(3)), Outcome::Spurious);
+        assert_eq!(vcpu.handle_fault(ram, read(3)), Outcome::Spurious);
     });
 }
 
@@ -405,7 +408,7 @@ fn a_root_that_is_invalid_in_another_vm_is_not_taken_apart_here() {
 fn a_drain_of_another_vm_takes_nothing_apart_here_and_loses_nothing() {
     with_twins(|a, b, ram| {
         for vm in [a, b] {
-            assert_eq!(ready(vm, 0).fault_with(ram, read(3)), Outcome::Fixed(Level::K4));
+            assert_eq!(ready(vm, 0).handle_fault(ram, read(3)), Outcome::Fixed(Level::Size4K));
         }
         let (mut theirs, mut mine) = (a.worker().unwrap(), b.worker().unwrap());
         let mut drain = theirs.invalidate_roots();
@@ -422,7 +425,7 @@ fn a_request_dropped_on_another_thread_closes_its_watch() {
         let mut vcpu = ready(a, 0);
         // All watches are out; a fault is refused until one is closed.
         let mut out = Vec::new();
-        while let Step::Resolve(request) = vcpu.fault(read(3)) {
+        while let FaultStep::Resolve(request) = vcpu.begin_fault(read(3)) {
             out.push(request);
         }
         let last = out.pop().unwrap();
@@ -445,23 +448,23 @@ fn requests_beyond_the_spare_watches_are_refused_and_nothing_else_is() {
         let mut vcpu = ready(a, 0);
         let mut out = Vec::new();
         let refused = loop {
-            match vcpu.fault(read(out.len() as u64 % 16)) {
-                Step::Resolve(request) => out.push(request),
+            match vcpu.begin_fault(read(out.len() as u64 % 16)) {
+                FaultStep::Resolve(request) => out.push(request),
                 other => break other,
             }
         };
-        assert!(matches!(refused, Step::Done(Outcome::Retry)));
+        assert!(matches!(refused, FaultStep::Done(Outcome::Retry)));
         assert_eq!(out.len(), 1 + 16, "its own and the spare ones");
         // Another vCPU has a watch of its own.
         let mut second = ready(a, 1);
         let other = request(&mut second, 4);
-        assert!(matches!(second.fault(read(5)), Step::Done(Outcome::Retry)));
+        assert!(matches!(second.begin_fault(read(5)), FaultStep::Done(Outcome::Retry)));
         drop(other);
         // Every request that was admitted can be completed.
         for (n, request) in out.into_iter().enumerate() {
             let found = find(ram, &request);
-            let outcome = vcpu.complete(request.provide(found)).unwrap();
-            let expected = if n < 16 { Outcome::Fixed(Level::K4) } else { Outcome::Spurious };
+            let outcome = vcpu.complete(request.resolve(found)).unwrap();
+            let expected = if n < 16 { Outcome::Fixed(Level::Size4K) } else { Outcome::Spurious };
             assert_eq!(outcome, expected, "request {n}");
             vcpu.reserve(0).unwrap();
         }
@@ -470,9 +473,9 @@ fn requests_beyond_the_spare_watches_are_refused_and_nothing_else_is() {
 
 #[test]
 fn a_request_that_outlives_its_vcpu_keeps_the_place_and_an_invalidation_hits_it() {
-    let ram = Frames::new(Level::K4);
+    let ram = Frames::new(Level::Size4K);
     let config = Config { workers: 1, ..Config::new(npt(), 1) };
-    let vm = Vm::new(TestHost::default(), &config).unwrap();
+    let vm = Mmu::new(TestHost::default(), &config).unwrap();
     let mut vcpu = ready(&vm, 0);
     vcpu.create_slot(&backed(0, range(0, 16))).unwrap();
     let request = request(&mut vcpu, 3);
@@ -485,7 +488,7 @@ fn a_request_that_outlives_its_vcpu_keeps_the_place_and_an_invalidation_hits_it(
         ram.move_page(3, 0x77);
     }
     worker.reserve(8).unwrap();
-    assert_eq!(worker.complete(request.provide(found)).unwrap(), Outcome::Retry);
+    assert_eq!(worker.complete(request.resolve(found)).unwrap(), Outcome::Retry);
     assert_eq!(vm.stats().leaves, [0; 3], "the stolen frame is not mapped");
     assert!(vm.vcpu(VcpuId(0)).is_some(), "closed, so the place is free");
 }
@@ -527,7 +530,7 @@ fn a_vcpu_with_the_worker_of_another_vm_does_not_enter() {
 
 #[test]
 fn a_fault_without_table_pages_says_how_many_and_changes_nothing() {
-    let ram = Frames::new(Level::K4);
+    let ram = Frames::new(Level::Size4K);
     let vm = vm(1);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     vcpu.create_slot(&backed(0, range(0, 16))).unwrap();
@@ -535,18 +538,18 @@ fn a_fault_without_table_pages_says_how_many_and_changes_nothing() {
     vm.host().budget.set(0);
     let request = request(&mut vcpu, 3);
     let found = find(&ram, &request);
-    let short = vcpu.complete(request.provide(found)).unwrap_err();
-    let NeedPages(missing) = short.need;
+    let short = vcpu.complete(request.resolve(found)).unwrap_err();
+    let MissingPages(missing) = short.need;
     assert!(missing > 0 && vm.stats().leaves == [0; 3]);
-    assert_eq!(vcpu.fault_with(&ram, ask(4, Access::WRITE)), Outcome::OutOfMemory);
+    assert_eq!(vcpu.handle_fault(&ram, fault_at(4, Access::WRITE)), Outcome::OutOfMemory);
     vm.host().budget.set(missing as u64);
     vcpu.reserve(0).unwrap();
-    assert_eq!(vcpu.complete(short.frame).unwrap(), Outcome::Fixed(Level::K4));
+    assert_eq!(vcpu.complete(short.frame).unwrap(), Outcome::Fixed(Level::Size4K));
 }
 
 #[test]
 fn a_vm_that_is_refused_gives_its_host_back() {
-    let refused = |config: &Config<'_>| match Vm::new(TestHost::default(), config) {
+    let refused = |config: &Config<'_>| match Mmu::new(TestHost::default(), config) {
         Err(NewError { host, .. }) => host.in_use(),
         Ok(_) => panic!("{config:?} was accepted"),
     };

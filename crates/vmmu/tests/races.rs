@@ -21,12 +21,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use vmmu::addr::{Gfn, GfnRange, Gpa, Level, Pfn};
 use vmmu::entry::{Access, MemoryType, npt};
 use vmmu::host::{
-    Backing, Contents, Cpus, Found, FrameAsk, HostFrame, Observer, PageAsk, TablePage, TablePages,
-    VcpuId,
+    Backing, Contents, Cpus, FrameQuery, HostFrame, Observer, Placement, Resolution, TablePage,
+    TablePages, VcpuId,
 };
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
-use vmmu::tdp::{Ask, Cause, Outcome};
-use vmmu::{AccessFailure, Config, HostRange, Processor, Progress, Vm};
+use vmmu::tdp::{Cause, Outcome, PageFault};
+use vmmu::{AccessFailure, Config, HostRange, Mmu, Processor, Progress};
 
 const ROUNDS: u64 = 60;
 const PAGE: Layout = Layout::new::<[u64; 512]>();
@@ -48,7 +48,7 @@ unsafe impl TablePages for Freeing {
         0
     }
 
-    fn take(&self, _: PageAsk) -> Option<TablePage> {
+    fn take(&self, _: Placement) -> Option<TablePage> {
         // SAFETY: the layout is not empty.
         let page = unsafe { alloc_zeroed(page_layout()) };
         assert!(!page.is_null());
@@ -79,19 +79,19 @@ impl Observer for Freeing {}
 struct Computed;
 
 impl Backing for Computed {
-    fn find(&self, ask: &FrameAsk) -> Found {
-        Found::Frame(frame(0x40_0000 + ask.page))
+    fn find(&self, query: &FrameQuery) -> Resolution {
+        Resolution::Frame(frame(0x40_0000 + query.page))
     }
 }
 
 fn frame(pfn: u64) -> HostFrame {
     let memory = MemoryType::WriteBack;
-    HostFrame { pfn: Pfn(pfn), level: Level::K4, access: Access::all(), memory }
+    HostFrame { pfn: Pfn(pfn), level: Level::Size4K, access: Access::all(), memory }
 }
 
-fn vm() -> Vm<Freeing> {
+fn vm() -> Mmu<Freeing> {
     let format = npt::format(npt::NptOptions::default()).unwrap();
-    Vm::new(Freeing::default(), &Config { workers: 3, ..Config::new(format, 2) }).ok().unwrap()
+    Mmu::new(Freeing::default(), &Config { workers: 3, ..Config::new(format, 2) }).ok().unwrap()
 }
 
 fn slot(id: u32, start: u64, pages: u64) -> SlotSpec {
@@ -101,11 +101,11 @@ fn slot(id: u32, start: u64, pages: u64) -> SlotSpec {
         range: GfnRange::sized(Gfn(start), pages).unwrap(),
         source: Source::Backed { backing: 7, first: start },
         mutability: Mutability::ReadWrite,
-        largest: Level::M2,
+        largest: Level::Size2M,
     }
 }
 
-fn end(vm: Vm<Freeing>) {
+fn end(vm: Mmu<Freeing>) {
     assert_eq!((vm.stats().debts_leaked, vm.broken()), (0, None));
     assert_eq!(vm.teardown().in_use.into_inner(), 0);
 }
@@ -133,7 +133,7 @@ impl Ended {
 
 /// Two vCPUs that enter, leave and fault over `pages` frames; once they do, `change` runs beside
 /// them.
-fn beside_faults(vm: &Vm<Freeing>, pages: u64, change: impl FnOnce() + Send) {
+fn beside_faults(vm: &Mmu<Freeing>, pages: u64, change: impl FnOnce() + Send) {
     let (stop, ended) = (AtomicBool::new(false), Ended(AtomicU64::new(0)));
     let going = AtomicU64::new(0);
     std::thread::scope(|scope| {
@@ -148,9 +148,12 @@ fn beside_faults(vm: &Vm<Freeing>, pages: u64, change: impl FnOnce() + Send) {
                         entry.after_exit();
                     }
                     gfn = (gfn + 97) % pages;
-                    let ask =
-                        Ask { gpa: Gpa(gfn << 12), access: Access::WRITE, cause: Cause::Guest };
-                    let outcome = vcpu.fault_with(&Computed, ask);
+                    let fault = PageFault {
+                        gpa: Gpa(gfn << 12),
+                        access: Access::WRITE,
+                        cause: Cause::Guest,
+                    };
+                    let outcome = vcpu.handle_fault(&Computed, fault);
                     assert!(!matches!(outcome, Outcome::Dead(_)), "{outcome:?}");
                     going.fetch_or(1 << n, Ordering::Relaxed);
                 }
@@ -235,8 +238,8 @@ impl Moving {
 }
 
 impl Backing for Moving {
-    fn find(&self, ask: &FrameAsk) -> Found {
-        Found::Frame(frame(self.frames[ask.page as usize].load(Ordering::Acquire)))
+    fn find(&self, query: &FrameQuery) -> Resolution {
+        Resolution::Frame(frame(self.frames[query.page as usize].load(Ordering::Acquire)))
     }
 
     fn bytes(&self, pfn: Pfn) -> Option<NonNull<u8>> {
@@ -328,6 +331,6 @@ mod defects {
     #[ignore = "must be reported"]
     fn memory_taken_without_waiting() {
         let scenario = super::memory_moves_beside_the_library_s_copies;
-        until_reported(Defect::WalkWithoutExclusion, scenario);
+        until_reported(Defect::WalkWithoutGracePeriod, scenario);
     }
 }

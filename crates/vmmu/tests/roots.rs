@@ -2,26 +2,26 @@
 
 mod support;
 
-use support::{Frames, TestHost, ask, backed, finish, half, npt, pages, range};
+use support::{Frames, TestHost, backed, fault_at, finish, half, npt, pages, range};
 use vmmu::addr::Level;
 use vmmu::entry::Access;
 use vmmu::host::VcpuId;
 use vmmu::slot::AddressSpace;
 use vmmu::tdp::Outcome;
-use vmmu::{Config, Flush, Processor, Progress, Role, Vm};
+use vmmu::{Config, Flush, Mmu, Processor, Progress, Role};
 
 #[test]
 fn roots_outlive_their_vcpus_and_are_shared_by_role() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 2)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 2)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let mut a = vm.vcpu(VcpuId(0)).unwrap();
     a.create_slot(&backed(1, range(0, 0x1000))).unwrap();
-    assert_eq!(a.fault_with(&frames, ask(5, Access::READ)), Outcome::Fixed(Level::K4));
+    assert_eq!(a.handle_fault(&frames, fault_at(5, Access::READ)), Outcome::Fixed(Level::Size4K));
     let root = a.before_enter(Processor(0)).unwrap().root();
     drop(a);
     let mut b = vm.vcpu(VcpuId(1)).unwrap();
     assert_eq!(b.before_enter(Processor(1)).unwrap().root(), root);
-    assert_eq!(b.fault_with(&frames, ask(5, Access::READ)), Outcome::Spurious);
+    assert_eq!(b.handle_fault(&frames, fault_at(5, Access::READ)), Outcome::Spurious);
     // Another role and back: nothing is rebuilt.
     let tables = vm.stats().tables;
     for _ in 0..100 {
@@ -31,27 +31,27 @@ fn roots_outlive_their_vcpus_and_are_shared_by_role() {
         assert_eq!(b.before_enter(Processor(1)).unwrap().root(), root);
     }
     assert_eq!((vm.stats().tables, vm.stats().roots), (tables, 2));
-    assert_eq!(b.fault_with(&frames, ask(5, Access::READ)), Outcome::Spurious);
+    assert_eq!(b.handle_fault(&frames, fault_at(5, Access::READ)), Outcome::Spurious);
     drop(b);
     finish(vm);
 }
 
 #[test]
 fn invalid_roots_are_drained_in_steps_while_invalidations_still_see_them() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 0x10_0000))).unwrap();
     worker.reserve(8).unwrap();
     for n in 0..16 {
-        let outcome = vcpu.fault_with(&frames, ask(n * 0x200, Access::WRITE));
-        assert_eq!(outcome, Outcome::Fixed(Level::K4));
+        let outcome = vcpu.handle_fault(&frames, fault_at(n * 0x200, Access::WRITE));
+        assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
     }
     let old = vcpu.before_enter(Processor(0)).unwrap().root();
     let (request, found) = half(&mut vcpu, &frames, 0x7);
     let mut drain = worker.invalidate_roots();
-    assert_eq!(worker.complete(request.provide(found)).unwrap(), Outcome::Retry);
+    assert_eq!(worker.complete(request.resolve(found)).unwrap(), Outcome::Retry);
     assert_eq!(vm.stats().leaves, [16, 0, 0], "invalid, not yet zapped");
     // The vCPU's next entry is on a new root, and flushes.
     {
@@ -73,22 +73,22 @@ fn invalid_roots_are_drained_in_steps_while_invalidations_still_see_them() {
     assert_eq!(steps, 4);
     assert_eq!(vm.stats().leaves, [0, 0, 0]);
     assert_eq!((vm.stats().tables, vm.stats().roots), (0, 1));
-    let again = vcpu.fault_with(&frames, ask(0x7, Access::WRITE));
-    assert_eq!(again, Outcome::Fixed(Level::K4));
+    let again = vcpu.handle_fault(&frames, fault_at(0x7, Access::WRITE));
+    assert_eq!(again, Outcome::Fixed(Level::Size4K));
     drop((vcpu, worker));
     finish(vm);
 }
 
 #[test]
 fn a_fault_that_finds_every_place_for_a_root_taken_by_drains_retries() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
     let mut drains = Vec::new();
     let outcome = loop {
-        match vcpu.fault_with(&frames, ask(0, Access::WRITE)) {
+        match vcpu.handle_fault(&frames, fault_at(0, Access::WRITE)) {
             Outcome::Fixed(_) => drains.push(worker.invalidate_roots()),
             outcome => break outcome,
         }
@@ -99,21 +99,24 @@ fn a_fault_that_finds_every_place_for_a_root_taken_by_drains_retries() {
     let busy = vcpu.before_enter(Processor(0)).map(drop);
     assert_eq!(busy, Err(vmmu::EnterError::RootsBusy));
     while worker.drain(&mut drains[0], 8) == Progress::More {}
-    assert_eq!(vcpu.fault_with(&frames, ask(0, Access::WRITE)), Outcome::Fixed(Level::K4));
+    assert_eq!(
+        vcpu.handle_fault(&frames, fault_at(0, Access::WRITE)),
+        Outcome::Fixed(Level::Size4K)
+    );
     drop((vcpu, worker));
     finish(vm);
 }
 
 #[test]
 fn the_big_hammer_ends_while_vcpus_fault_and_roots_never_run_out() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
     for n in 0..100 {
-        let outcome = vcpu.fault_with(&frames, ask(n, Access::WRITE));
-        assert_eq!(outcome, Outcome::Fixed(Level::K4));
+        let outcome = vcpu.handle_fault(&frames, fault_at(n, Access::WRITE));
+        assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
         worker.zap_all();
         assert_eq!(vm.stats().leaves, [0, 0, 0]);
     }

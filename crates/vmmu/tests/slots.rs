@@ -2,57 +2,66 @@
 
 mod support;
 
-use support::{Frames, TestHost, ask, backed, ept, finish, half, linear, npt, pages, range};
+use support::{Frames, TestHost, backed, ept, fault_at, finish, half, linear, npt, pages, range};
 use vmmu::addr::{Gfn, Gpa, Level, Pfn};
 use vmmu::entry::Access;
 use vmmu::host::VcpuId;
 use vmmu::slot::{AddressSpace, SlotError, SlotId, SlotSpec, SlotState, Source};
 use vmmu::tdp::Outcome;
-use vmmu::{Config, Processor, Progress, Role, Vm};
+use vmmu::{Config, Mmu, Processor, Progress, Role};
 
 #[test]
 fn a_slot_is_deleted_precisely() {
-    let vm = Vm::new(TestHost::default(), &Config::new(ept(), 1)).unwrap();
-    let frames = Frames::new(Level::M2);
+    let vm = Mmu::new(TestHost::default(), &Config::new(ept(), 1)).unwrap();
+    let frames = Frames::new(Level::Size2M);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
     worker.create_slot(&backed(2, range(0x1000, 0x1000))).unwrap();
     worker.reserve(8).unwrap();
     for gfn in [0, 0x200, 0x1000] {
-        assert!(matches!(vcpu.fault_with(&frames, ask(gfn, Access::READ)), Outcome::Fixed(_)));
+        assert!(matches!(
+            vcpu.handle_fault(&frames, fault_at(gfn, Access::READ)),
+            Outcome::Fixed(_)
+        ));
     }
     let (request, found) = half(&mut vcpu, &frames, 0x400);
     worker.delete_slot(SlotId(1)).unwrap();
     assert_eq!(vm.stats().leaves, [0, 1, 0], "the other slot keeps its leaves");
-    assert_eq!(worker.complete(request.provide(found)).unwrap(), Outcome::Retry);
-    assert_eq!(vcpu.fault_with(&frames, ask(0x400, Access::READ)), Outcome::Emulate);
+    assert_eq!(worker.complete(request.resolve(found)).unwrap(), Outcome::Retry);
+    assert_eq!(vcpu.handle_fault(&frames, fault_at(0x400, Access::READ)), Outcome::Emulate);
     assert_eq!(worker.delete_slot(SlotId(1)), Err(SlotError::Missing(SlotId(1))));
     // The number is free again, and a request of the old slot is not one of the new.
     let (request, found) = half(&mut vcpu, &frames, 0x1200);
     worker.delete_slot(SlotId(2)).unwrap();
     worker.create_slot(&backed(2, range(0x1000, 0x1000))).unwrap();
-    assert_eq!(worker.complete(request.provide(found)).unwrap(), Outcome::Retry);
+    assert_eq!(worker.complete(request.resolve(found)).unwrap(), Outcome::Retry);
     drop((vcpu, worker));
     finish(vm);
 }
 
 #[test]
 fn a_slot_moves_and_its_old_place_is_gone() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     vcpu.create_slot(&backed(1, range(0, 0x100))).unwrap();
     vcpu.create_slot(&backed(2, range(0x200, 0x100))).unwrap();
-    assert_eq!(vcpu.fault_with(&frames, ask(5, Access::READ)), Outcome::Fixed(Level::K4));
+    assert_eq!(
+        vcpu.handle_fault(&frames, fault_at(5, Access::READ)),
+        Outcome::Fixed(Level::Size4K)
+    );
     // Onto itself by half is fine; onto another is refused, and nothing has changed.
     let refused = vcpu.move_slot(SlotId(1), Gfn(0x180)).unwrap_err();
     let both = "slot 1 at gfn 0x180..0x280 overlaps slot 2 at gfn 0x200..0x300";
     assert_eq!(refused.to_string(), both);
-    assert_eq!(vcpu.fault_with(&frames, ask(5, Access::READ)), Outcome::Spurious);
+    assert_eq!(vcpu.handle_fault(&frames, fault_at(5, Access::READ)), Outcome::Spurious);
     vcpu.move_slot(SlotId(1), Gfn(0x80)).unwrap();
-    assert_eq!(vcpu.fault_with(&frames, ask(5, Access::READ)), Outcome::Emulate);
-    assert_eq!(vcpu.fault_with(&frames, ask(0x85, Access::READ)), Outcome::Fixed(Level::K4));
+    assert_eq!(vcpu.handle_fault(&frames, fault_at(5, Access::READ)), Outcome::Emulate);
+    assert_eq!(
+        vcpu.handle_fault(&frames, fault_at(0x85, Access::READ)),
+        Outcome::Fixed(Level::Size4K)
+    );
     let there = vcpu.translate(Role::PLAIN, Gpa(0x8_5000)).unwrap();
     assert_eq!(there.hpa.pfn(), Pfn(5 + Frames::OFFSET), "the same page of the backing");
     let info = vcpu.slot(SlotId(1)).unwrap();
@@ -63,23 +72,26 @@ fn a_slot_moves_and_its_old_place_is_gone() {
 
 #[test]
 fn a_limit_takes_larger_leaves_away_and_leaves_other_slots_alone() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 2)).unwrap();
-    let frames = Frames::new(Level::G1);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 2)).unwrap();
+    let frames = Frames::new(Level::Size1G);
     let mut a = vm.vcpu(VcpuId(0)).unwrap();
     let mut b = vm.vcpu(VcpuId(1)).unwrap();
     a.create_slot(&backed(1, range(0, 0x4_0000))).unwrap();
     a.create_slot(&backed(2, range(0x4_0000, 0x4_0000))).unwrap();
-    assert_eq!(a.fault_with(&frames, ask(0, Access::READ)), Outcome::Fixed(Level::G1));
+    assert_eq!(a.handle_fault(&frames, fault_at(0, Access::READ)), Outcome::Fixed(Level::Size1G));
     b.reserve(8).unwrap();
     drop(b.before_enter(Processor(1)).unwrap());
     let (request, found) = half(&mut b, &frames, 0x4_0000);
-    a.limit_slot(SlotId(1), Level::K4).unwrap();
+    a.limit_slot(SlotId(1), Level::Size4K).unwrap();
     assert_eq!(vm.stats().leaves, [0, 0, 0]);
-    let other = b.complete(request.provide(found)).unwrap();
-    assert_eq!(other, Outcome::Fixed(Level::G1), "a fault on the other slot is not refused");
-    assert_eq!(a.fault_with(&frames, ask(9, Access::READ)), Outcome::Fixed(Level::K4));
-    a.limit_slot(SlotId(1), Level::M2).unwrap();
-    assert_eq!(a.fault_with(&frames, ask(0x209, Access::READ)), Outcome::Fixed(Level::M2));
+    let other = b.complete(request.resolve(found)).unwrap();
+    assert_eq!(other, Outcome::Fixed(Level::Size1G), "a fault on the other slot is not refused");
+    assert_eq!(a.handle_fault(&frames, fault_at(9, Access::READ)), Outcome::Fixed(Level::Size4K));
+    a.limit_slot(SlotId(1), Level::Size2M).unwrap();
+    assert_eq!(
+        a.handle_fault(&frames, fault_at(0x209, Access::READ)),
+        Outcome::Fixed(Level::Size2M)
+    );
     assert_eq!(a.limit_slot(SlotId(1), Level::L4), Err(SlotError::Largest(Level::L4)));
     drop((a, b));
     finish(vm);
@@ -89,7 +101,7 @@ fn a_limit_takes_larger_leaves_away_and_leaves_other_slots_alone() {
 fn slots_that_cannot_be_are_refused_with_the_reason() {
     let reserved = [(Pfn(0x9000), Pfn(0x9800))];
     let config = Config { reserved: &reserved, slots: 4, ..Config::new(npt(), 1) };
-    let vm = Vm::new(TestHost::default(), &config).unwrap();
+    let vm = Mmu::new(TestHost::default(), &config).unwrap();
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0x100, 0x100))).unwrap();
     let mut refuse = |spec: SlotSpec, text: &str| {
@@ -127,8 +139,8 @@ fn slots_that_cannot_be_are_refused_with_the_reason() {
 #[test]
 fn thousands_of_slots_are_found_each_and_deleted_each() {
     let config = Config { slots: 4096, ..Config::new(npt(), 1) };
-    let vm = Vm::new(TestHost::default(), &config).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &config).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     let gfn = |n: u64| n * 3;
     // In an order that is not theirs.
@@ -137,16 +149,19 @@ fn thousands_of_slots_are_found_each_and_deleted_each() {
         vcpu.create_slot(&backed(n as u32, range(gfn(n), 2))).unwrap();
     }
     for n in (0..4096).map(order) {
-        let outcome = vcpu.fault_with(&frames, ask(gfn(n) + 1, Access::READ));
-        assert_eq!(outcome, Outcome::Fixed(Level::K4));
-        assert_eq!(vcpu.fault_with(&frames, ask(gfn(n) + 2, Access::READ)), Outcome::Emulate);
+        let outcome = vcpu.handle_fault(&frames, fault_at(gfn(n) + 1, Access::READ));
+        assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
+        assert_eq!(
+            vcpu.handle_fault(&frames, fault_at(gfn(n) + 2, Access::READ)),
+            Outcome::Emulate
+        );
     }
     for n in (0..4096).map(order).filter(|n| n % 2 == 0) {
         vcpu.delete_slot(SlotId(n as u32)).unwrap();
     }
     assert_eq!(vm.stats().leaves, [2048, 0, 0]);
     for n in 0..4096 {
-        let outcome = vcpu.fault_with(&frames, ask(gfn(n) + 1, Access::READ));
+        let outcome = vcpu.handle_fault(&frames, fault_at(gfn(n) + 1, Access::READ));
         let expected = if n % 2 == 0 { Outcome::Emulate } else { Outcome::Spurious };
         assert_eq!(outcome, expected, "slot {n}");
     }
@@ -156,12 +171,12 @@ fn thousands_of_slots_are_found_each_and_deleted_each() {
 
 #[test]
 fn when_the_low_bits_of_the_generation_come_round_old_mmio_entries_go() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     // Generation 1, then an MMIO entry, then as many changes as make the bits come round.
     vcpu.create_slot(&backed(1, range(0x100, 1))).unwrap();
-    assert_eq!(vcpu.fault_with(&frames, ask(1, Access::READ)), Outcome::Emulate);
+    assert_eq!(vcpu.handle_fault(&frames, fault_at(1, Access::READ)), Outcome::Emulate);
     let round = 1u64 << vmmu::entry::Format::GENERATION_BITS;
     for n in 0..round / 2 {
         if n == round / 4 {
@@ -173,7 +188,7 @@ fn when_the_low_bits_of_the_generation_come_round_old_mmio_entries_go() {
     }
     // The same low bits as when the entry was written: it must not be believed.
     let fast = vm.stats().emulated_fast;
-    assert_eq!(vcpu.fault_with(&frames, ask(1, Access::READ)), Outcome::Emulate);
+    assert_eq!(vcpu.handle_fault(&frames, fault_at(1, Access::READ)), Outcome::Emulate);
     assert_eq!(vm.stats().emulated_fast, fast);
     drop(vcpu);
     finish(vm);
@@ -181,21 +196,21 @@ fn when_the_low_bits_of_the_generation_come_round_old_mmio_entries_go() {
 
 #[test]
 fn a_slot_deleted_in_steps_is_dying_until_it_is_done() {
-    let vm = Vm::new(TestHost::default(), &Config::new(ept(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(ept(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
     for n in 0..3 {
-        let outcome = vcpu.fault_with(&frames, ask(n * 0x200, Access::READ));
-        assert_eq!(outcome, Outcome::Fixed(Level::K4));
+        let outcome = vcpu.handle_fault(&frames, fault_at(n * 0x200, Access::READ));
+        assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
     }
     let mut deletion = worker.begin_delete(SlotId(1)).unwrap();
     assert_eq!(worker.delete_some(&mut deletion, 1), Progress::More);
     assert_eq!(vm.stats().leaves, [2, 0, 0]);
     // Neither memory nor MMIO; what is mapped still, is.
-    assert_eq!(vcpu.fault_with(&frames, ask(0, Access::READ)), Outcome::Retry);
-    assert_eq!(vcpu.fault_with(&frames, ask(0x400, Access::READ)), Outcome::Spurious);
+    assert_eq!(vcpu.handle_fault(&frames, fault_at(0, Access::READ)), Outcome::Retry);
+    assert_eq!(vcpu.handle_fault(&frames, fault_at(0x400, Access::READ)), Outcome::Spurious);
     // The host's invalidations still find its leaves.
     drop(worker.invalidate_range(pages(0x200, 1)));
     assert_eq!(vm.stats().leaves, [1, 0, 0]);
@@ -203,7 +218,7 @@ fn a_slot_deleted_in_steps_is_dying_until_it_is_done() {
     let taken = worker.create_slot(&backed(1, range(0x8000, 1)));
     assert_eq!(taken, Err(SlotError::Taken(SlotId(1))));
     while worker.delete_some(&mut deletion, 1) == Progress::More {}
-    assert_eq!(vcpu.fault_with(&frames, ask(0, Access::READ)), Outcome::Emulate);
+    assert_eq!(vcpu.handle_fault(&frames, fault_at(0, Access::READ)), Outcome::Emulate);
     worker.create_slot(&backed(1, range(0x8000, 1))).unwrap();
     drop((vcpu, worker));
     finish(vm);

@@ -8,14 +8,14 @@ mod support;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use support::{Frames, TestHost, ask, backed, ept, npt, range};
+use support::{Frames, TestHost, backed, ept, fault_at, npt, range};
 use vmmu::addr::{Gfn, Level, Pfn};
 use vmmu::check::Witness;
 use vmmu::entry::{Access, Format};
 use vmmu::host::VcpuId;
 use vmmu::slot::{AddressSpace, SlotId};
 use vmmu::tdp::Outcome;
-use vmmu::{Config, HostRange, Processor, Progress, Vm};
+use vmmu::{Config, HostRange, Mmu, Processor, Progress};
 
 /// Small and repeatable.
 struct Random(u64);
@@ -33,8 +33,8 @@ const STEPS: u64 = 400;
 
 fn stress(format: Format) {
     let mut vm =
-        Vm::new(TestHost::default(), &Config { workers: 4, ..Config::new(format, 3) }).unwrap();
-    let frames = Frames::new(Level::M2);
+        Mmu::new(TestHost::default(), &Config { workers: 4, ..Config::new(format, 3) }).unwrap();
+    let frames = Frames::new(Level::Size2M);
     let stop = AtomicBool::new(false);
     let fixed = AtomicU64::new(0);
     vm.worker().unwrap().create_slot(&backed(1, range(0, 0x2000))).unwrap();
@@ -51,7 +51,7 @@ fn stress(format: Format) {
                     entry.after_exit();
                     let access =
                         [Access::READ, Access::WRITE, Access::EXEC][random.below(3) as usize];
-                    match vcpu.fault_with(frames, ask(random.below(0x3000), access)) {
+                    match vcpu.handle_fault(frames, fault_at(random.below(0x3000), access)) {
                         Outcome::Fixed(_) => {
                             fixed.fetch_add(1, Ordering::Relaxed);
                         }
@@ -77,7 +77,7 @@ fn stress(format: Format) {
                 for _ in 0..STEPS / 4 {
                     worker.zap(AddressSpace(0), range(random.below(0x2000), 1));
                     worker.create_slot(&backed(2, range(0x2000, 0x700))).unwrap();
-                    worker.limit_slot(SlotId(2), Level::K4).unwrap();
+                    worker.limit_slot(SlotId(2), Level::Size4K).unwrap();
                     worker.move_slot(SlotId(2), Gfn(0x2800)).unwrap();
                     worker.delete_slot(SlotId(2)).unwrap();
                 }

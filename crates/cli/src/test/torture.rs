@@ -62,7 +62,7 @@ pub fn torture(context: &Context) -> Result<Tally> {
 /// that the public interface does not reach; models and the corpus have those.
 const FOUND: &[&str] = &[
     "admits_under_invalidation",
-    "hits_before_publication",
+    "hits_before_announcement",
     "hits_no_watch",
     "ledger_after_clear",
     "ledger_closed_before_flush",
@@ -78,12 +78,12 @@ const FOUND: &[&str] = &[
     "leaves_overlapping_huge_leaf",
     "skips_after_restart",
     "slot_gone_before_leaves",
-    "publishes_in_guest_frames",
+    "announces_in_guest_frames",
     "populates_invalid_root",
     "skips_invalid_roots",
     "drains_new_roots",
     "role_blind_reuse",
-    "walk_without_exclusion",
+    "walk_without_grace_period",
 ];
 
 /// Puts each of them back, and gives lines that say which were caught.

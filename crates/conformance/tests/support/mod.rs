@@ -11,8 +11,8 @@ use conformance::{Report, Verdict};
 use vmmu::addr::{Level, Pfn};
 use vmmu::entry::{Access, MemoryType};
 use vmmu::host::{
-    Backing, Contents, Cpus, Event, Found, FrameAsk, HostFrame, Observer, PageAsk, TablePage,
-    TablePages, VcpuId,
+    Backing, Contents, Cpus, Event, FrameQuery, HostFrame, Observer, Placement, Resolution,
+    TablePage, TablePages, VcpuId,
 };
 
 /// The rule is broken, and the report says so.
@@ -132,7 +132,7 @@ unsafe impl TablePages for Pool {
         self.base.wrapping_sub(self.first << 12) + moved
     }
 
-    fn take(&self, ask: PageAsk) -> Option<TablePage> {
+    fn take(&self, placement: Placement) -> Option<TablePage> {
         let call = self.calls.fetch_add(1, Ordering::Relaxed);
         match self.bad {
             BadPool::GivesTen if call >= 10 => return None,
@@ -140,7 +140,7 @@ unsafe impl TablePages for Pool {
             BadPool::Panics if call == 20 => panic!("no more"),
             _ => {}
         }
-        let limit = ask.below.filter(|_| self.bad != BadPool::IgnoresLimits);
+        let limit = placement.below.filter(|_| self.bad != BadPool::IgnoresLimits);
         let mut index = self.pop();
         if limit.is_some_and(|limit| index.is_some_and(|index| (self.first + index) << 12 >= limit))
         {
@@ -341,36 +341,36 @@ impl Frames {
 }
 
 impl Backing for Frames {
-    fn find(&self, ask: &FrameAsk) -> Found {
+    fn find(&self, query: &FrameQuery) -> Resolution {
         let call = self.asked.fetch_add(1, Ordering::Relaxed);
-        let page = ask.page;
+        let page = query.page;
         match self.bad {
-            BadFrames::RetriesForever if page % 16 == 5 => return Found::Retry,
+            BadFrames::RetriesForever if page % 16 == 5 => return Resolution::Retry,
             BadFrames::Panics if call == 20 => panic!("what page?"),
             _ => {}
         }
         if self.gone.lock().unwrap().contains(&page) {
-            return Found::Hole;
+            return Resolution::Hole;
         }
         let mut pfn = self.frame(page);
         let block = page & !511;
         let together = self.moved.lock().unwrap().range(block..block + 512).next().is_none();
-        let mut level = if together { Level::M2 } else { Level::K4 };
+        let mut level = if together { Level::Size2M } else { Level::Size4K };
         let mut access = Access::all();
         match self.bad {
             BadFrames::Moves if call % 97 == 96 => pfn += 0x1_0000,
-            BadFrames::CopiesOnWrite if ask.access.contains(Access::WRITE) => {
-                (pfn, level) = (pfn + 0x1_0000, Level::K4);
+            BadFrames::CopiesOnWrite if query.access.contains(Access::WRITE) => {
+                (pfn, level) = (pfn + 0x1_0000, Level::Size4K);
             }
             BadFrames::DeniesWrites => access = Access::READ | Access::EXEC,
-            BadFrames::GivesWriteOnly if ask.access == Access::WRITE => access = Access::WRITE,
+            BadFrames::GivesWriteOnly if query.access == Access::WRITE => access = Access::WRITE,
             BadFrames::HasHugeBlocks => level = Level::L4,
             BadFrames::IsShifted => pfn += 1,
             BadFrames::HasHolesInBlocks if page % 512 == 9 => pfn += 0x1_0000,
             BadFrames::GivesWideFrames => pfn |= 1 << 38,
             _ => {}
         }
-        Found::Frame(HostFrame { pfn: Pfn(pfn), level, access, memory: MemoryType::WriteBack })
+        Resolution::Frame(HostFrame { pfn: Pfn(pfn), level, access, memory: MemoryType::WriteBack })
     }
 
     fn bytes(&self, pfn: Pfn) -> Option<NonNull<u8>> {
@@ -412,8 +412,8 @@ unsafe impl TablePages for Whole {
         self.pool.window()
     }
 
-    fn take(&self, ask: PageAsk) -> Option<TablePage> {
-        self.pool.take(ask)
+    fn take(&self, placement: Placement) -> Option<TablePage> {
+        self.pool.take(placement)
     }
 
     fn release(&self, page: Pfn) {

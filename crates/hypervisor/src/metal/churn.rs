@@ -90,6 +90,6 @@ fn limit(vcpu: &mut Vcpu<'_>, random: u64) {
     let Ok(slot) = vcpu.nested.slot(id) else { return };
     // Both can fail only for a slot that does not exist, or a VM that is dead: its next entry
     // says so.
-    let _ = vcpu.nested.limit_slot(id, Level::K4);
+    let _ = vcpu.nested.limit_slot(id, Level::Size4K);
     let _ = vcpu.nested.limit_slot(id, slot.spec.largest);
 }

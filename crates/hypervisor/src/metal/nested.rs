@@ -14,12 +14,12 @@ use vmmu::addr::{Gfn, GfnRange, Gpa, Level, Pfn};
 use vmmu::check::{Violation, Witness};
 use vmmu::entry::{Access, Format, MemoryType, npt};
 use vmmu::host::{
-    Backing, Contents, Cpus, Found, FrameAsk, HostFrame, Observer, PageAsk, TablePage, TablePages,
-    VcpuId,
+    Backing, Contents, Cpus, FrameQuery, HostFrame, Observer, Placement, Resolution, TablePage,
+    TablePages, VcpuId,
 };
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
-use vmmu::tdp::{Ask, Cause, MemoryFault, Outcome};
-use vmmu::{AccessError, AccessFailure, Config, Processor, Vm, Worker};
+use vmmu::tdp::{Cause, MemoryFault, Outcome, PageFault};
+use vmmu::{AccessError, AccessFailure, Config, Mmu, Processor, Worker};
 
 /// The one backing there is: the guest's RAM, by guest frame number.
 pub const GUEST_RAM: u64 = 0;
@@ -35,9 +35,9 @@ unsafe impl TablePages for Host {
         0
     }
 
-    fn take(&self, ask: PageAsk) -> Option<TablePage> {
+    fn take(&self, placement: Placement) -> Option<TablePage> {
         let frame = memory::take(Size::K4)?;
-        if ask.below.is_some_and(|below| (frame + 1) * FRAME > below) {
+        if placement.below.is_some_and(|below| (frame + 1) * FRAME > below) {
             // The lowest free frame is too high, so all are.
             memory::put(frame, Size::K4);
             return None;
@@ -61,20 +61,20 @@ impl Cpus for Host {
 impl Observer for Host {}
 
 impl Backing for GuestRam<'_> {
-    fn find(&self, ask: &FrameAsk) -> Found {
-        let largest = match ask.largest {
-            Level::K4 => Size::K4,
-            Level::M2 => Size::M2,
+    fn find(&self, query: &FrameQuery) -> Resolution {
+        let largest = match query.largest {
+            Level::Size4K => Size::K4,
+            Level::Size2M => Size::M2,
             _ => Size::G1,
         };
         // No place for a page of a RAM slot: the pool is empty.
-        let Some(place) = self.provide(ask.gfn.0, largest) else { return Found::Hole };
+        let Some(place) = self.provide(query.gfn.0, largest) else { return Resolution::Hole };
         let level = match place.size {
-            Size::K4 => Level::K4,
-            Size::M2 => Level::M2,
-            Size::G1 => Level::G1,
+            Size::K4 => Level::Size4K,
+            Size::M2 => Level::Size2M,
+            Size::G1 => Level::Size1G,
         };
-        Found::Frame(HostFrame {
+        Resolution::Frame(HostFrame {
             pfn: Pfn(place.frame),
             level,
             access: Access::all(),
@@ -88,7 +88,7 @@ impl Backing for GuestRam<'_> {
 }
 
 /// A vCPU as the library knows it.
-pub type Handle<'m> = vmmu::Vcpu<'m, Host>;
+pub type Handle<'m> = vmmu::VcpuMmu<'m, Host>;
 
 /// What became of a nested fault.
 pub enum Answer {
@@ -104,7 +104,7 @@ pub enum Answer {
 
 /// The nested tables of one guest.
 pub struct Nested<'m> {
-    vm: Vm<Host>,
+    vm: Mmu<Host>,
     ram: &'m GuestRam<'m>,
 }
 
@@ -115,7 +115,7 @@ fn format() -> Result<Format, String> {
     let giant = cpuid
         .get_extended_processor_and_feature_identifiers()
         .is_some_and(|features| features.has_1gib_pages());
-    let largest = if giant { Level::G1 } else { Level::M2 };
+    let largest = if giant { Level::Size1G } else { Level::Size2M };
     let options = npt::NptOptions { top: Level::L4, largest, phys_bits };
     npt::format(options).map_err(|error| format!("nested tables: {error}"))
 }
@@ -124,9 +124,9 @@ impl<'m> Nested<'m> {
     /// Tables for a guest: one slot for each RAM range, and one for the local APIC.
     pub fn new(job: &Job<'_>, guest: &Guest<'_>, ram: &'m GuestRam<'m>) -> Result<Self, String> {
         let largest = match job.pages {
-            PageLimit::K4 => Level::K4,
-            PageLimit::M2 => Level::M2,
-            PageLimit::G1 | PageLimit::Auto => Level::G1,
+            PageLimit::K4 => Level::Size4K,
+            PageLimit::M2 => Level::Size2M,
+            PageLimit::G1 | PageLimit::Auto => Level::Size1G,
         };
         // No slot and, as the checker sees to, no leaf may reach this program.
         let (image, end) = boot::image();
@@ -137,7 +137,7 @@ impl<'m> Nested<'m> {
             reserved: &reserved,
             ..Config::new(format()?, guest.cpus)
         };
-        let vm = Vm::new(Host, &config).map_err(|error| format!("nested tables: {error}"))?;
+        let vm = Mmu::new(Host, &config).map_err(|error| format!("nested tables: {error}"))?;
         let nested = Self { vm, ram };
         let slots = guest.ram.iter().map(|range| SlotSpec {
             id: SlotId(0),
@@ -156,7 +156,7 @@ impl<'m> Nested<'m> {
             source: Source::Linear { pfn: Pfn(page), memory: MemoryType::Uncached },
             // Writes are looked at; see `mmio.rs`.
             mutability: Mutability::ReadOnly,
-            largest: Level::K4,
+            largest: Level::Size4K,
         };
         {
             let mut worker =
@@ -176,9 +176,9 @@ impl<'m> Nested<'m> {
 
     /// Answers a nested fault of `vcpu`.
     pub fn fault(&self, vcpu: &mut Handle<'_>, gpa: u64, access: Access) -> Answer {
-        let ask = Ask { gpa: Gpa(gpa), access, cause: Cause::Guest };
+        let fault = PageFault { gpa: Gpa(gpa), access, cause: Cause::Guest };
         let broken = |what| Answer::End(End::Broken { what });
-        match vcpu.fault_with(self.ram, ask) {
+        match vcpu.handle_fault(self.ram, fault) {
             Outcome::Fixed(_) => Answer::Mapped,
             Outcome::Spurious | Outcome::Retry | Outcome::Pending => Answer::Again,
             Outcome::Emulate | Outcome::WriteProtected => Answer::Device,

@@ -39,7 +39,7 @@ pub fn library(counted: &vmmu::Stats) -> Stats {
         ("splits", counted.splits),
         ("zapped", counted.zapped),
         ("flushes", counted.flushes),
-        ("exclusions", counted.exclusions),
+        ("grace_periods", counted.grace_periods),
         ("invalidations", counted.invalidations),
         ("flushes for others' debts", counted.foreign_debts),
         ("debts leaked", counted.debts_leaked),

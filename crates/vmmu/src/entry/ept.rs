@@ -32,7 +32,7 @@ impl Default for EptOptions {
     fn default() -> Self {
         EptOptions {
             top: Level::L4,
-            largest: Level::G1,
+            largest: Level::Size1G,
             phys_bits: 46,
             record: Record::Hardware,
             exec_only: true,

@@ -126,7 +126,9 @@ impl fmt::Display for FormatError {
                 write!(f, "physical address width {n} is not between 32 and 52 bits")
             }
             FormatError::Levels(level) => write!(f, "a top table of {level}: give L4 or L5"),
-            FormatError::Largest(level) => write!(f, "a leaf of {level}: give K4, M2 or G1"),
+            FormatError::Largest(level) => {
+                write!(f, "a leaf of {level}: give Size4K, Size2M or Size1G")
+            }
         }
     }
 }
@@ -273,9 +275,8 @@ impl Format {
             State::Dead { next } => {
                 next.is_none_or(|pfn| pfn.0 != 0 && self.fits(pfn)).then(|| self.dead(next))
             }
-            State::Table(pfn) => {
-                (level > Level::K4 && level <= self.top && self.fits(pfn)).then(|| self.table(pfn))
-            }
+            State::Table(pfn) => (level > Level::Size4K && level <= self.top && self.fits(pfn))
+                .then(|| self.table(pfn)),
             State::Leaf(leaf) => self.leaf(&leaf, level),
             State::Corrupt => None,
         }
@@ -295,7 +296,7 @@ impl Format {
         (owner >> Self::OWNER_BITS == 0).then(|| self.frozen(tag, owner))
     }
 
-    /// A dead entry. Frame 0 is never a table, so it stands for "none".
+    /// A dead entry. ResolvedFault 0 is never a table, so it stands for "none".
     #[inline]
     pub(crate) fn dead(&self, next: Option<Pfn>) -> Value {
         self.frozen(soft::HOLD | soft::CLAIM, next.map_or(0, |pfn| pfn.0))
@@ -326,7 +327,7 @@ impl Format {
         if bits == ILLEGAL || misplaced || level > self.largest {
             return None;
         }
-        let huge = if level > Level::K4 { self.huge } else { 0 };
+        let huge = if level > Level::Size4K { self.huge } else { 0 };
         Some(Value(bits | huge | leaf.pfn.hpa().0))
     }
 
@@ -358,7 +359,7 @@ impl Format {
             };
         }
         let pfn = Pfn((v & ADDRESS) >> 12);
-        if level > Level::K4 && v & self.huge == 0 {
+        if level > Level::Size4K && v & self.huge == 0 {
             return State::Table(pfn);
         }
         let record = match (v & soft::RECORD) >> soft::RECORD_SHIFT {
@@ -433,7 +434,7 @@ impl Format {
     /// Whether a present value of `level` points at a table.
     #[inline]
     pub(crate) fn is_table(&self, value: Value, level: Level) -> bool {
-        level > Level::K4 && value.0 & (soft::PRESENT | self.huge) == soft::PRESENT
+        level > Level::Size4K && value.0 & (soft::PRESENT | self.huge) == soft::PRESENT
     }
 
     /// Whether a present value of a level above 4K points at a table.

@@ -27,14 +27,14 @@ use crate::addr::{Level, Pfn};
 
 /// When a flush has to be finished.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Flush {
+pub enum FlushDue {
     /// Never, for this change.
-    None,
+    Never,
     /// Before the dirty log that this change belongs to is handed out. The operation owes it
     /// whether or not an entry changed; it is not a consequence of the single change.
     BeforeLog,
     /// Before anybody relies on the permission being gone.
-    BeforePromise,
+    BeforeReliance,
 }
 
 /// A counter of leaves or tables that moves.
@@ -50,9 +50,9 @@ pub enum Count {
 
 /// What a legal change obliges to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Owed {
+pub struct Consequences {
     /// The flush.
-    pub flush: Flush,
+    pub flush: FlushDue,
     /// A set D was dropped, or W where there is no D: the frames of the old leaf must be reported
     /// dirty.
     pub dirty: bool,
@@ -71,10 +71,10 @@ pub struct Owed {
     pub external: bool,
 }
 
-impl Owed {
+impl Consequences {
     /// Nothing.
-    pub const NOTHING: Owed = Owed {
-        flush: Flush::None,
+    pub const NOTHING: Consequences = Consequences {
+        flush: FlushDue::Never,
         dirty: false,
         accessed: false,
         log: false,
@@ -86,11 +86,11 @@ impl Owed {
 
 /// Why a change is illegal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Crime {
+pub enum Illegal {
     /// One of the values is none that the library writes at this level.
     Corrupt,
     /// A present leaf gets another frame or size: it must be zapped and flushed in between.
-    Frame,
+    ResolvedFault,
     /// The host's permission to write changes while the leaf is present.
     HostWritable,
     /// The memory type changes while the leaf is present.
@@ -153,20 +153,25 @@ fn legal_leaf(format: &Format, v: u64, level: Level) -> bool {
 
 /// A leaf is there that was not.
 #[inline]
-fn mapped(format: &Format, v: u64) -> Owed {
-    Owed { log: v & format.write != 0, leaves: Count::Mapped, external: true, ..Owed::NOTHING }
+fn mapped(format: &Format, v: u64) -> Consequences {
+    Consequences {
+        log: v & format.write != 0,
+        leaves: Count::Mapped,
+        external: true,
+        ..Consequences::NOTHING
+    }
 }
 
 /// A leaf is there no longer, and no table of the same translation in its place.
 #[inline]
-fn unmapped(format: &Format, v: u64) -> Owed {
-    Owed {
-        flush: Flush::BeforePromise,
+fn unmapped(format: &Format, v: u64) -> Consequences {
+    Consequences {
+        flush: FlushDue::BeforeReliance,
         dirty: was_dirty(format, v),
         accessed: was_accessed(format, v),
         leaves: Count::Unmapped,
         external: true,
-        ..Owed::NOTHING
+        ..Consequences::NOTHING
     }
 }
 
@@ -174,15 +179,20 @@ fn unmapped(format: &Format, v: u64) -> Owed {
 ///
 /// Both values must be of `format`, which only [`Format::read`] checks in full. What a glance
 /// shows, a leaf where none can be, software bits that contradict each other, is
-/// [`Crime::Corrupt`].
+/// [`Illegal::Corrupt`].
 #[inline]
-pub fn owed(format: &Format, old: Value, new: Value, level: Level) -> Result<Owed, Crime> {
+pub fn consequences(
+    format: &Format,
+    old: Value,
+    new: Value,
+    level: Level,
+) -> Result<Consequences, Illegal> {
     // The fault path, and most of what ever happens: nothing becomes a leaf.
     if old.0 == format.empty && format.is_leaf(new, level) {
         return if legal_leaf(format, new.0, level) {
             Ok(mapped(format, new.0))
         } else {
-            Err(Crime::Corrupt)
+            Err(Illegal::Corrupt)
         };
     }
     // Range operations: a leaf becomes nothing.
@@ -190,30 +200,35 @@ pub fn owed(format: &Format, old: Value, new: Value, level: Level) -> Result<Owe
         return if legal_leaf(format, old.0, level) {
             Ok(unmapped(format, old.0))
         } else {
-            Err(Crime::Corrupt)
+            Err(Illegal::Corrupt)
         };
     }
-    if old == new { Ok(Owed::NOTHING) } else { all_others(format, old, new, level) }
+    if old == new { Ok(Consequences::NOTHING) } else { all_others(format, old, new, level) }
 }
 
 /// Apart, so that what is inlined into a caller stays small.
-fn all_others(format: &Format, old: Value, new: Value, level: Level) -> Result<Owed, Crime> {
+fn all_others(
+    format: &Format,
+    old: Value,
+    new: Value,
+    level: Level,
+) -> Result<Consequences, Illegal> {
     let (Some(from), Some(to)) = (class(format, old, level), class(format, new, level)) else {
-        return Err(Crime::Corrupt);
+        return Err(Illegal::Corrupt);
     };
     match (from, to) {
-        (Class::Dead, Class::Dead) => return Ok(Owed::NOTHING),
-        (Class::Dead, _) if !defect!(OverwritesFrozen) => return Err(Crime::Dead),
-        (Class::Held, Class::Held) => return Err(Crime::Frozen),
-        (Class::Leaf | Class::Table, Class::Mmio) => return Err(Crime::Mmio),
-        (Class::Table, Class::Table) => return Err(Crime::Relink),
+        (Class::Dead, Class::Dead) => return Ok(Consequences::NOTHING),
+        (Class::Dead, _) if !defect!(OverwritesFrozen) => return Err(Illegal::Dead),
+        (Class::Held, Class::Held) => return Err(Illegal::Frozen),
+        (Class::Leaf | Class::Table, Class::Mmio) => return Err(Illegal::Mmio),
+        (Class::Table, Class::Table) => return Err(Illegal::Relink),
         (Class::Leaf, Class::Leaf) => return leaf_to_leaf(format, old.0, new.0),
         _ => {}
     }
     let mut owed = match to {
         Class::Leaf => mapped(format, new.0),
-        Class::Table => Owed { external: true, ..Owed::NOTHING },
-        Class::Empty | Class::Mmio | Class::Held | Class::Dead => Owed::NOTHING,
+        Class::Table => Consequences { external: true, ..Consequences::NOTHING },
+        Class::Empty | Class::Mmio | Class::Held | Class::Dead => Consequences::NOTHING,
     };
     match from {
         // A split owes nothing more: any mixture of the leaf and its children is the same
@@ -223,10 +238,10 @@ fn all_others(format: &Format, old: Value, new: Value, level: Level) -> Result<O
         Class::Table => {
             let recorded = by_software(new.0) || new.0 & format.dirty != 0;
             if owed.log && !recorded {
-                return Err(Crime::Clean);
+                return Err(Illegal::Clean);
             }
             owed.detached = Some(format.pfn(old));
-            owed.flush = Flush::BeforePromise;
+            owed.flush = FlushDue::BeforeReliance;
             owed.external = true;
         }
         Class::Empty | Class::Mmio | Class::Held | Class::Dead => {}
@@ -252,22 +267,22 @@ fn by_software(v: u64) -> bool {
 }
 
 #[inline]
-fn leaf_to_leaf(format: &Format, old: u64, new: u64) -> Result<Owed, Crime> {
+fn leaf_to_leaf(format: &Format, old: u64, new: u64) -> Result<Consequences, Illegal> {
     let changed = old ^ new;
     if changed & (super::format::ADDRESS | format.huge) != 0 {
-        return Err(Crime::Frame);
+        return Err(Illegal::ResolvedFault);
     }
     if changed & soft::HOST_WRITABLE != 0 {
-        return Err(Crime::HostWritable);
+        return Err(Illegal::HostWritable);
     }
     if changed & soft::RECORD != 0 {
-        return Err(Crime::Record);
+        return Err(Illegal::Record);
     }
     if changed & format.memory_mask != 0 {
-        return Err(Crime::Memory);
+        return Err(Illegal::Memory);
     }
     let taken = |bits: u64| old & bits != 0 && new & bits == 0;
-    let mut owed = Owed::NOTHING;
+    let mut owed = Consequences::NOTHING;
     owed.log = changed & format.write != 0 && new & format.write != 0;
     owed.dirty = if by_software(old) { taken(format.write) } else { taken(format.dirty) };
     let (before, after) = (format.rights(old), format.rights(new));
@@ -276,9 +291,9 @@ fn leaf_to_leaf(format: &Format, old: u64, new: u64) -> Result<Owed, Crime> {
         && old & format.write == 0
         && before.difference(after) == super::Access::WRITE;
     if !after.contains(before) && !unseen {
-        owed.flush = Flush::BeforePromise;
+        owed.flush = FlushDue::BeforeReliance;
     } else if taken(format.write) || taken(format.dirty) {
-        owed.flush = Flush::BeforeLog;
+        owed.flush = FlushDue::BeforeLog;
     }
     Ok(owed)
 }

@@ -15,7 +15,7 @@ use crate::addr::Level;
 pub struct NptOptions {
     /// Level of the top table: `L4`, or `L5` when the host runs with CR4.LA57.
     pub top: Level,
-    /// The largest leaf: `G1` if CPUID 8000_0001 EDX bit 26.
+    /// The largest leaf: `Size1G` if CPUID 8000_0001 EDX bit 26.
     pub largest: Level,
     /// Host-physical address width, CPUID 8000_0008 EAX.
     pub phys_bits: u32,
@@ -24,7 +24,7 @@ pub struct NptOptions {
 impl Default for NptOptions {
     /// Four levels, 1 GiB leaves, 48 bits.
     fn default() -> Self {
-        NptOptions { top: Level::L4, largest: Level::G1, phys_bits: 48 }
+        NptOptions { top: Level::L4, largest: Level::Size1G, phys_bits: 48 }
     }
 }
 

@@ -3,20 +3,20 @@
 //! Without a debt: entries of a plain section cannot be cleared.
 //! ```compile_fail,E0599
 //! # use vmmu::{addr::*, host::Host, protocol::*, RootName};
-//! fn clear<H: Host>(turn: &mut Turn<'_, H>, root: RootName, gfn: Gfn) {
-//!     let section = turn.section();
-//!     if let Some(entry) = section.entry(root, gfn, Level::K4) {
+//! fn clear<H: Host>(local: &mut Local<'_, H>, root: RootName, gfn: Gfn) {
+//!     let section = local.section();
+//!     if let Some(entry) = section.entry(root, gfn, Level::Size4K) {
 //!         let _ = entry.zap();
 //!     }
 //! }
 //! ```
 //! ```
 //! # use vmmu::{addr::*, host::Host, protocol::*, RootName};
-//! fn clear<H: Host>(turn: &mut Turn<'_, H>, root: RootName, gfn: Gfn) {
-//!     let mut debt = turn.debt(gfn.leaf(Level::G1));
+//! fn clear<H: Host>(local: &mut Local<'_, H>, root: RootName, gfn: Gfn) {
+//!     let mut debt = local.debt(gfn.leaf(Level::Size1G));
 //!     {
 //!         let section = debt.section();
-//!         if let Some(entry) = section.entry(root, gfn, Level::K4) {
+//!         if let Some(entry) = section.entry(root, gfn, Level::Size4K) {
 //!             let _ = entry.zap();
 //!         }
 //!     }
@@ -56,18 +56,18 @@
 //! ```compile_fail,E0308
 //! # use vmmu::{addr::*, host::Host, protocol::*, RootName};
 //! fn zap(section: &Clearing<'_>, root: RootName) {
-//!     let _ = section.entry(root, Gfn(0), Level::K4).map(|entry| entry.zap());
+//!     let _ = section.entry(root, Gfn(0), Level::Size4K).map(|entry| entry.zap());
 //! }
-//! fn clear<H: Host>(turn: &mut Turn<'_, H>, other: &mut Debt<'_, H>, root: RootName) {
-//!     zap(&turn.section(), root);
+//! fn clear<H: Host>(local: &mut Local<'_, H>, other: &mut Debt<'_, H>, root: RootName) {
+//!     zap(&local.section(), root);
 //! }
 //! ```
 //! ```
 //! # use vmmu::{addr::*, host::Host, protocol::*, RootName};
 //! fn zap(section: &Clearing<'_>, root: RootName) {
-//!     let _ = section.entry(root, Gfn(0), Level::K4).map(|entry| entry.zap());
+//!     let _ = section.entry(root, Gfn(0), Level::Size4K).map(|entry| entry.zap());
 //! }
-//! fn clear<H: Host>(turn: &mut Turn<'_, H>, other: &mut Debt<'_, H>, root: RootName) {
+//! fn clear<H: Host>(local: &mut Local<'_, H>, other: &mut Debt<'_, H>, root: RootName) {
 //!     zap(&other.section(), root);
 //! }
 //! ```
@@ -89,19 +89,19 @@
 //! Two debts at once; the ledger has room for one.
 //! ```compile_fail,E0499
 //! # use vmmu::{addr::*, host::Host, protocol::*};
-//! fn owe<H: Host>(turn: &mut Turn<'_, H>, a: GfnRange, b: GfnRange) {
-//!     let first = turn.debt(a);
-//!     let second = turn.debt(b);
+//! fn owe<H: Host>(local: &mut Local<'_, H>, a: GfnRange, b: GfnRange) {
+//!     let first = local.debt(a);
+//!     let second = local.debt(b);
 //!     first.settle();
 //!     second.settle();
 //! }
 //! ```
 //! ```
 //! # use vmmu::{addr::*, host::Host, protocol::*};
-//! fn owe<H: Host>(turn: &mut Turn<'_, H>, a: GfnRange, b: GfnRange) {
-//!     let first = turn.debt(a);
+//! fn owe<H: Host>(local: &mut Local<'_, H>, a: GfnRange, b: GfnRange) {
+//!     let first = local.debt(a);
 //!     first.settle();
-//!     let second = turn.debt(b);
+//!     let second = local.debt(b);
 //!     second.settle();
 //! }
 //! ```
@@ -143,14 +143,14 @@
 //! ```compile_fail
 //! #![deny(unused_must_use)]
 //! # use vmmu::{addr::*, host::Host, protocol::*};
-//! fn forget<H: Host>(turn: &mut Turn<'_, H>, range: GfnRange) {
-//!     turn.debt(range);
+//! fn forget<H: Host>(local: &mut Local<'_, H>, range: GfnRange) {
+//!     local.debt(range);
 //! }
 //! ```
 //! ```
 //! #![deny(unused_must_use)]
 //! # use vmmu::{addr::*, host::Host, protocol::*};
-//! fn forget<H: Host>(turn: &mut Turn<'_, H>, range: GfnRange) {
-//!     turn.debt(range).settle();
+//! fn forget<H: Host>(local: &mut Local<'_, H>, range: GfnRange) {
+//!     local.debt(range).settle();
 //! }
 //! ```

@@ -20,14 +20,14 @@
 //! Split after it was zapped, from the value it had before:
 //! ```compile_fail,E0382
 //! # use vmmu::protocol::*;
-//! fn write<'s>(entry: Entry<'s, Owing<'s>>, full: &mut Full<'_>) {
+//! fn write<'s>(entry: Entry<'s, Owing<'s>>, full: &mut ReservedPages<'_>) {
 //!     let _zapped = entry.zap();
 //!     let _split = entry.split(full);
 //! }
 //! ```
 //! ```
 //! # use vmmu::protocol::*;
-//! fn write<'s>(entry: Entry<'s, Owing<'s>>, full: &mut Full<'_>) {
+//! fn write<'s>(entry: Entry<'s, Owing<'s>>, full: &mut ReservedPages<'_>) {
 //!     let _split = entry.split(full);
 //! }
 //! ```

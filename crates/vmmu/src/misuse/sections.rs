@@ -3,9 +3,9 @@
 //! Nested:
 //! ```compile_fail,E0499
 //! # use vmmu::{host::Host, protocol::*};
-//! fn twice<H: Host>(turn: &mut Turn<'_, H>) {
-//!     let outer = turn.section();
-//!     let inner = turn.section();
+//! fn twice<H: Host>(local: &mut Local<'_, H>) {
+//!     let outer = local.section();
+//!     let inner = local.section();
 //!     drop(inner);
 //!     drop(outer);
 //! }
@@ -13,10 +13,10 @@
 //! One after the other:
 //! ```
 //! # use vmmu::{host::Host, protocol::*};
-//! fn twice<H: Host>(turn: &mut Turn<'_, H>) {
-//!     let outer = turn.section();
+//! fn twice<H: Host>(local: &mut Local<'_, H>) {
+//!     let outer = local.section();
 //!     drop(outer);
-//!     let inner = turn.section();
+//!     let inner = local.section();
 //!     drop(inner);
 //! }
 //! ```
@@ -24,37 +24,37 @@
 //! An exclusion begun inside: it would wait for this very section if it did not skip its own line.
 //! ```compile_fail,E0499
 //! # use vmmu::{host::Host, protocol::*};
-//! fn wait<H: Host>(turn: &mut Turn<'_, H>) {
-//!     let section = turn.section();
-//!     turn.exclude();
+//! fn wait<H: Host>(local: &mut Local<'_, H>) {
+//!     let section = local.section();
+//!     local.synchronize();
 //!     drop(section);
 //! }
 //! ```
 //! ```
 //! # use vmmu::{host::Host, protocol::*};
-//! fn wait<H: Host>(turn: &mut Turn<'_, H>) {
-//!     let section = turn.section();
+//! fn wait<H: Host>(local: &mut Local<'_, H>) {
+//!     let section = local.section();
 //!     drop(section);
-//!     turn.exclude();
+//!     local.synchronize();
 //! }
 //! ```
 //!
 //! A withdrawal begun inside:
 //! ```compile_fail,E0499
 //! # use vmmu::{host::Host, protocol::*};
-//! fn withdraw<H: Host>(turn: &mut Turn<'_, H>, pages: HostPages) {
-//!     let section = turn.section();
-//!     let published = turn.publish(pages);
+//! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) {
+//!     let section = local.section();
+//!     let published = local.announce(pages);
 //!     drop(section);
 //!     drop(published);
 //! }
 //! ```
 //! ```
 //! # use vmmu::{host::Host, protocol::*};
-//! fn withdraw<H: Host>(turn: &mut Turn<'_, H>, pages: HostPages) {
-//!     let section = turn.section();
+//! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) {
+//!     let section = local.section();
 //!     drop(section);
-//!     let published = turn.publish(pages);
+//!     let published = local.announce(pages);
 //!     drop(published);
 //! }
 //! ```
@@ -62,9 +62,9 @@
 //! The slot guard taken inside; it may wait for somebody who excludes.
 //! ```compile_fail,E0499
 //! # use vmmu::{host::Host, protocol::*};
-//! fn lock<H: Host>(turn: &mut Turn<'_, H>) {
-//!     let section = turn.section();
-//!     let guard = turn.slots();
+//! fn lock<H: Host>(local: &mut Local<'_, H>) {
+//!     let section = local.section();
+//!     let guard = local.slots();
 //!     drop(section);
 //!     drop(guard);
 //! }
@@ -72,9 +72,9 @@
 //! Held across sections:
 //! ```
 //! # use vmmu::{host::Host, protocol::*};
-//! fn lock<H: Host>(turn: &mut Turn<'_, H>) {
-//!     let guard = turn.slots();
-//!     let section = turn.section();
+//! fn lock<H: Host>(local: &mut Local<'_, H>) {
+//!     let guard = local.slots();
+//!     let section = local.section();
 //!     drop(section);
 //!     drop(guard);
 //! }
@@ -83,26 +83,26 @@
 //! A watch opened inside; the fence that opens the section would not order it.
 //! ```compile_fail,E0499
 //! # use vmmu::{addr::*, entry::Access, host::Host, protocol::*, slot::*, tdp::*, RootName};
-//! fn watch<H: Host>(turn: &mut Turn<'_, H>, root: RootName, ask: Ask) {
-//!     let section = turn.section();
-//!     let watch = turn.watch(AddressSpace(0), ask.gpa.gfn(), Level::M2);
-//!     let _ = watch.map(|watch| section.admit(watch, root, ask));
+//! fn watch<H: Host>(local: &mut Local<'_, H>, root: RootName, fault: PageFault) {
+//!     let section = local.section();
+//!     let watch = local.watch(AddressSpace(0), fault.gpa.gfn(), Level::Size2M);
+//!     let _ = watch.map(|watch| section.admit(watch, root, fault));
 //! }
 //! ```
 //! ```
 //! # use vmmu::{addr::*, entry::Access, host::Host, protocol::*, slot::*, tdp::*, RootName};
-//! fn watch<H: Host>(turn: &mut Turn<'_, H>, root: RootName, ask: Ask) {
-//!     let watch = turn.watch(AddressSpace(0), ask.gpa.gfn(), Level::M2);
-//!     let section = turn.section();
-//!     let _ = watch.map(|watch| section.admit(watch, root, ask));
+//! fn watch<H: Host>(local: &mut Local<'_, H>, root: RootName, fault: PageFault) {
+//!     let watch = local.watch(AddressSpace(0), fault.gpa.gfn(), Level::Size2M);
+//!     let section = local.section();
+//!     let _ = watch.map(|watch| section.admit(watch, root, fault));
 //! }
 //! ```
 //!
 //! A section sent to a thread; its turn would be left by a thread that never entered.
 //! ```compile_fail,E0277
 //! # use vmmu::{host::Host, protocol::*};
-//! fn send<H: Host>(turn: &mut Turn<'_, H>) {
-//!     let section = turn.section();
+//! fn send<H: Host>(local: &mut Local<'_, H>) {
+//!     let section = local.section();
 //!     std::thread::scope(|scope| {
 //!         scope.spawn(move || drop(section));
 //!     });
@@ -111,9 +111,9 @@
 //! The turn can go, nothing of it being open:
 //! ```
 //! # use vmmu::{host::Host, protocol::*};
-//! fn send<H: Host>(turn: &mut Turn<'_, H>) {
+//! fn send<H: Host>(local: &mut Local<'_, H>) {
 //!     std::thread::scope(|scope| {
-//!         scope.spawn(move || drop(turn.section()));
+//!         scope.spawn(move || drop(local.section()));
 //!     });
 //! }
 //! ```
@@ -121,19 +121,19 @@
 //! A section lent to a thread, which the section of this one does not speak for:
 //! ```compile_fail,E0277
 //! # use vmmu::{addr::*, host::Host, protocol::*, RootName};
-//! fn lend<H: Host>(turn: &mut Turn<'_, H>, root: RootName) {
-//!     let section = turn.section();
+//! fn lend<H: Host>(local: &mut Local<'_, H>, root: RootName) {
+//!     let section = local.section();
 //!     std::thread::scope(|scope| {
-//!         scope.spawn(|| section.entry(root, Gfn(0), Level::K4).map(|entry| entry.value()));
+//!         scope.spawn(|| section.entry(root, Gfn(0), Level::Size4K).map(|entry| entry.value()));
 //!     });
 //! }
 //! ```
 //! ```
 //! # use vmmu::{addr::*, host::Host, protocol::*, RootName};
-//! fn lend<H: Host>(turn: &mut Turn<'_, H>, root: RootName) {
-//!     let section = turn.section();
+//! fn lend<H: Host>(local: &mut Local<'_, H>, root: RootName) {
+//!     let section = local.section();
 //!     std::thread::scope(|scope| {
-//!         let value = section.entry(root, Gfn(0), Level::K4).map(|entry| entry.value());
+//!         let value = section.entry(root, Gfn(0), Level::Size4K).map(|entry| entry.value());
 //!         scope.spawn(move || value);
 //!     });
 //! }
@@ -162,22 +162,22 @@
 //! An entry, that is a reference into a table, kept after the section:
 //! ```compile_fail,E0597
 //! # use vmmu::{addr::*, host::Host, protocol::*, RootName};
-//! fn read<H: Host>(turn: &mut Turn<'_, H>, root: RootName, gfn: Gfn) {
+//! fn read<H: Host>(local: &mut Local<'_, H>, root: RootName, gfn: Gfn) {
 //!     let entry;
 //!     {
-//!         let section = turn.section();
-//!         entry = section.entry(root, gfn, Level::K4);
+//!         let section = local.section();
+//!         entry = section.entry(root, gfn, Level::Size4K);
 //!     }
 //!     let _state = entry.map(|entry| entry.state());
 //! }
 //! ```
 //! ```
 //! # use vmmu::{addr::*, host::Host, protocol::*, RootName};
-//! fn read<H: Host>(turn: &mut Turn<'_, H>, root: RootName, gfn: Gfn) {
+//! fn read<H: Host>(local: &mut Local<'_, H>, root: RootName, gfn: Gfn) {
 //!     let entry;
 //!     {
-//!         let section = turn.section();
-//!         entry = section.entry(root, gfn, Level::K4).map(|entry| entry.state());
+//!         let section = local.section();
+//!         entry = section.entry(root, gfn, Level::Size4K).map(|entry| entry.state());
 //!     }
 //!     let _state = entry;
 //! }
@@ -186,22 +186,22 @@
 //! A permit kept after it: what the permit rests on may have changed.
 //! ```compile_fail,E0597
 //! # use vmmu::{addr::*, host::Host, protocol::*, tdp::*};
-//! fn map<H: Host>(turn: &mut Turn<'_, H>, frame: &Frame<'_>, full: Full<'_>) {
+//! fn map<H: Host>(local: &mut Local<'_, H>, frame: &ResolvedFault<'_>, full: ReservedPages<'_>) {
 //!     let permit;
 //!     {
-//!         let section = turn.section();
-//!         permit = section.permit(frame, Level::K4);
+//!         let section = local.section();
+//!         permit = section.permit(frame, Level::Size4K);
 //!     }
 //!     let _mapped = permit.map(|permit| permit.map(full));
 //! }
 //! ```
 //! ```
 //! # use vmmu::{addr::*, host::Host, protocol::*, tdp::*};
-//! fn map<H: Host>(turn: &mut Turn<'_, H>, frame: &Frame<'_>, full: Full<'_>) {
+//! fn map<H: Host>(local: &mut Local<'_, H>, frame: &ResolvedFault<'_>, full: ReservedPages<'_>) {
 //!     let permit;
 //!     {
-//!         let section = turn.section();
-//!         permit = section.permit(frame, Level::K4).map(|permit| permit.map(full));
+//!         let section = local.section();
+//!         permit = section.permit(frame, Level::Size4K).map(|permit| permit.map(full));
 //!     }
 //!     let _mapped = permit;
 //! }
@@ -210,7 +210,7 @@
 //! A table carried out of a walk's closure; the walk leaves its section after each.
 //! ```compile_fail,E0521
 //! # use vmmu::{host::Host, protocol::*};
-//! fn keep<H: Host>(withdrawn: Withdrawn<'_, H, HostPages>) {
+//! fn keep<H: Host>(withdrawn: Quiesced<'_, H, HostPages>) {
 //!     let mut kept = None;
 //!     let _walked = withdrawn.walk(|page| {
 //!         kept = Some(page);
@@ -220,7 +220,7 @@
 //! ```
 //! ```
 //! # use vmmu::{host::Host, protocol::*};
-//! fn keep<H: Host>(withdrawn: Withdrawn<'_, H, HostPages>) {
+//! fn keep<H: Host>(withdrawn: Quiesced<'_, H, HostPages>) {
 //!     let mut kept = None;
 //!     let _walked = withdrawn.walk(|page| {
 //!         kept = Some(page.range());
@@ -232,7 +232,7 @@
 //! An entry of it carried out likewise:
 //! ```compile_fail,E0521
 //! # use vmmu::{host::Host, protocol::*};
-//! fn keep<H: Host>(withdrawn: Withdrawn<'_, H, HostPages>) {
+//! fn keep<H: Host>(withdrawn: Quiesced<'_, H, HostPages>) {
 //!     let mut kept = None;
 //!     let _walked = withdrawn.walk(|page| {
 //!         kept = page.entries().next();
@@ -242,7 +242,7 @@
 //! ```
 //! ```
 //! # use vmmu::{host::Host, protocol::*};
-//! fn keep<H: Host>(withdrawn: Withdrawn<'_, H, HostPages>) {
+//! fn keep<H: Host>(withdrawn: Quiesced<'_, H, HostPages>) {
 //!     let mut kept = None;
 //!     let _walked = withdrawn.walk(|page| {
 //!         kept = page.entries().next().map(|entry| entry.value());

@@ -7,10 +7,10 @@ use super::set::Edit;
 use super::{Room, SlotError, SlotId, SlotInfo, SlotSpec};
 use crate::host::Host;
 use crate::root::{PLACES, Phase};
-use crate::section::Turn;
+use crate::section::Local;
 use crate::shared::Core;
 use crate::sync::{MutexGuard, lock};
-use crate::withdraw::{Promise, RootInvalid, SlotDying};
+use crate::withdraw::{Revoked, RootInvalid, SlotDying};
 
 /// Held: nobody else changes slots or invalidates roots.
 #[must_use]
@@ -25,7 +25,7 @@ impl core::fmt::Debug for SlotGuard<'_> {
     }
 }
 
-impl<'p, H: Host> Turn<'p, H> {
+impl<'p, H: Host> Local<'p, H> {
     /// Takes the slot guard; waits for whoever has it.
     pub fn slots(&mut self) -> SlotGuard<'p> {
         let core = self.core();
@@ -43,7 +43,7 @@ impl SlotGuard<'_> {
         self.edit().info(id)
     }
 
-    /// Makes room for a new slot: a step, after which the caller may have to exclude and ask again.
+    /// Makes room for a new slot: a step, after which the caller may have to synchronize and ask again.
     /// Without it, deleting this slot or another may need memory.
     pub fn make_room(&mut self, spec: &SlotSpec) -> Result<Room, SlotError> {
         self.edit().make_room(spec)
@@ -80,9 +80,9 @@ impl SlotGuard<'_> {
     }
 
     /// Takes a dying slot out of the set, now that nothing of it is mapped. Exclude, then
-    /// [`bury`](Self::bury) it. Gives its number, or `None` for another VM's promise, or one of
+    /// [`free_id`](Self::free_id) it. Gives its number, or `None` for another VM's promise, or one of
     /// another VM's slot.
-    pub fn remove(&mut self, gone: Promise<SlotDying>) -> Option<SlotId> {
+    pub fn remove(&mut self, gone: Revoked<SlotDying>) -> Option<SlotId> {
         let SlotDying { vm, id, .. } = gone.open(self.core)?;
         if vm != self.core.id {
             return None;
@@ -92,8 +92,8 @@ impl SlotGuard<'_> {
     }
 
     /// Makes the number of a removed slot free again.
-    pub fn bury(&mut self, id: SlotId) {
-        self.edit().bury(id);
+    pub fn free_id(&mut self, id: SlotId) {
+        self.edit().free_id(id);
     }
 
     /// Generation of the set.

@@ -44,7 +44,7 @@ pub enum Source {
     /// Host frames in one run from `pfn`, pinned: they never move while the slot lives, and a
     /// fault asks nobody.
     Linear {
-        /// Frame of the first page.
+        /// ResolvedFault of the first page.
         pfn: Pfn,
         /// Memory type of every mapping.
         memory: MemoryType,
@@ -96,7 +96,7 @@ pub struct SlotInfo {
 /// Where a slot is in its life.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum SlotState {
-    /// Published, not yet usable.
+    /// Announced, not yet usable.
     Coming,
     /// In use.
     Live,
@@ -160,9 +160,9 @@ impl Word {
     #[inline]
     pub(crate) fn largest(self) -> Level {
         match self.0 >> LARGEST_SHIFT & 7 {
-            3 => Level::G1,
-            2 => Level::M2,
-            _ => Level::K4,
+            3 => Level::Size1G,
+            2 => Level::Size2M,
+            _ => Level::Size4K,
         }
     }
 
@@ -215,7 +215,7 @@ impl Region {
     #[inline]
     pub(crate) fn level_at(&self, gfn: Gfn, largest: Level) -> Level {
         let mut level = largest;
-        while level > Level::K4 && !self.range.covers(gfn.leaf(level)) {
+        while level > Level::Size4K && !self.range.covers(gfn.leaf(level)) {
             match level.below() {
                 Some(below) => level = below,
                 None => break,

@@ -292,7 +292,7 @@ impl Slots {
     /// # Safety
     ///
     /// The reference must not outlive the section it was taken in, or nothing else may run
-    /// (`&mut Vm`).
+    /// (`&mut Mmu`).
     #[inline]
     pub(crate) unsafe fn current(&self) -> &SlotSet {
         let [a, b] = &self.sets;
@@ -315,8 +315,8 @@ impl Slots {
 pub enum Room {
     /// There is.
     There,
-    /// In one of two copies: exclude, and ask again.
-    AfterExclusion,
+    /// In one of two copies: synchronize, and ask again.
+    AfterGracePeriod,
 }
 
 /// Changes under the slot guard: the caller holds it and excludes after each.
@@ -379,8 +379,8 @@ impl<'g> Edit<'g> {
         Ok(())
     }
 
-    /// Makes room for a slot in both copies. [`Room::AfterExclusion`]: one copy has it and is now
-    /// current; exclude, and ask again.
+    /// Makes room for a slot in both copies. [`Room::AfterGracePeriod`]: one copy has it and is now
+    /// current; synchronize, and ask again.
     pub(crate) fn make_room(&mut self, spec: &SlotSpec) -> Result<Room, SlotError> {
         self.check_add(spec)?;
         let (now, next, place) = self.sets();
@@ -392,7 +392,7 @@ impl<'g> Edit<'g> {
         // Nothing has changed.
         next.generation = now.generation;
         self.slots.current.store(place, Ordering::Release);
-        Ok(Room::AfterExclusion)
+        Ok(Room::AfterGracePeriod)
     }
 
     fn check_add(&mut self, spec: &SlotSpec) -> Result<(), SlotError> {
@@ -441,7 +441,7 @@ impl<'g> Edit<'g> {
     }
 
     /// Takes a dying slot whose leaves are gone out of the set. The caller excludes, then
-    /// [`bury`](Self::bury)s it.
+    /// [`free_id`](Self::free_id)s it.
     pub(crate) fn remove(&mut self, id: SlotId) {
         let (now, next, place) = self.sets();
         next.rebuild(now, Some(id), None);
@@ -449,7 +449,7 @@ impl<'g> Edit<'g> {
     }
 
     /// Makes the number of a removed slot free again.
-    pub(crate) fn bury(&mut self, id: SlotId) {
+    pub(crate) fn free_id(&mut self, id: SlotId) {
         self.store(id, Word::NONE);
     }
 

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use super::Table;
 use crate::NoMemory;
 use crate::addr::{Level, Pfn};
-use crate::host::{Contents, Host, PageAsk};
+use crate::host::{Contents, Host, Placement};
 use crate::shared::{Broken, Core};
 
 /// Table pages in stock, all empty tables. Belongs to one worker or vCPU.
@@ -18,12 +18,12 @@ pub struct Cache {
 
 /// Proof that the cache has the tables one leaf may need.
 #[derive(Debug)]
-pub struct Full<'c>(&'c mut Cache);
+pub struct ReservedPages<'c>(&'c mut Cache);
 
 /// How many pages are missing.
 #[must_use]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct NeedPages(pub usize);
+pub struct MissingPages(pub usize);
 
 impl Cache {
     /// An empty cache with room for one leaf's tables.
@@ -36,10 +36,10 @@ impl Cache {
 
     /// Proof for one leaf, or what is missing.
     #[inline]
-    pub fn full(&mut self) -> Result<Full<'_>, NeedPages> {
+    pub fn reserved(&mut self) -> Result<ReservedPages<'_>, MissingPages> {
         match self.need.saturating_sub(self.pages.len()) {
-            0 => Ok(Full(self)),
-            missing => Err(NeedPages(missing)),
+            0 => Ok(ReservedPages(self)),
+            missing => Err(MissingPages(missing)),
         }
     }
 
@@ -55,7 +55,7 @@ impl Cache {
         let more = stock.saturating_sub(self.pages.len());
         self.pages.try_reserve_exact(more).map_err(|_| NoMemory)?;
         for _ in 0..more {
-            let page = host.take(PageAsk::default()).ok_or(NoMemory)?;
+            let page = host.take(Placement::default()).ok_or(NoMemory)?;
             if page.pfn.0 == 0 || page.pfn.0 >> (core.format.phys_bits() - 12) != 0 {
                 core.kill(Broken::TableUnusable);
                 host.release(page.pfn);
@@ -89,7 +89,7 @@ impl Cache {
     }
 }
 
-impl Full<'_> {
+impl ReservedPages<'_> {
     pub(crate) fn take(&mut self) -> Option<Pfn> {
         self.0.take()
     }

@@ -3,17 +3,17 @@
 //! Every write consumes the observation and is one compare-exchange from it; who lost gets a new
 //! observation. What the write obliges to comes from the law, in the same section.
 
-use super::{Full, Table};
+use super::{ReservedPages, Table};
 use crate::addr::{Gfn, GfnRange, Level, Pfn};
 use crate::entry::{Access, Cell, State, Value, law, split_child};
-use crate::section::{Inside, Kind, Owing};
+use crate::section::{Inside, Liability, Owing};
 use crate::shared::Broken;
 
 /// A place and the value seen.
 #[must_use]
 #[derive(Debug)]
-pub struct Entry<'s, K: Kind> {
-    pub(crate) inside: Inside<'s, K>,
+pub struct Entry<'s, L: Liability> {
+    pub(crate) inside: Inside<'s, L>,
     pub(crate) cell: &'s Cell,
     pub(crate) seen: Value,
     pub(crate) level: Level,
@@ -22,12 +22,12 @@ pub struct Entry<'s, K: Kind> {
 }
 
 /// The exchange was lost; this is what is there now.
-pub type Changed<'s, K> = Entry<'s, K>;
+pub type Changed<'s, L> = Entry<'s, L>;
 
-impl<'s, K: Kind> Entry<'s, K> {
+impl<'s, L: Liability> Entry<'s, L> {
     /// The entry for `gfn` in a table of `level`.
     #[inline]
-    pub(crate) fn of(inside: Inside<'s, K>, table: &'s Table, level: Level, gfn: Gfn) -> Self {
+    pub(crate) fn of(inside: Inside<'s, L>, table: &'s Table, level: Level, gfn: Gfn) -> Self {
         let cell = table.cell_for(gfn, level);
         Entry { inside, cell, seen: cell.get(), level, gfn: gfn.align_down(level) }
     }
@@ -88,12 +88,12 @@ impl<'s, K: Kind> Entry<'s, K> {
     /// Replaces the value seen, and does what the law says follows. `Ok(None)`: the law forbids
     /// it; the VM is dead and nothing has changed.
     #[inline]
-    pub(crate) fn apply(self, new: Value) -> Result<Option<law::Owed>, Changed<'s, K>> {
+    pub(crate) fn apply(self, new: Value) -> Result<Option<law::Consequences>, Changed<'s, L>> {
         let core = self.inside.core;
-        let owed = match law::owed(&core.format, self.seen, new, self.level) {
+        let owed = match law::consequences(&core.format, self.seen, new, self.level) {
             Ok(owed) => owed,
-            Err(crime) => {
-                core.kill(Broken::Law(crime));
+            Err(illegal) => {
+                core.kill(Broken::Law(illegal));
                 return Ok(None);
             }
         };
@@ -109,7 +109,7 @@ impl<'s, K: Kind> Entry<'s, K> {
     /// Replaces a huge leaf by a table of the same translation: a modify, allowed to anybody in a
     /// section. The children derive from the exact value that is exchanged, so nothing is owed.
     /// Anything but a huge leaf is left as it is.
-    pub fn split(self, pages: &mut Full<'_>) -> Result<(), Changed<'s, K>> {
+    pub fn split(self, pages: &mut ReservedPages<'_>) -> Result<(), Changed<'s, L>> {
         let core = self.inside.core;
         let (State::Leaf(leaf), Some(below)) = (self.state(), self.level.below()) else {
             return Ok(());
@@ -125,12 +125,12 @@ impl<'s, K: Kind> Entry<'s, K> {
         let (inside, level) = (self.inside, self.level);
         match self.apply(core.format.table(pfn)) {
             Ok(Some(_)) => {
-                if let Some(counter) = inside.line.mapped.get(below as usize - 1) {
+                if let Some(counter) = inside.words.mapped.get(below as usize - 1) {
                     counter.add(crate::addr::ENTRIES as u64);
                 }
-                debug_assert!(level > Level::K4, "only huge leaves split");
-                inside.line.counters.splits.add(1);
-                inside.line.counters.tables_linked.add(1);
+                debug_assert!(level > Level::Size4K, "only huge leaves split");
+                inside.words.counters.splits.add(1);
+                inside.words.counters.tables_linked.add(1);
                 Ok(())
             }
             Ok(None) => {
@@ -162,9 +162,9 @@ impl<'s> Entry<'s, Owing<'s>> {
         if self.apply(format.empty())?.is_none() {
             // The law knows no such value; the VM is dead, and the promise must hold all the same.
             let _ = cell.exchange(format.empty());
-            inside.kind.owe(law::Flush::BeforePromise);
+            inside.kind.owe(law::FlushDue::BeforeReliance);
         }
-        inside.line.counters.zapped.add(1);
+        inside.words.counters.zapped.add(1);
         Ok(())
     }
 
@@ -172,12 +172,12 @@ impl<'s> Entry<'s, Owing<'s>> {
     /// the debt. Anything but a table is left as it is.
     pub fn detach(self) -> Result<(), Changed<'s, Owing<'s>>> {
         let (inside, level) = (self.inside, self.level);
-        let (Some((table, below)), true) = (self.child(), level > Level::K4) else {
+        let (Some((table, below)), true) = (self.child(), level > Level::Size4K) else {
             return Ok(());
         };
         let pfn = inside.core.format.pfn(self.seen);
         if self.apply(inside.core.format.empty())?.is_some() && !defect!(LosesDetachedTable) {
-            bury(inside, pfn, table, below);
+            kill_entries(inside, pfn, table, below);
         }
         Ok(())
     }
@@ -187,7 +187,7 @@ impl<'s> Entry<'s, Owing<'s>> {
 ///
 /// Sections that walked past the parent before may still be at work here; exchanging each entry
 /// is what decides against them. A table that one of them linked meanwhile is taken along.
-fn bury(inside: Inside<'_, Owing<'_>>, pfn: Pfn, table: &Table, level: Level) {
+fn kill_entries(inside: Inside<'_, Owing<'_>>, pfn: Pfn, table: &Table, level: Level) {
     let core = inside.core;
     let dead = core.format.dead(None);
     for cell in table.cells() {
@@ -204,7 +204,7 @@ fn bury(inside: Inside<'_, Owing<'_>>, pfn: Pfn, table: &Table, level: Level) {
                 State::Dead { .. } => break,
                 _ => {}
             }
-            let owed = law::owed(&core.format, seen, dead, level);
+            let owed = law::consequences(&core.format, seen, dead, level);
             if let Err(now) = cell.change(seen, dead) {
                 seen = now;
                 continue;
@@ -214,7 +214,12 @@ fn bury(inside: Inside<'_, Owing<'_>>, pfn: Pfn, table: &Table, level: Level) {
                     inside.account(&owed, level);
                     if let (Some(child), Some(below)) = (owed.detached, level.below()) {
                         // SAFETY: it was linked when it was read in this section.
-                        bury(inside, child, unsafe { Table::at(core.window, child) }, below);
+                        kill_entries(
+                            inside,
+                            child,
+                            unsafe { Table::at(core.window, child) },
+                            below,
+                        );
                     }
                 }
                 Err(_) => core.kill(Broken::Corrupt),

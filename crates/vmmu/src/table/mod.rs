@@ -12,10 +12,10 @@ mod walk;
 use crate::addr::{ENTRIES, Pfn};
 use crate::entry::{Cell, Format, Value};
 
-pub use cache::{Cache, Full, NeedPages};
+pub use cache::{Cache, MissingPages, ReservedPages};
 pub use entry::{Changed, Entry};
 pub use page::{Page, Then};
-pub(crate) use walk::{Cursor, Order, Step, Target, descend};
+pub(crate) use walk::{Cursor, Order, Target, WalkStep, descend};
 
 /// One table page.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use core::cell::Cell;
 
 use super::{Changed, Entry, Table};
 use crate::addr::{ENTRIES, Gfn, GfnRange, Level};
-use crate::section::{Inside, Kind};
+use crate::section::{Inside, Liability};
 
 /// What a visitor wants next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,8 +29,8 @@ pub(crate) enum Passes {
 
 /// Entries of at most one table page.
 #[derive(Debug)]
-pub struct Page<'s, K: Kind> {
-    pub(crate) inside: Inside<'s, K>,
+pub struct Page<'s, L: Liability> {
+    pub(crate) inside: Inside<'s, L>,
     pub(crate) table: &'s Table,
     pub(crate) level: Level,
     /// First frame of the table.
@@ -42,7 +42,7 @@ pub struct Page<'s, K: Kind> {
     pub(crate) at: Cell<usize>,
 }
 
-impl<'s, K: Kind> Page<'s, K> {
+impl<'s, L: Liability> Page<'s, L> {
     /// Level of the table.
     pub fn level(&self) -> Level {
         self.level
@@ -55,7 +55,7 @@ impl<'s, K: Kind> Page<'s, K> {
     }
 
     /// Every entry of the part, as it is now.
-    pub fn entries(&self) -> impl Iterator<Item = Entry<'s, K>> {
+    pub fn entries(&self) -> impl Iterator<Item = Entry<'s, L>> {
         let (inside, table, level, base) = (self.inside, self.table, self.level, self.base);
         (self.from..self.to.min(ENTRIES)).map(move |index| {
             Entry::of(inside, table, level, Gfn(base.0 + index as u64 * level.pages()))
@@ -64,7 +64,7 @@ impl<'s, K: Kind> Page<'s, K> {
 
     /// Calls `f` for each entry that is not empty; again with what is there now when it lost an
     /// exchange. Stops at a frozen entry, and where the walk has to go down.
-    pub fn each(&self, mut f: impl FnMut(Entry<'s, K>) -> Result<(), Changed<'s, K>>) -> Then {
+    pub fn each(&self, mut f: impl FnMut(Entry<'s, L>) -> Result<(), Changed<'s, L>>) -> Then {
         let empty = self.inside.core.format.empty();
         for (n, mut entry) in self.entries().enumerate() {
             loop {

@@ -4,7 +4,7 @@
 //! Two orders:
 //!
 //! * *leaves*: every entry of a range that is not a table, in ascending order;
-//! * *uproot*: every table of a root, deepest first, to be detached. It needs no place to go on
+//! * *deepest_table*: every table of a root, deepest first, to be detached. It needs no place to go on
 //!   from: what has been detached is gone.
 
 use core::cell::Cell;
@@ -13,7 +13,7 @@ use super::page::Passes;
 use super::{Entry, Page, Table, Then};
 use crate::addr::{ENTRIES, Gfn, GfnRange, INDEX_BITS, Level};
 use crate::root::{PLACES, Phase, Role, Root, RootName};
-use crate::section::{Inside, Kind, Section};
+use crate::section::{Inside, Liability, Section};
 use crate::slot::{AddressSpace, SlotSet};
 
 /// In which order, and what.
@@ -22,7 +22,7 @@ pub enum Order {
     /// Entries of a range that are not tables.
     Leaves,
     /// All tables below a root, deepest first.
-    Uproot,
+    TablesBottomUp,
 }
 
 /// What a walk goes over.
@@ -56,14 +56,14 @@ impl Cursor {
     /// One table of leaves too far: a defect.
     pub(crate) fn skip(&mut self) {
         if self.name.is_some() {
-            self.gfn = self.gfn.leaf(Level::M2).end();
+            self.gfn = self.gfn.leaf(Level::Size2M).end();
         }
     }
 }
 
 /// What one section's worth of walking came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Step {
+pub(crate) enum WalkStep {
     /// A page was visited.
     Visited,
     /// Something was frozen: let its owner run.
@@ -74,7 +74,7 @@ pub(crate) enum Step {
     Done,
 }
 
-impl<'s, K: Kind> Section<'s, K> {
+impl<'s, L: Liability> Section<'s, L> {
     /// The valid root of a role.
     pub fn root(&self, role: Role) -> Option<RootName> {
         self.inside.core.roots.find(role).map(|root| root.name)
@@ -83,7 +83,7 @@ impl<'s, K: Kind> Section<'s, K> {
     /// The entry at which a walk for `gfn` ends: of level `stop`, or above where there is no
     /// table. `None`: there is no such root.
     #[inline]
-    pub fn entry(&self, root: RootName, gfn: Gfn, stop: Level) -> Option<Entry<'_, K>> {
+    pub fn entry(&self, root: RootName, gfn: Gfn, stop: Level) -> Option<Entry<'_, L>> {
         let root = self.inside.core.roots.get(root)?;
         Some(descend(self.inside, &root, gfn, stop))
     }
@@ -93,8 +93,8 @@ impl<'s, K: Kind> Section<'s, K> {
         &self,
         cursor: &mut Cursor,
         target: &dyn Target,
-        visit: &mut dyn FnMut(&Page<'_, K>) -> Then,
-    ) -> Step {
+        visit: &mut dyn FnMut(&Page<'_, L>) -> Then,
+    ) -> WalkStep {
         let slots = self.slots();
         if cursor.slots != slots.generation {
             // The pieces are numbered anew; what was done already is done again, at no harm.
@@ -102,7 +102,7 @@ impl<'s, K: Kind> Section<'s, K> {
         }
         loop {
             let Some((piece, space, range)) = target.piece(slots, cursor.piece) else {
-                return Step::Done;
+                return WalkStep::Done;
             };
             if piece != cursor.piece {
                 *cursor = Cursor { slots: slots.generation, piece, ..Cursor::default() };
@@ -116,10 +116,10 @@ impl<'s, K: Kind> Section<'s, K> {
                 cursor.name = Some(root.name);
                 cursor.gfn = range.start();
             }
-            let inside: Inside<'_, K> = self.inside;
+            let inside: Inside<'_, L> = self.inside;
             let page = match target.order() {
                 Order::Leaves => leaves(inside, &root, cursor.gfn, range.end()),
-                Order::Uproot => uproot(inside, &root),
+                Order::TablesBottomUp => deepest_table(inside, &root),
             };
             let Some(page) = page else {
                 cursor.root += 1;
@@ -128,12 +128,12 @@ impl<'s, K: Kind> Section<'s, K> {
             };
             if defect!(LeavesOverlappingHugeLeaf)
                 && let Some(first) = page.entries().next()
-                && first.level > Level::K4
+                && first.level > Level::Size4K
                 && first.is_leaf()
                 && !range.covers(first.range())
             {
                 cursor.gfn = first.range().end();
-                return Step::Visited;
+                return WalkStep::Visited;
             }
             return go_on(cursor, page, visit);
         }
@@ -159,11 +159,11 @@ impl<'s, K: Kind> Section<'s, K> {
 }
 
 /// Visits one page and moves the cursor.
-fn go_on<K: Kind>(
+fn go_on<L: Liability>(
     cursor: &mut Cursor,
-    page: Page<'_, K>,
-    visit: &mut dyn FnMut(&Page<'_, K>) -> Then,
-) -> Step {
+    page: Page<'_, L>,
+    visit: &mut dyn FnMut(&Page<'_, L>) -> Then,
+) -> WalkStep {
     let format = &page.inside.core.format;
     let is_table =
         |n: &usize| page.table.cell(*n).is_some_and(|cell| format.is_table(cell.get(), page.level));
@@ -174,7 +174,7 @@ fn go_on<K: Kind>(
     };
     if stop == page.from {
         // It became a table since the walk looked.
-        return Step::Visited;
+        return WalkStep::Visited;
     }
     let page = Page { to: stop, ..page };
     let then = visit(&page);
@@ -186,21 +186,21 @@ fn go_on<K: Kind>(
         cursor.gfn = Gfn(page.base.0 + reached as u64 * page.level.pages());
     }
     match then {
-        Then::Next => Step::Visited,
-        Then::Again => Step::Wait,
-        Then::Pause => Step::Pause,
+        Then::Next => WalkStep::Visited,
+        Then::Again => WalkStep::Wait,
+        Then::Pause => WalkStep::Pause,
     }
 }
 
 /// The entry at which a walk for `gfn` from a root ends: of level `stop`, or above where there is
 /// no table.
 #[inline]
-pub(crate) fn descend<'s, K: Kind>(
-    inside: Inside<'s, K>,
+pub(crate) fn descend<'s, L: Liability>(
+    inside: Inside<'s, L>,
     root: &Root,
     gfn: Gfn,
     stop: Level,
-) -> Entry<'s, K> {
+) -> Entry<'s, L> {
     let format = &inside.core.format;
     let mut number = root.level(format) as u32;
     let mut shift = (number - 1) * INDEX_BITS;
@@ -223,12 +223,12 @@ pub(crate) fn descend<'s, K: Kind>(
 }
 
 /// The part from `gfn` to `end` of the deepest table that covers `gfn`.
-fn leaves<'s, K: Kind>(
-    inside: Inside<'s, K>,
+fn leaves<'s, L: Liability>(
+    inside: Inside<'s, L>,
     root: &Root,
     gfn: Gfn,
     end: Gfn,
-) -> Option<Page<'s, K>> {
+) -> Option<Page<'s, L>> {
     let end = end.min(Gfn(inside.core.format.frames()));
     if gfn >= end {
         return None;
@@ -248,7 +248,7 @@ fn leaves<'s, K: Kind>(
 }
 
 /// The entry above a table that has no tables below it.
-fn uproot<'s, K: Kind>(inside: Inside<'s, K>, root: &Root) -> Option<Page<'s, K>> {
+fn deepest_table<'s, L: Liability>(inside: Inside<'s, L>, root: &Root) -> Option<Page<'s, L>> {
     // SAFETY: as in `descend`.
     let mut table = unsafe { Table::at(inside.core.window, root.top) };
     let mut level = root.level(&inside.core.format);
@@ -268,7 +268,7 @@ fn uproot<'s, K: Kind>(inside: Inside<'s, K>, root: &Root) -> Option<Page<'s, K>
         let Some((child, below)) = above.child() else { return found };
         base = above.gfn;
         (table, level) = (child, below);
-        if level == Level::K4 {
+        if level == Level::Size4K {
             return found;
         }
     }

@@ -2,43 +2,45 @@
 
 use crate::addr::{Gfn, GfnRange, Level};
 use crate::entry::{Access, State};
-use crate::host::{Backing, Found, Host};
-use crate::line::Line;
+use crate::host::{Backing, Host, Resolution};
+use crate::line::ParticipantWords;
 use crate::root::{Root, RootName};
-use crate::section::{Section, Turn};
+use crate::section::{Local, Section};
 use crate::shared::Broken;
 use crate::slot::{AddressSpace, Hint, Source};
-use crate::table::{Cache, NeedPages, descend};
+use crate::table::{Cache, MissingPages, descend};
 
-use super::request::About;
-use super::{Ask, Frame, Mapped, MemoryFault, Outcome, Refused, Request, is_allowed, is_usable};
+use super::request::Admission;
+use super::{
+    Mapped, MemoryFault, Outcome, PageFault, Refused, Request, ResolvedFault, is_allowed, is_usable,
+};
 
 /// The answer to a fault's first half.
 #[must_use]
 #[derive(Debug)]
-pub enum Step<'vm> {
+pub enum FaultStep<'vm> {
     /// Nothing more to do.
     Done(Outcome),
     /// Find the frame, then complete.
     Resolve(Request<'vm>),
     /// Table pages are missing; reserve them and ask again.
-    NeedPages(NeedPages),
+    MissingPages(MissingPages),
 }
 
 /// A frame that could not be mapped for want of table pages. Nothing is lost: reserve pages and
 /// complete again.
 #[must_use]
 #[derive(Debug)]
-pub struct Short<'vm> {
+pub struct NeedsPages<'vm> {
     /// How many.
-    pub need: NeedPages,
+    pub need: MissingPages,
     /// The frame, still watched.
-    pub frame: Frame<'vm>,
+    pub frame: ResolvedFault<'vm>,
 }
 
 /// What one participant brings to a fault.
 pub(crate) struct Faulter<'a, 'p, H: Host> {
-    pub turn: &'a mut Turn<'p, H>,
+    pub local: &'a mut Local<'p, H>,
     pub cache: &'a mut Cache,
     pub hint: &'a mut Hint,
 }
@@ -46,50 +48,56 @@ pub(crate) struct Faulter<'a, 'p, H: Host> {
 impl<'p, H: Host> Faulter<'_, 'p, H> {
     /// First half: watch, then one section.
     #[inline]
-    pub(crate) fn fault(&mut self, name: RootName, space: AddressSpace, ask: Ask) -> Step<'p> {
-        let core = self.turn.core();
-        let line = self.turn.line();
+    pub(crate) fn begin_fault(
+        &mut self,
+        name: RootName,
+        space: AddressSpace,
+        fault: PageFault,
+    ) -> FaultStep<'p> {
+        let core = self.local.core();
+        let words = self.local.words();
         if let Some(broken) = core.broken() {
-            return Step::Done(Outcome::Dead(broken));
+            return FaultStep::Done(Outcome::Dead(broken));
         }
-        let gfn = ask.gpa.gfn();
+        let gfn = fault.gpa.gfn();
         if gfn.0 >= core.format.frames() {
-            return done(line, Outcome::Fault(MemoryFault::TooHigh));
+            return done(words, Outcome::Fault(MemoryFault::TooHigh));
         }
-        let Some(watch) = self.turn.watch(space, gfn, core.largest) else {
-            return done(line, Outcome::Retry);
+        let Some(watch) = self.local.watch(space, gfn, core.largest) else {
+            return done(words, Outcome::Retry);
         };
-        let section = self.turn.section_after_watch();
+        let section = self.local.section_after_watch();
         let Some(root) = core.roots.get(name).filter(|root| root.role.space == space) else {
-            return done(line, Outcome::Retry);
+            return done(words, Outcome::Retry);
         };
-        if let Some(outcome) = present(&section, line, &root, ask) {
-            return done(line, outcome);
+        if let Some(outcome) = present(&section, words, &root, fault) {
+            return done(words, outcome);
         }
         let Some(region) = section.slots().find(space, gfn, self.hint) else {
-            return emulate(&section, self.cache, line, name, ask);
+            return emulate(&section, self.cache, words, name, fault);
         };
         let word = core.slots.word(region.id);
-        if word.is_read_only() && ask.access.contains(Access::WRITE) && word.is_live() {
-            return done(line, Outcome::WriteProtected);
+        if word.is_read_only() && fault.access.contains(Access::WRITE) && word.is_live() {
+            return done(words, Outcome::WriteProtected);
         }
         match region.source {
             Source::Linear { .. } => {
-                let full = match self.cache.full() {
+                let full = match self.cache.reserved() {
                     Ok(full) => full,
-                    Err(need) => return Step::NeedPages(need),
+                    Err(need) => return FaultStep::MissingPages(need),
                 };
-                let outcome = match section.permit_linear(&root, region, word, ask) {
+                let outcome = match section.permit_linear(&root, region, word, fault) {
                     Ok(permit) => outcome(permit.map(full)),
                     Err(_) => Outcome::Retry,
                 };
-                done(line, outcome)
+                done(words, outcome)
             }
             Source::Backed { .. } => {
-                let about = About { ask, root: name, region: *region, word, largest: Level::K4 };
-                match section.admit_in(watch, about) {
-                    Ok(request) => Step::Resolve(request),
-                    Err(_) => done(line, Outcome::Retry),
+                let admission =
+                    Admission { fault, root: name, region: *region, word, largest: Level::Size4K };
+                match section.admit_in(watch, admission) {
+                    Ok(request) => FaultStep::Resolve(request),
+                    Err(_) => done(words, Outcome::Retry),
                 }
             }
         }
@@ -98,32 +106,37 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
     /// Second half, on whatever participant has the frame. The watch closes after the section.
     #[expect(clippy::result_large_err, reason = "the frame comes back; a box would allocate")]
     #[inline]
-    pub(crate) fn complete<'f>(&mut self, frame: Frame<'f>) -> Result<Outcome, Short<'f>> {
-        let line = self.turn.line();
-        let core = self.turn.core();
+    pub(crate) fn complete<'f>(
+        &mut self,
+        frame: ResolvedFault<'f>,
+    ) -> Result<Outcome, NeedsPages<'f>> {
+        let words = self.local.words();
+        let core = self.local.core();
         if let Some(broken) = core.broken() {
             return Ok(Outcome::Dead(broken));
         }
-        let full = match self.cache.full() {
+        let full = match self.cache.reserved() {
             Ok(full) => full,
-            Err(need) => return Err(Short { need, frame }),
+            Err(need) => return Err(NeedsPages { need, frame }),
         };
-        let (root, ask) = (frame.about.root, frame.about.ask);
+        let (root, fault) = (frame.admission.root, frame.admission.fault);
         // A frame of another VM is judged by that one; the permit refuses it here.
         if core::ptr::eq(core, frame.watch.core) {
             if !is_usable(&core.format, &frame.found) {
                 core.kill(Broken::FrameUnusable);
                 return Ok(Outcome::Dead(Broken::FrameUnusable));
             }
-            if !is_allowed(&core.format, frame.found.access, ask.access) {
-                return Ok(counted(line, Outcome::Fault(MemoryFault::Denied)));
+            if !is_allowed(&core.format, frame.found.access, fault.access) {
+                return Ok(counted(words, Outcome::Fault(MemoryFault::Denied)));
             }
         }
         let mapped = {
-            let section = self.turn.section();
+            let section = self.local.section();
             let level = frame.level();
             let smaller = |refused: Refused| match refused {
-                Refused::Invalidation if level > Level::K4 => section.permit(&frame, Level::K4),
+                Refused::Invalidation if level > Level::Size4K => {
+                    section.permit(&frame, Level::Size4K)
+                }
                 refused => Err(refused),
             };
             match section.permit(&frame, level).or_else(smaller) {
@@ -132,22 +145,22 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
             }
         };
         if mapped == Mapped::Conflict {
-            self.give_way(root, ask);
+            self.zap_conflicting_leaf(root, fault);
         }
-        Ok(counted(line, outcome(mapped)))
+        Ok(counted(words, outcome(mapped)))
     }
 
     /// Takes away a leaf that stands in the way of what the host says now: another frame, or a
     /// permission that must not grow in place. Zapped and flushed, so that the next fault maps
     /// anew (invariant 14).
-    fn give_way(&mut self, root: RootName, ask: Ask) {
-        let gfn: Gfn = ask.gpa.gfn();
-        let range: GfnRange = gfn.leaf(self.turn.core().largest);
-        let mut debt = self.turn.debt(range);
+    fn zap_conflicting_leaf(&mut self, root: RootName, fault: PageFault) {
+        let gfn: Gfn = fault.gpa.gfn();
+        let range: GfnRange = gfn.leaf(self.local.core().largest);
+        let mut debt = self.local.debt(range);
         {
             let section = debt.section();
-            let mut entry = section.entry(root, gfn, Level::K4);
-            while let Some(leaf) = entry.filter(|e| e.is_leaf() && !e.allows(ask.access)) {
+            let mut entry = section.entry(root, gfn, Level::Size4K);
+            while let Some(leaf) = entry.filter(|e| e.is_leaf() && !e.allows(fault.access)) {
                 entry = leaf.zap().err();
             }
         }
@@ -155,34 +168,38 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
     }
 
     /// Both halves, with a backing in between.
-    pub(crate) fn fault_with(
+    pub(crate) fn handle_fault(
         &mut self,
         backing: &dyn Backing,
         root: RootName,
         space: AddressSpace,
-        ask: Ask,
+        fault: PageFault,
     ) -> Outcome {
         loop {
-            let request = match self.fault(root, space, ask) {
-                Step::Done(outcome) => return outcome,
-                Step::NeedPages(_) if self.fill() => continue,
-                Step::NeedPages(_) => return counted(self.turn.line(), Outcome::OutOfMemory),
-                Step::Resolve(request) => request,
+            let request = match self.begin_fault(root, space, fault) {
+                FaultStep::Done(outcome) => return outcome,
+                FaultStep::MissingPages(_) if self.fill() => continue,
+                FaultStep::MissingPages(_) => {
+                    return counted(self.local.words(), Outcome::OutOfMemory);
+                }
+                FaultStep::Resolve(request) => request,
             };
-            let line = self.turn.line();
-            let found = match backing.find(&request.frame_ask()) {
-                Found::Frame(found) => found,
-                Found::Hole => return counted(line, Outcome::Fault(MemoryFault::Hole)),
-                Found::Poisoned => return counted(line, Outcome::Fault(MemoryFault::Poisoned)),
-                Found::Pending => return counted(line, Outcome::Pending),
-                Found::Retry => continue,
+            let words = self.local.words();
+            let found = match backing.find(&request.query()) {
+                Resolution::Frame(found) => found,
+                Resolution::Hole => return counted(words, Outcome::Fault(MemoryFault::Hole)),
+                Resolution::Poisoned => {
+                    return counted(words, Outcome::Fault(MemoryFault::Poisoned));
+                }
+                Resolution::Pending => return counted(words, Outcome::Pending),
+                Resolution::Retry => continue,
             };
-            let mut frame = request.provide(found);
+            let mut frame = request.resolve(found);
             loop {
                 match self.complete(frame) {
                     Ok(outcome) => return outcome,
                     Err(short) if self.fill() => frame = short.frame,
-                    Err(_) => return counted(self.turn.line(), Outcome::OutOfMemory),
+                    Err(_) => return counted(self.local.words(), Outcome::OutOfMemory),
                 }
             }
         }
@@ -190,24 +207,29 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
 
     /// A fault that ended before it began.
     pub(crate) fn refuse(&mut self, outcome: Outcome) -> Outcome {
-        counted(self.turn.line(), outcome)
+        counted(self.local.words(), outcome)
     }
 
     fn fill(&mut self) -> bool {
-        let core = self.turn.core();
-        self.cache.fill(self.turn.host(), core, 0).is_ok()
+        let core = self.local.core();
+        self.cache.fill(self.local.host(), core, 0).is_ok()
     }
 }
 
 /// What the entry that is there already says, if it settles the matter.
 #[inline]
-fn present(section: &Section<'_>, line: &Line, root: &Root, ask: Ask) -> Option<Outcome> {
+fn present(
+    section: &Section<'_>,
+    words: &ParticipantWords,
+    root: &Root,
+    fault: PageFault,
+) -> Option<Outcome> {
     let core = section.inside.core;
-    let entry = descend(section.inside, root, ask.gpa.gfn(), Level::K4);
+    let entry = descend(section.inside, root, fault.gpa.gfn(), Level::Size4K);
     if entry.value() == core.format.empty() {
         return None;
     }
-    if entry.allows(ask.access) {
+    if entry.allows(fault.access) {
         return Some(Outcome::Spurious);
     }
     if entry.is_frozen() {
@@ -220,7 +242,7 @@ fn present(section: &Section<'_>, line: &Line, root: &Root, ask: Ask) -> Option<
             if generation != section.slots().generation & mask {
                 return None;
             }
-            line.count_emulated_fast();
+            words.count_emulated_fast();
             Some(Outcome::Emulate)
         }
         State::Corrupt => {
@@ -235,25 +257,25 @@ fn present(section: &Section<'_>, line: &Line, root: &Root, ask: Ask) -> Option<
 fn emulate<'p>(
     section: &Section<'_>,
     cache: &mut Cache,
-    line: &Line,
+    words: &ParticipantWords,
     root: RootName,
-    ask: Ask,
-) -> Step<'p> {
-    match section.permit_mmio(root, ask) {
+    fault: PageFault,
+) -> FaultStep<'p> {
+    match section.permit_mmio(root, fault) {
         Ok(permit) => {
-            let full = match cache.full() {
+            let full = match cache.reserved() {
                 Ok(full) => full,
-                Err(need) => return Step::NeedPages(need),
+                Err(need) => return FaultStep::MissingPages(need),
             };
             match permit.map(full) {
-                Mapped::Busy => done(line, Outcome::Retry),
+                Mapped::Busy => done(words, Outcome::Retry),
                 Mapped::Done(_) | Mapped::Spurious | Mapped::Conflict => {
-                    done(line, Outcome::Emulate)
+                    done(words, Outcome::Emulate)
                 }
             }
         }
-        Err(Refused::Generation) => done(line, Outcome::Emulate),
-        Err(_) => done(line, Outcome::Retry),
+        Err(Refused::Generation) => done(words, Outcome::Emulate),
+        Err(_) => done(words, Outcome::Retry),
     }
 }
 
@@ -266,19 +288,19 @@ fn outcome(mapped: Mapped) -> Outcome {
 }
 
 #[inline]
-fn done<'p>(line: &Line, outcome: Outcome) -> Step<'p> {
-    Step::Done(counted(line, outcome))
+fn done<'p>(words: &ParticipantWords, outcome: Outcome) -> FaultStep<'p> {
+    FaultStep::Done(counted(words, outcome))
 }
 
 /// Counts an outcome. A mapped leaf has been counted by the law.
 #[inline]
-fn counted(line: &Line, outcome: Outcome) -> Outcome {
-    let counters = &line.counters;
+fn counted(words: &ParticipantWords, outcome: Outcome) -> Outcome {
+    let counters = &words.counters;
     match outcome {
         Outcome::Fixed(_) | Outcome::Dead(_) => {}
-        Outcome::Spurious => line.count_spurious(),
-        Outcome::Retry => line.count_retry(),
-        Outcome::Emulate => line.count_emulated(),
+        Outcome::Spurious => words.count_spurious(),
+        Outcome::Retry => words.count_retry(),
+        Outcome::Emulate => words.count_emulated(),
         Outcome::WriteProtected => counters.write_protected.add(1),
         Outcome::Pending => counters.pending.add(1),
         Outcome::Fault(_) => counters.faulted.add(1),

@@ -6,19 +6,19 @@
 use crate::addr::{Gfn, GfnRange, Level, Pfn};
 use crate::entry::{Access, Leaf, MemoryType, Record, State, Tracked, Value, Writable, law};
 use crate::root::{Phase, Root, RootName};
-use crate::section::{Inside, Kind, Section};
+use crate::section::{Inside, Liability, Section};
 use crate::shared::Broken;
 use crate::slot::{Region, Source, Word};
-use crate::table::{Entry, Full, Table, descend};
+use crate::table::{Entry, ReservedPages, Table, descend};
 
 use super::request::congruent;
-use super::{Ask, Cause, Frame, Refused};
+use super::{Cause, PageFault, Refused, ResolvedFault};
 
 /// The permit: one frame, one whole leaf, one root that is valid in this section.
 #[must_use]
 #[derive(Debug)]
-pub struct Insert<'s, K: Kind> {
-    inside: Inside<'s, K>,
+pub struct Insert<'s, L: Liability> {
+    inside: Inside<'s, L>,
     root: Root,
     gfn: Gfn,
     level: Level,
@@ -48,7 +48,7 @@ pub enum Mapped {
     Conflict,
 }
 
-impl<K: Kind> Section<'_, K> {
+impl<L: Liability> Section<'_, L> {
     /// Asks for the permit to insert `frame` as a leaf of `level`.
     ///
     /// In this order: root, slot, ranges under invalidation, *then* hits. A range leaves the
@@ -56,42 +56,42 @@ impl<K: Kind> Section<'_, K> {
     #[inline]
     pub fn permit<'a>(
         &'a self,
-        frame: &'a Frame<'_>,
+        frame: &'a ResolvedFault<'_>,
         level: Level,
-    ) -> Result<Insert<'a, K>, Refused> {
+    ) -> Result<Insert<'a, L>, Refused> {
         let core = self.inside.core;
-        let about = &frame.about;
+        let admission = &frame.admission;
         if level > frame.level() {
             return Err(Refused::Level);
         }
-        let root = self.valid_root(about.root);
+        let root = self.valid_root(admission.root);
         if !core::ptr::eq(core, frame.watch.core) {
             return Err(Refused::Foreign);
         }
         let root = root?;
-        self.holds(frame, about.gfn().leaf(level))?;
+        self.holds(frame, admission.gfn().leaf(level))?;
         let found = &frame.found;
-        let access = about.word.access() & found.access;
-        let leaf = leaf_for(core.format.record(), found.pfn, access, found.memory, about.ask);
-        Ok(self.insert(root, about.ask, level, leaf))
+        let access = admission.word.access() & found.access;
+        let leaf = leaf_for(core.format.record(), found.pfn, access, found.memory, admission.fault);
+        Ok(self.insert(root, admission.fault, level, leaf))
     }
 
     /// Whether `frame` is still what backs its page, and all of `leaf` may be used.
     #[inline]
-    pub(crate) fn holds(&self, frame: &Frame<'_>, leaf: GfnRange) -> Result<(), Refused> {
+    pub(crate) fn holds(&self, frame: &ResolvedFault<'_>, leaf: GfnRange) -> Result<(), Refused> {
         let core = self.inside.core;
-        let about = &frame.about;
+        let admission = &frame.admission;
         if !core::ptr::eq(core, frame.watch.core) {
             return Err(Refused::Foreign);
         }
-        if core.slots.word(about.region.id) != about.word && !defect!(IgnoresRevision) {
+        if core.slots.word(admission.region.id) != admission.word && !defect!(IgnoresRevision) {
             return Err(Refused::Stale);
         }
-        let pages = about.region.host_range(leaf).ok_or(Refused::NoSlot)?;
-        if core.active.covers(&pages) {
+        let pages = admission.region.host_range(leaf).ok_or(Refused::NoSlot)?;
+        if core.invalidations.covers(&pages) {
             return Err(Refused::Invalidation);
         }
-        let words = core.lines.watch_words(frame.watch.place).ok_or(Refused::Foreign)?;
+        let words = core.participants.watch_words(frame.watch.place).ok_or(Refused::Foreign)?;
         if words.is_hit() { Err(Refused::Hit) } else { Ok(()) }
     }
 
@@ -102,8 +102,8 @@ impl<K: Kind> Section<'_, K> {
         root: &Root,
         region: &Region,
         word: Word,
-        ask: Ask,
-    ) -> Result<Insert<'_, K>, Refused> {
+        fault: PageFault,
+    ) -> Result<Insert<'_, L>, Refused> {
         let core = self.inside.core;
         let Source::Linear { pfn, memory } = region.source else { return Err(Refused::Slot) };
         if !may_be_populated(root) {
@@ -112,32 +112,32 @@ impl<K: Kind> Section<'_, K> {
         if !word.is_live() {
             return Err(Refused::Stale);
         }
-        if !word.access().contains(ask.access) {
+        if !word.access().contains(fault.access) {
             return Err(Refused::ReadOnly);
         }
-        let gfn = ask.gpa.gfn();
+        let gfn = fault.gpa.gfn();
         let pfn = Pfn(pfn.0 + (gfn.0 - region.range.start().0));
         let mut level = region.level_at(gfn, word.largest().min(core.largest));
-        while level > Level::K4 && !congruent(pfn, gfn, level) {
-            level = level.below().unwrap_or(Level::K4);
+        while level > Level::Size4K && !congruent(pfn, gfn, level) {
+            level = level.below().unwrap_or(Level::Size4K);
         }
-        let leaf = leaf_for(core.format.record(), pfn, word.access(), memory, ask);
-        Ok(self.insert(*root, ask, level, leaf))
+        let leaf = leaf_for(core.format.record(), pfn, word.access(), memory, fault);
+        Ok(self.insert(*root, fault, level, leaf))
     }
 
     /// The permit for an MMIO entry: no slot is there, as of the generation it will carry.
-    pub fn permit_mmio(&self, root: RootName, ask: Ask) -> Result<Insert<'_, K>, Refused> {
+    pub fn permit_mmio(&self, root: RootName, fault: PageFault) -> Result<Insert<'_, L>, Refused> {
         let core = self.inside.core;
         let slots = self.slots();
         let root = self.valid_root(root)?;
-        let gfn = ask.gpa.gfn();
+        let gfn = fault.gpa.gfn();
         if slots.find(root.role.space, gfn, &mut crate::slot::Hint::default()).is_some() {
             return Err(Refused::Slot);
         }
         let mmio = State::Mmio { generation: slots.generation };
-        let value = core.format.make(mmio, Level::K4).ok_or(Refused::Generation)?;
-        let (inside, access) = (self.inside, ask.access);
-        Ok(Insert { inside, root, gfn, level: Level::K4, what: What::Mmio(value), access })
+        let value = core.format.make(mmio, Level::Size4K).ok_or(Refused::Generation)?;
+        let (inside, access) = (self.inside, fault.access);
+        Ok(Insert { inside, root, gfn, level: Level::Size4K, what: What::Mmio(value), access })
     }
 
     /// The root, if it may be populated.
@@ -148,8 +148,8 @@ impl<K: Kind> Section<'_, K> {
     }
 
     #[inline]
-    fn insert(&self, root: Root, ask: Ask, level: Level, leaf: Leaf) -> Insert<'_, K> {
-        let (inside, gfn, access) = (self.inside, ask.gpa.gfn(), ask.access);
+    fn insert(&self, root: Root, fault: PageFault, level: Level, leaf: Leaf) -> Insert<'_, L> {
+        let (inside, gfn, access) = (self.inside, fault.gpa.gfn(), fault.access);
         let start = Pfn(leaf.pfn.0 & !(level.pages() - 1));
         let leaf = Leaf { pfn: start, ..leaf };
         Insert { inside, root, gfn, level, what: What::Leaf(leaf), access }
@@ -164,9 +164,15 @@ fn may_be_populated(root: &Root) -> bool {
 /// A new leaf. A is set if it is about to be used, D if it is about to be written: hardware would
 /// do so at once, and a walk that finds them set is shorter.
 #[inline]
-fn leaf_for(record: Record, pfn: Pfn, access: Access, memory: MemoryType, ask: Ask) -> Leaf {
+fn leaf_for(
+    record: Record,
+    pfn: Pfn,
+    access: Access,
+    memory: MemoryType,
+    fault: PageFault,
+) -> Leaf {
     let by_hardware = record != Record::Software;
-    let used = ask.cause == Cause::Guest && by_hardware;
+    let used = fault.cause == Cause::Guest && by_hardware;
     let writable = access.contains(Access::WRITE);
     Leaf {
         pfn,
@@ -174,9 +180,9 @@ fn leaf_for(record: Record, pfn: Pfn, access: Access, memory: MemoryType, ask: A
         exec: access.contains(Access::EXEC),
         writable: if writable { Writable::Yes } else { Writable::Never },
         accessed: used,
-        dirty: used && writable && ask.access.contains(Access::WRITE),
+        dirty: used && writable && fault.access.contains(Access::WRITE),
         record,
-        tracked: if ask.cause == Cause::Prefault && !by_hardware && !writable {
+        tracked: if fault.cause == Cause::Prefault && !by_hardware && !writable {
             Tracked::Yes
         } else {
             Tracked::No
@@ -185,7 +191,7 @@ fn leaf_for(record: Record, pfn: Pfn, access: Access, memory: MemoryType, ask: A
     }
 }
 
-impl<'s, K: Kind> Insert<'s, K> {
+impl<'s, L: Liability> Insert<'s, L> {
     /// Level of the leaf.
     pub fn level(&self) -> Level {
         self.level
@@ -195,7 +201,7 @@ impl<'s, K: Kind> Insert<'s, K> {
     /// first; a huge leaf in the way that does not allow the access is split; where there is a
     /// table already, the leaf becomes a smaller one in it.
     #[inline]
-    pub fn map(mut self, mut pages: Full<'_>) -> Mapped {
+    pub fn map(mut self, mut pages: ReservedPages<'_>) -> Mapped {
         let core = self.inside.core;
         let mut entry = descend(self.inside, &self.root, self.gfn, self.level);
         loop {
@@ -257,7 +263,7 @@ impl<'s, K: Kind> Insert<'s, K> {
         let outer = self.level.pages() - 1;
         self.level = level;
         if let What::Leaf(leaf) = &mut self.what {
-            // Frame and guest frame lie at the same place of the larger block.
+            // ResolvedFault and guest frame lie at the same place of the larger block.
             leaf.pfn = Pfn(leaf.pfn.0 | self.gfn.0 & outer & !(level.pages() - 1));
         }
         level.can_be_leaf()
@@ -273,7 +279,7 @@ impl<'s, K: Kind> Insert<'s, K> {
 
     /// Puts the value into an entry of the right level in which there is no translation.
     #[inline]
-    fn place(&self, entry: Entry<'s, K>) -> Result<Mapped, Entry<'s, K>> {
+    fn place(&self, entry: Entry<'s, L>) -> Result<Mapped, Entry<'s, L>> {
         let Some(value) = self.value() else { return Ok(Mapped::Conflict) };
         if entry.seen == value {
             return Ok(Mapped::Spurious);
@@ -285,7 +291,7 @@ impl<'s, K: Kind> Insert<'s, K> {
     }
 
     /// A leaf of the same frame that allows less: it may grow in place if the law agrees.
-    fn widen(&self, entry: Entry<'s, K>) -> Result<Mapped, Entry<'s, K>> {
+    fn widen(&self, entry: Entry<'s, L>) -> Result<Mapped, Entry<'s, L>> {
         let format = &self.inside.core.format;
         let (State::Leaf(old), What::Leaf(new)) = (entry.state(), self.what) else {
             return Ok(Mapped::Conflict);
@@ -315,11 +321,15 @@ impl<'s, K: Kind> Insert<'s, K> {
 
     /// Builds the missing tables with the leaf in the last one, and links them with one exchange.
     /// Who loses takes them apart again and keeps the pages.
-    fn link(&self, entry: Entry<'s, K>, pages: &mut Full<'_>) -> Result<Mapped, Entry<'s, K>> {
+    fn link(
+        &self,
+        entry: Entry<'s, L>,
+        pages: &mut ReservedPages<'_>,
+    ) -> Result<Mapped, Entry<'s, L>> {
         let core = self.inside.core;
         let format = &core.format;
         let Some(value) = self.value() else { return Ok(Mapped::Conflict) };
-        let Ok(inserted) = law::owed(format, format.empty(), value, self.level) else {
+        let Ok(inserted) = law::consequences(format, format.empty(), value, self.level) else {
             core.kill(Broken::FrameUnusable);
             return Ok(Mapped::Busy);
         };
@@ -340,11 +350,11 @@ impl<'s, K: Kind> Insert<'s, K> {
             let Some(above) = level.above() else { break };
             level = above;
         }
-        let line = self.inside.line;
+        let words = self.inside.words;
         match entry.apply(below) {
             Ok(Some(_)) => {
                 self.inside.account(&inserted, self.level);
-                line.counters.tables_linked.add(count as u64);
+                words.counters.tables_linked.add(count as u64);
                 Ok(Mapped::Done(self.level))
             }
             Ok(None) => {
@@ -360,10 +370,10 @@ impl<'s, K: Kind> Insert<'s, K> {
 }
 
 /// Takes tables that were not linked apart again.
-fn unbuild<K: Kind>(
-    insert: &Insert<'_, K>,
+fn unbuild<L: Liability>(
+    insert: &Insert<'_, L>,
     built: &[Option<(Pfn, Level)>; 4],
-    pages: &mut Full<'_>,
+    pages: &mut ReservedPages<'_>,
 ) {
     let core = insert.inside.core;
     for (pfn, level) in built.iter().flatten() {

@@ -22,14 +22,14 @@ use crate::entry::Access;
 use crate::shared::Broken;
 
 pub(crate) use fault::Faulter;
-pub use fault::{Short, Step};
+pub use fault::{FaultStep, NeedsPages};
 pub use insert::{Insert, Mapped};
-pub(crate) use request::About;
-pub use request::{Frame, Parked, Refused, Request};
+pub(crate) use request::Admission;
+pub use request::{Parked, Refused, Request, ResolvedFault};
 
 /// What a guest's access met.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Ask {
+pub struct PageFault {
     /// Where, in bytes.
     pub gpa: Gpa,
     /// What the access wants. A guest's page-table walk is a read, or a write where it sets A or
@@ -123,8 +123,8 @@ pub(crate) fn is_usable(format: &crate::entry::Format, found: &crate::host::Host
 
 /// Whether what the host allows contains what was asked for, and can be written down: all formats
 /// need R for W, and those without execute-only leaves need it for X too.
-pub(crate) fn is_allowed(format: &crate::entry::Format, access: Access, ask: Access) -> bool {
+pub(crate) fn is_allowed(format: &crate::entry::Format, access: Access, wanted: Access) -> bool {
     let readable = access.contains(Access::READ);
     let only_fetched = format.exec_only && access == Access::EXEC;
-    access.contains(ask) && (readable || only_fetched)
+    access.contains(wanted) && (readable || only_fetched)
 }

@@ -1,15 +1,15 @@
-//! From a watch to a frame: [`Watch`] → [`Request`] → [`Frame`], each by value. Whoever drops one,
+//! From a watch to a frame: [`Watch`] → [`Request`] → [`ResolvedFault`], each by value. Whoever drops one,
 //! on any thread, closes the watch.
 
 use crate::addr::{Gfn, GfnRange, Level, Pfn};
-use crate::host::{FrameAsk, Host, HostFrame};
+use crate::host::{FrameQuery, Host, HostFrame};
 use crate::line::WatchPlace;
 use crate::root::RootName;
-use crate::section::{Kind, Section, Turn, Watch};
+use crate::section::{Liability, Local, Section, Watch};
 use crate::shared::Core;
 use crate::slot::{Region, Source, Word};
 
-use super::Ask;
+use super::PageFault;
 
 /// Why a watch, permit or name was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,18 +39,18 @@ pub enum Refused {
 
 /// An admitted watch: written, fenced, and its range was not under invalidation then.
 ///
-/// Find the frame, then [`provide`](Request::provide) it. `Send`; it keeps no participant busy.
+/// Find the frame, then [`provide`](Request::resolve) it. `Send`; it keeps no participant busy.
 #[must_use]
 #[derive(Debug)]
 pub struct Request<'vm> {
     pub(crate) watch: Watch<'vm>,
-    pub(crate) about: About,
+    pub(crate) admission: Admission,
 }
 
 /// What a request is about.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct About {
-    pub ask: Ask,
+pub(crate) struct Admission {
+    pub fault: PageFault,
     pub root: RootName,
     pub region: Region,
     /// The slot's word at admission.
@@ -62,9 +62,9 @@ pub(crate) struct About {
 /// A frame and the watch it was found under.
 #[must_use]
 #[derive(Debug)]
-pub struct Frame<'vm> {
+pub struct ResolvedFault<'vm> {
     pub(crate) watch: Watch<'vm>,
-    pub(crate) about: About,
+    pub(crate) admission: Admission,
     pub(crate) found: HostFrame,
 }
 
@@ -75,70 +75,71 @@ pub struct Parked {
     vm: u64,
     place: WatchPlace,
     count: u64,
-    about: About,
+    admission: Admission,
 }
 
-impl About {
+impl Admission {
     pub(crate) fn gfn(&self) -> Gfn {
-        self.ask.gpa.gfn()
+        self.fault.gpa.gfn()
     }
 }
 
 impl<'vm> Request<'vm> {
     /// What the access was.
-    pub fn ask(&self) -> Ask {
-        self.about.ask
+    pub fn ask(&self) -> PageFault {
+        self.admission.fault
     }
 
     /// What to ask a [`Backing`](crate::host::Backing).
-    pub fn frame_ask(&self) -> FrameAsk {
-        let About { region, largest, ask, .. } = self.about;
-        let gfn = ask.gpa.gfn();
+    pub fn query(&self) -> FrameQuery {
+        let Admission { region, largest, fault, .. } = self.admission;
+        let gfn = fault.gpa.gfn();
         let offset = gfn.0.saturating_sub(region.range.start().0);
         let (backing, page) = match region.source {
             Source::Backed { backing, first } => (backing, first.saturating_add(offset)),
             // Never admitted: a linear slot needs no request.
             Source::Linear { pfn, .. } => (0, pfn.0.saturating_add(offset)),
         };
-        FrameAsk { slot: region.id, backing, page, gfn, access: ask.access, largest }
+        FrameQuery { slot: region.id, backing, page, gfn, access: fault.access, largest }
     }
 
     /// The frame has been found.
     #[inline]
-    pub fn provide(self, found: HostFrame) -> Frame<'vm> {
-        Frame { watch: self.watch, about: self.about, found }
+    pub fn resolve(self, found: HostFrame) -> ResolvedFault<'vm> {
+        ResolvedFault { watch: self.watch, admission: self.admission, found }
     }
 
     /// Becomes a name without a borrow. The watch stays written.
     pub fn park(self) -> Parked {
-        let Request { watch, about } = self;
-        let count = watch.core.lines.watch_words(watch.place).map_or(0, |words| words.count());
-        let parked = Parked { vm: watch.core.id, place: watch.place, count, about };
+        let Request { watch, admission } = self;
+        let count =
+            watch.core.participants.watch_words(watch.place).map_or(0, |words| words.count());
+        let parked = Parked { vm: watch.core.id, place: watch.place, count, admission };
         core::mem::forget(watch);
         parked
     }
 }
 
-impl<'p, H: Host> Turn<'p, H> {
+impl<'p, H: Host> Local<'p, H> {
     /// Makes a request of its name again, or gives the name back if it is another VM's.
     pub fn unpark(&mut self, parked: Parked) -> Result<Request<'p>, Parked> {
         let core: &'p Core = self.core();
-        let words = core.lines.watch_words(parked.place).filter(|_| core.id == parked.vm);
+        let words = core.participants.watch_words(parked.place).filter(|_| core.id == parked.vm);
         if words.is_none_or(|words| !words.is_open() || words.count() != parked.count) {
             return Err(parked);
         }
-        Ok(Request { watch: Watch { core, place: parked.place }, about: parked.about })
+        Ok(Request { watch: Watch { core, place: parked.place }, admission: parked.admission })
     }
 }
 
-impl Frame<'_> {
+impl ResolvedFault<'_> {
     /// The largest leaf this frame can make here.
     #[inline]
     pub fn level(&self) -> Level {
-        let about = &self.about;
-        let mut level = self.found.level.min(about.largest);
-        while level > Level::K4 && !congruent(self.found.pfn, about.gfn(), level) {
-            level = level.below().unwrap_or(Level::K4);
+        let admission = &self.admission;
+        let mut level = self.found.level.min(admission.largest);
+        while level > Level::Size4K && !congruent(self.found.pfn, admission.gfn(), level) {
+            level = level.below().unwrap_or(Level::Size4K);
         }
         level
     }
@@ -150,7 +151,7 @@ pub(crate) fn congruent(pfn: Pfn, gfn: Gfn, level: Level) -> bool {
     (pfn.0 ^ gfn.0) & (level.pages() - 1) == 0
 }
 
-impl<K: Kind> Section<'_, K> {
+impl<L: Liability> Section<'_, L> {
     /// Admits a watch: the slot is live, allows the access, and the frames are not under
     /// invalidation. The fence that opened this section orders the watch before these reads, so an
     /// invalidation that is not seen here sees the watch.
@@ -158,18 +159,18 @@ impl<K: Kind> Section<'_, K> {
         &self,
         watch: Watch<'vm>,
         root: RootName,
-        ask: Ask,
+        fault: PageFault,
     ) -> Result<Request<'vm>, Refused> {
         let core = self.inside.core;
         if !core::ptr::eq(core, watch.core) {
             return Err(Refused::Foreign);
         }
         let role = core.roots.get(root).ok_or(Refused::Root)?.role;
-        let gfn = ask.gpa.gfn();
+        let gfn = fault.gpa.gfn();
         let mut hint = crate::slot::Hint::default();
         let region = *self.slots().find(role.space, gfn, &mut hint).ok_or(Refused::NoSlot)?;
         let word = core.slots.word(region.id);
-        self.admit_in(watch, About { ask, root, region, word, largest: Level::K4 })
+        self.admit_in(watch, Admission { fault, root, region, word, largest: Level::Size4K })
     }
 
     /// The same for a slot that has been found in this section.
@@ -177,44 +178,44 @@ impl<K: Kind> Section<'_, K> {
     pub(crate) fn admit_in<'vm>(
         &self,
         watch: Watch<'vm>,
-        mut about: About,
+        mut admission: Admission,
     ) -> Result<Request<'vm>, Refused> {
         let core = self.inside.core;
-        if !about.word.is_live() {
+        if !admission.word.is_live() {
             return Err(Refused::Stale);
         }
-        if !about.word.access().contains(about.ask.access) {
+        if !admission.word.access().contains(admission.fault.access) {
             return Err(Refused::ReadOnly);
         }
-        let watched = core.lines.watch_words(watch.place).and_then(|words| words.watched());
+        let watched = core.participants.watch_words(watch.place).and_then(|words| words.watched());
         let watched = watched.map_or(GfnRange::EMPTY, |watched| watched.range);
-        let page = about.region.host_range(about.gfn().leaf(Level::K4));
+        let page = admission.region.host_range(admission.gfn().leaf(Level::Size4K));
         let page = page.ok_or(Refused::NoSlot)?;
-        if !watched.contains(about.gfn()) {
+        if !watched.contains(admission.gfn()) {
             return Err(Refused::Foreign);
         }
-        if !defect!(AdmitsUnderInvalidation) && core.active.covers(&page) {
+        if !defect!(AdmitsUnderInvalidation) && core.invalidations.covers(&page) {
             return Err(Refused::Invalidation);
         }
-        let mut largest = about.word.largest().min(core.largest);
-        while largest > Level::K4 && !watched.covers(about.gfn().leaf(largest)) {
-            largest = largest.below().unwrap_or(Level::K4);
+        let mut largest = admission.word.largest().min(core.largest);
+        while largest > Level::Size4K && !watched.covers(admission.gfn().leaf(largest)) {
+            largest = largest.below().unwrap_or(Level::Size4K);
         }
-        about.largest = about.region.level_at(about.gfn(), largest);
+        admission.largest = admission.region.level_at(admission.gfn(), largest);
         // What is found from here on is believed for whole leaves up to this size. An invalidation
         // of another page of such a leaf that has hit the watches already will not hit this one.
         let is_taken = |level| {
-            let pages = about.region.host_range(about.gfn().leaf(level));
-            pages.is_none_or(|pages| core.active.covers(&pages))
+            let pages = admission.region.host_range(admission.gfn().leaf(level));
+            pages.is_none_or(|pages| core.invalidations.covers(&pages))
         };
-        let mut largest = about.largest;
-        while largest > Level::K4 && is_taken(largest) && !defect!(BelievesWholeBlock) {
-            largest = largest.below().unwrap_or(Level::K4);
+        let mut largest = admission.largest;
+        while largest > Level::Size4K && is_taken(largest) && !defect!(BelievesWholeBlock) {
+            largest = largest.below().unwrap_or(Level::Size4K);
         }
-        about.largest = largest;
+        admission.largest = largest;
         if defect!(SignExtendsRevision) {
-            about.word = Word(i64::from(about.word.0 as i16) as u64);
+            admission.word = Word(i64::from(admission.word.0 as i16) as u64);
         }
-        Ok(Request { watch, about })
+        Ok(Request { watch, admission })
     }
 }

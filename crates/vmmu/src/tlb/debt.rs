@@ -12,25 +12,25 @@ use core::mem::ManuallyDrop;
 
 use crate::addr::{GfnRange, Pfn};
 use crate::entry::State;
-use crate::entry::law::Flush;
+use crate::entry::law::FlushDue;
 use crate::host::Host;
-use crate::section::{Clearing, Owing, Section, Turn};
+use crate::section::{Clearing, Local, Owing, Section};
 use crate::table::Table;
 
 /// What has been cleared so far and not yet paid for.
 #[derive(Debug)]
-pub(crate) struct Owed {
-    flush: Cell<Flush>,
+pub(crate) struct Outstanding {
+    flush: Cell<FlushDue>,
     /// The last table detached; each links the one before in its first entry.
     retired: Cell<Option<Pfn>>,
 }
 
-impl Owed {
+impl Outstanding {
     fn new() -> Self {
-        Owed { flush: Cell::new(Flush::None), retired: Cell::new(None) }
+        Outstanding { flush: Cell::new(FlushDue::Never), retired: Cell::new(None) }
     }
 
-    pub(crate) fn owe(&self, flush: Flush) {
+    pub(crate) fn owe(&self, flush: FlushDue) {
         self.flush.set(self.flush.get().max(flush));
     }
 
@@ -56,15 +56,15 @@ pub(crate) enum Due {
 /// An open debt over a range; see the module.
 #[must_use = "a debt that is dropped unsettled leaks what hangs on it"]
 pub struct Debt<'p, H: Host> {
-    turn: Turn<'p, H>,
-    owed: Owed,
+    local: Local<'p, H>,
+    owed: Outstanding,
     due: Due,
     /// What `LedgerAfterClear` opens too late.
     #[cfg(feature = "defects")]
     late: GfnRange,
 }
 
-impl<'p, H: Host> Turn<'p, H> {
+impl<'p, H: Host> Local<'p, H> {
     /// Opens a debt over `range`, for work that promises nothing by itself.
     pub fn debt(&mut self, range: GfnRange) -> Debt<'_, H> {
         self.lend().into_debt(range, Due::Yes)
@@ -72,11 +72,11 @@ impl<'p, H: Host> Turn<'p, H> {
 
     pub(crate) fn into_debt(self, range: GfnRange, due: Due) -> Debt<'p, H> {
         if !defect!(LedgerAfterClear) {
-            self.line().ledger.open(range);
+            self.words().ledger.open(range);
         }
         Debt {
-            turn: self,
-            owed: Owed::new(),
+            local: self,
+            owed: Outstanding::new(),
             due,
             #[cfg(feature = "defects")]
             late: range,
@@ -87,30 +87,30 @@ impl<'p, H: Host> Turn<'p, H> {
 impl<H: Host> Debt<'_, H> {
     /// A section whose entries can be cleared.
     pub fn section(&mut self) -> Clearing<'_> {
-        Section::open(self.turn.core(), self.turn.line(), Owing(&self.owed))
+        Section::open(self.local.core(), self.local.words(), Owing(&self.owed))
     }
 
     /// Flushes if anything was cleared, waits for the sections that may still be in a detached
     /// table, releases those tables, and closes the ledger.
     pub fn settle(self) {
         let mut this = ManuallyDrop::new(self);
-        let vm = this.turn.vm;
-        let line = this.turn.line();
+        let vm = this.local.vm;
+        let words = this.local.words();
         #[cfg(feature = "defects")]
         if defect!(LedgerAfterClear) {
-            line.ledger.open(this.late);
+            words.ledger.open(this.late);
         }
         if defect!(LedgerClosedBeforeFlush) {
-            line.ledger.close();
+            words.ledger.close();
         }
         if defect!(FreesTableBeforeFlush) {
             this.free_detached();
         }
-        if this.owed.flush.get() != Flush::None && this.due == Due::Yes {
-            vm.flush(line);
+        if this.owed.flush.get() != FlushDue::Never && this.due == Due::Yes {
+            vm.flush(words);
         }
         this.free_detached();
-        line.ledger.close();
+        words.ledger.close();
     }
 
     /// Waits for the sections that may still be in a table that was detached, and gives these
@@ -119,38 +119,38 @@ impl<H: Host> Debt<'_, H> {
         if self.owed.retired.get().is_none() {
             return;
         }
-        self.turn.exclude();
-        let vm = self.turn.vm;
+        self.local.synchronize();
+        let vm = self.local.vm;
         let mut next = self.owed.retired.take();
         while let Some(pfn) = next {
             // SAFETY: the table was detached by this debt, the exclusion has ended every section
             // that could reach it, and it has not been released yet.
             let table = unsafe { Table::at(vm.core.window, pfn) };
             let link = table.cell(0).map(|cell| cell.get());
-            let state = link.map(|v| vm.core.format.read(v, crate::addr::Level::K4));
+            let state = link.map(|v| vm.core.format.read(v, crate::addr::Level::Size4K));
             next = match state {
                 Some(State::Dead { next }) => next,
                 _ => None,
             };
-            self.turn.line().counters.tables_unlinked.add(1);
+            self.local.words().counters.tables_unlinked.add(1);
             vm.host.release(pfn);
         }
     }
 
     /// What was cleared will not be flushed: a defect.
     pub(crate) fn forget_flush(&mut self) {
-        self.owed.flush.set(Flush::None);
+        self.owed.flush.set(FlushDue::Never);
     }
 }
 
 impl<H: Host> Drop for Debt<'_, H> {
     fn drop(&mut self) {
-        let line = self.turn.line();
-        if self.owed.flush.get() == Flush::None && self.owed.retired.get().is_none() {
-            line.ledger.close();
+        let words = self.local.words();
+        if self.owed.flush.get() == FlushDue::Never && self.owed.retired.get().is_none() {
+            words.ledger.close();
         } else {
-            line.ledger.leak();
-            line.counters.debts_leaked.add(1);
+            words.ledger.leak();
+            words.counters.debts_leaked.add(1);
         }
     }
 }

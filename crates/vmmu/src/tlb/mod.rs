@@ -11,14 +11,14 @@
 
 mod debt;
 
-use crate::Vm;
+use crate::Mmu;
 use crate::host::{Event, Host, VcpuId};
-use crate::line::Line;
+use crate::line::ParticipantWords;
 use crate::sync::{AtomicU64, Ordering, fence};
 
 #[cfg_attr(not(feature = "protocol"), expect(unused_imports, reason = "named by models only"))]
 pub use debt::Debt;
-pub(crate) use debt::{Due, Owed};
+pub(crate) use debt::{Due, Outstanding};
 
 /// One vCPU's words.
 #[derive(Debug)]
@@ -81,10 +81,10 @@ impl VcpuWords {
     }
 }
 
-impl<H: Host> Vm<H> {
+impl<H: Host> Mmu<H> {
     /// Makes every vCPU drop its translations before it runs guest code again. Not inside a
     /// section. When it returns, no vCPU uses a translation that was removed before the call.
-    pub(crate) fn flush(&self, line: &Line) {
+    pub(crate) fn flush(&self, words: &ParticipantWords) {
         if defect!(FlushReachesNobody) {
             return;
         }
@@ -92,9 +92,9 @@ impl<H: Host> Vm<H> {
             words.wanted.fetch_add(1, Ordering::AcqRel);
         }
         let (sent, elided) = self.wait_for_vcpus();
-        line.counters.flushes.add(1);
-        line.counters.flushes_sent.add(u64::from(sent));
-        line.counters.flushes_elided.add(u64::from(elided));
+        words.counters.flushes.add(1);
+        words.counters.flushes_sent.add(u64::from(sent));
+        words.counters.flushes_elided.add(u64::from(elided));
         self.host.event(Event::Flushed { sent, elided });
     }
 

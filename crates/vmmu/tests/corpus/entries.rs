@@ -4,25 +4,25 @@ use vmmu::addr::{Level, Pfn};
 use vmmu::entry::{Access, MemoryType};
 use vmmu::host::{HostFrame, VcpuId};
 use vmmu::protocol::Defect;
-use vmmu::tdp::{Outcome, Step};
-use vmmu::{Config, Processor as Number, Vm};
+use vmmu::tdp::{FaultStep, Outcome};
+use vmmu::{Config, Mmu, Processor as Number};
 
 use crate::catch::{Verdict, catches, ensure};
 use crate::processor::{Met, Processor};
-use crate::support::{Frames, TestHost, ask, backed, npt, range};
+use crate::support::{Frames, TestHost, backed, fault_at, npt, range};
 
 /// Two vCPUs fault on one page, and a backing that allocates on demand gives each a frame of its
 /// own. The first stays: the guest has written to it.
 fn the_first_of_two_frames_stays() -> Verdict {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 2)).unwrap();
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 2)).unwrap();
     let mut vcpus = [0, 1].map(|id| vm.vcpu(VcpuId(id)).unwrap());
     vcpus[0].create_slot(&backed(1, range(0, 0x400))).unwrap();
     let mut requests = Vec::new();
     for (n, vcpu) in vcpus.iter_mut().enumerate() {
         vcpu.reserve(8).unwrap();
         drop(vcpu.before_enter(Number(n as u32)).unwrap());
-        match vcpu.fault(ask(3, Access::WRITE)) {
-            Step::Resolve(request) => requests.push(request),
+        match vcpu.begin_fault(fault_at(3, Access::WRITE)) {
+            FaultStep::Resolve(request) => requests.push(request),
             other => return Err(format!("no request: {other:?}")),
         }
     }
@@ -30,15 +30,15 @@ fn the_first_of_two_frames_stays() -> Verdict {
     for (frame, (vcpu, request)) in [0x1000, 0x2000].into_iter().zip(vcpus.iter_mut().zip(requests))
     {
         let (access, memory) = (Access::all(), MemoryType::WriteBack);
-        let found = HostFrame { pfn: Pfn(frame), level: Level::K4, access, memory };
-        outcomes.push(vcpu.complete(request.provide(found)).unwrap());
+        let found = HostFrame { pfn: Pfn(frame), level: Level::Size4K, access, memory };
+        outcomes.push(vcpu.complete(request.resolve(found)).unwrap());
     }
-    ensure(outcomes == [Outcome::Fixed(Level::K4), Outcome::Spurious], || {
+    ensure(outcomes == [Outcome::Fixed(Level::Size4K), Outcome::Spurious], || {
         format!("two faults on one page end as {outcomes:?}")
     })?;
     let mut cpu = Processor::new(1, vm.host());
     let met = cpu.run(&mut vcpus[1], 3, true);
-    ensure(met == Met::Frame(0x1000), || format!("the page has moved: {met:?}"))
+    ensure(met == Met::ResolvedFault(0x1000), || format!("the page has moved: {met:?}"))
 }
 
 /// The second of two faults on one page replaces the first one's frame, and what was written to
@@ -52,8 +52,8 @@ fn replaces_present_leaf() {
 
 /// Every table page that was taken comes back.
 fn every_table_comes_back() -> Verdict {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
     let mut cpu = Processor::new(0, vm.host());

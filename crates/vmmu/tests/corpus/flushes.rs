@@ -1,12 +1,12 @@
 //! Flushes that are missing, too late, or forgotten.
 
 use vmmu::addr::{Gfn, Level};
-use vmmu::entry::law::{self, Flush};
+use vmmu::entry::law::{self, FlushDue};
 use vmmu::entry::{Access, Leaf, MemoryType, Record, State, Tracked, Writable, ept};
 use vmmu::host::VcpuId;
 use vmmu::protocol::Defect;
 use vmmu::slot::AddressSpace;
-use vmmu::{Config, Progress, Role, Vm};
+use vmmu::{Config, Mmu, Progress, Role};
 
 use crate::catch::{Verdict, catches, ensure};
 use crate::processor::{Met, Processor};
@@ -17,8 +17,8 @@ const SPACE: AddressSpace = AddressSpace(0);
 
 /// A vCPU that has a page in its TLB leaves the guest; the page is zapped; it comes back.
 fn a_zapped_page_is_gone() -> Verdict {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
     let mut cpu = Processor::new(0, vm.host());
@@ -38,8 +38,8 @@ fn flush_reaches_nobody() {
 
 /// A zap in steps clears something in its first step and nothing in its last.
 fn a_zap_in_steps_flushes() -> Verdict {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     worker.create_slot(&backed(1, range(0, 0x800))).unwrap();
     let mut cpu = Processor::new(0, vm.host());
@@ -69,8 +69,8 @@ fn drops_flush_at_pause() {
 /// A table is taken away under a processor that is in the guest and has it in its
 /// paging-structure cache.
 fn a_table_outlives_the_walkers() -> Verdict {
-    let vm = Vm::new(Stage::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(Stage::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let mut participant = vm.participant().unwrap();
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     vcpu.create_slot(&backed(1, range(0, 0x400))).unwrap();
@@ -82,11 +82,11 @@ fn a_table_outlives_the_walkers() -> Verdict {
             actor.play(&mut vcpu, &mut cpu, 3);
         });
         vm.host().raise();
-        let mut debt = participant.debt(Gfn(3).leaf(Level::M2));
+        let mut debt = participant.debt(Gfn(3).leaf(Level::Size2M));
         {
             let section = debt.section();
             let root = section.root(Role::PLAIN).unwrap();
-            section.entry(root, Gfn(3), Level::M2).unwrap().detach().unwrap();
+            section.entry(root, Gfn(3), Level::Size2M).unwrap().detach().unwrap();
         }
         debt.settle();
         vm.host().drop_curtain();
@@ -122,11 +122,12 @@ fn hard_protection_flushes() -> Verdict {
             tracked: Tracked::No,
             memory: MemoryType::WriteBack,
         };
-        format.make(State::Leaf(leaf), Level::K4).unwrap()
+        format.make(State::Leaf(leaf), Level::Size4K).unwrap()
     };
     for from in [Writable::Soft, Writable::Yes] {
-        let owed = law::owed(&format, leaf(from), leaf(Writable::Hard), Level::K4).unwrap();
-        ensure(owed.flush == Flush::BeforePromise, || {
+        let owed =
+            law::consequences(&format, leaf(from), leaf(Writable::Hard), Level::Size4K).unwrap();
+        ensure(owed.flush == FlushDue::BeforeReliance, || {
             format!("from {from:?} to hard protection owes {:?}", owed.flush)
         })?;
     }
@@ -143,18 +144,18 @@ fn no_flush_for_softly_protected() {
 
 /// Somebody clears an entry and has not flushed yet when another one promises that it is gone.
 fn a_promise_covers_the_debts_of_others() -> Verdict {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     let mut debtor = vm.participant().unwrap();
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
     let mut cpu = Processor::new(0, vm.host());
     cpu.touch(&mut vcpu, &frames, 3, Access::WRITE)?;
-    let mut debt = debtor.debt(Gfn(3).leaf(Level::K4));
+    let mut debt = debtor.debt(Gfn(3).leaf(Level::Size4K));
     {
         let section = debt.section();
         let root = section.root(Role::PLAIN).unwrap();
-        section.entry(root, Gfn(3), Level::K4).unwrap().zap().unwrap();
+        section.entry(root, Gfn(3), Level::Size4K).unwrap().zap().unwrap();
     }
     let _taken = worker.invalidate_range(vmmu::HostRange { backing: 7, first: 3, pages: 1 });
     let met = cpu.run(&mut vcpu, 3, true);

@@ -8,9 +8,9 @@ use vmmu::addr::Hpa;
 use vmmu::entry::Access;
 use vmmu::host::{Host, TablePages};
 use vmmu::tdp::Outcome;
-use vmmu::{Flush, Processor as Number, Vcpu};
+use vmmu::{Flush, Processor as Number, VcpuMmu};
 
-use crate::support::{Frames, ask};
+use crate::support::{Frames, fault_at};
 
 /// See the module.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub struct Processor {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Met {
     /// This host frame.
-    Frame(u64),
+    ResolvedFault(u64),
     /// No translation, or one that does not allow the access.
     Nothing,
 }
@@ -71,13 +71,13 @@ impl Processor {
         let guest = Context { tag: self.tag(), nested, root: root.0, paging: Paging::Off };
         let access = if write { machine::Access::Write } else { machine::Access::Read };
         match self.hardware.translate(&self.tables, &guest, gfn << 12, access) {
-            Ok(reached) => Met::Frame(reached.hpa >> 12),
+            Ok(reached) => Met::ResolvedFault(reached.hpa >> 12),
             Err(_) => Met::Nothing,
         }
     }
 
     /// The vCPU enters, accesses one page, and leaves.
-    pub fn run<H: Host>(&mut self, vcpu: &mut Vcpu<'_, H>, gfn: u64, write: bool) -> Met {
+    pub fn run<H: Host>(&mut self, vcpu: &mut VcpuMmu<'_, H>, gfn: u64, write: bool) -> Met {
         let inside = vcpu.before_enter(Number(self.number)).expect("an entry");
         if inside.flush() == Flush::Needed {
             self.flush();
@@ -90,17 +90,17 @@ impl Processor {
     /// The guest's access to a page, faults and all.
     pub fn touch<H: Host>(
         &mut self,
-        vcpu: &mut Vcpu<'_, H>,
+        vcpu: &mut VcpuMmu<'_, H>,
         frames: &Frames,
         gfn: u64,
         access: Access,
     ) -> Result<u64, String> {
         let write = access.contains(Access::WRITE);
         for _ in 0..8 {
-            if let Met::Frame(frame) = self.run(vcpu, gfn, write) {
+            if let Met::ResolvedFault(frame) = self.run(vcpu, gfn, write) {
                 return Ok(frame);
             }
-            let outcome = vcpu.fault_with(frames, ask(gfn, access));
+            let outcome = vcpu.handle_fault(frames, fault_at(gfn, access));
             match outcome {
                 Outcome::Fixed(_) | Outcome::Spurious | Outcome::Retry => {}
                 other => return Err(format!("gfn {gfn:#x}: {other:?}")),

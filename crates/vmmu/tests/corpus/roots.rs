@@ -3,42 +3,42 @@
 
 use vmmu::addr::Level;
 use vmmu::entry::Access;
-use vmmu::host::{Backing, Found, VcpuId};
+use vmmu::host::{Backing, Resolution, VcpuId};
 use vmmu::protocol::Defect;
 use vmmu::slot::{AddressSpace, SlotId, SlotSpec};
-use vmmu::tdp::{Outcome, Step};
-use vmmu::{Config, HostRange, Processor as Number, Progress, Role, Vm};
+use vmmu::tdp::{FaultStep, Outcome};
+use vmmu::{Config, HostRange, Mmu, Processor as Number, Progress, Role};
 
 use crate::catch::{Verdict, catches, ensure};
 use crate::processor::{Met, Processor};
-use crate::support::{Frames, TestHost, ask, backed, npt, range};
+use crate::support::{Frames, TestHost, backed, fault_at, npt, range};
 
 /// Scenario S3: a vCPU has found its frame when every root becomes invalid; it goes on before the
 /// drain has begun. Nothing is put into the old tables, also not by a vCPU that faults anew on a
 /// root it still has the name of; and the drain leaves nothing.
 fn an_invalid_root_is_not_populated() -> Verdict {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
     vcpu.reserve(16).unwrap();
     drop(vcpu.before_enter(Number(0)).unwrap());
-    let Step::Resolve(request) = vcpu.fault(ask(3, Access::WRITE)) else {
+    let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(3, Access::WRITE)) else {
         return Err("no request".to_owned());
     };
-    let Found::Frame(found) = frames.find(&request.frame_ask()) else {
+    let Resolution::Frame(found) = frames.find(&request.query()) else {
         return Err("no frame".to_owned());
     };
     let mut drain = worker.invalidate_roots();
-    let outcome = vcpu.complete(request.provide(found)).unwrap();
+    let outcome = vcpu.complete(request.resolve(found)).unwrap();
     ensure(outcome == Outcome::Retry, || format!("insert into an invalid root: {outcome:?}"))?;
-    let Step::Resolve(request) = vcpu.fault(ask(0x203, Access::WRITE)) else {
+    let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(0x203, Access::WRITE)) else {
         return Err("no second request".to_owned());
     };
-    let Found::Frame(found) = frames.find(&request.frame_ask()) else {
+    let Resolution::Frame(found) = frames.find(&request.query()) else {
         return Err("no frame".to_owned());
     };
-    let outcome = vcpu.complete(request.provide(found)).unwrap();
+    let outcome = vcpu.complete(request.resolve(found)).unwrap();
     ensure(outcome == Outcome::Retry, || format!("insert into an invalid root: {outcome:?}"))?;
     while worker.drain(&mut drain, 1) == Progress::More {}
     let stats = vm.stats();
@@ -59,8 +59,8 @@ fn populates_invalid_root() {
 /// maps, and uses its frame; then the drain goes on. When the invalidation returned, nothing named
 /// the frame any more.
 fn a_drain_pauses_and_a_page_is_taken_back() -> Verdict {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     worker.create_slot(&backed(1, range(0, 0x2000))).unwrap();
     let mut cpu = Processor::new(0, vm.host());
@@ -90,8 +90,8 @@ fn skips_invalid_roots() {
 
 /// A vCPU fills its new root as fast as the old ones are drained.
 fn a_drain_ends_while_vcpus_fault() -> Verdict {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     worker.create_slot(&backed(1, range(0, 0x2000))).unwrap();
     let mut cpu = Processor::new(0, vm.host());
@@ -105,7 +105,7 @@ fn a_drain_ends_while_vcpus_fault() -> Verdict {
         steps += 1;
         ensure(steps <= tables, || format!("{tables} tables, and no end after {steps} steps"))?;
         for table in 0..16 {
-            let outcome = vcpu.fault_with(&frames, ask(table * 0x200, Access::WRITE));
+            let outcome = vcpu.handle_fault(&frames, fault_at(table * 0x200, Access::WRITE));
             let settled = matches!(outcome, Outcome::Fixed(_) | Outcome::Spurious | Outcome::Retry);
             ensure(settled, || format!("{outcome:?}"))?;
         }
@@ -125,8 +125,8 @@ fn drains_new_roots() {
 /// bit. After the first round nothing faults and no table page is taken. Then the VM is taken down
 /// in the middle of a drain, and every page comes back.
 fn roots_outlive_their_users() -> Verdict {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 2)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 2)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
     let mut vcpus = [0, 1].map(|id| vm.vcpu(VcpuId(id)).unwrap());
@@ -167,8 +167,8 @@ fn root_dies_with_its_user() {
 
 /// Two address spaces have other memory at the same place.
 fn a_role_has_its_own_tables() -> Verdict {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     vcpu.create_slot(&backed(1, range(0, 0x400))).unwrap();
     let other = SlotSpec {

@@ -5,18 +5,18 @@ use vmmu::entry::Access;
 use vmmu::host::VcpuId;
 use vmmu::protocol::Defect;
 use vmmu::slot::{SlotError, SlotId, SlotSpec, Source};
-use vmmu::tdp::{Outcome, Step};
-use vmmu::{Config, HostRange, Processor as Number, Progress, Vm};
+use vmmu::tdp::{FaultStep, Outcome};
+use vmmu::{Config, HostRange, Mmu, Processor as Number, Progress};
 
 use crate::catch::{Verdict, catches, ensure};
 use crate::processor::{Met, Processor};
-use crate::support::{Frames, TestHost, ask, backed, linear, npt, range};
+use crate::support::{Frames, TestHost, backed, fault_at, linear, npt, range};
 
 /// No linear slot has a frame that the hypervisor has reserved for itself.
 fn reserved_frames_are_refused() -> Verdict {
     let reserved = [(Pfn(0x9000), Pfn(0x9800))];
     let config = Config { reserved: &reserved, ..Config::new(npt(), 1) };
-    let vm = Vm::new(TestHost::default(), &config).unwrap();
+    let vm = Mmu::new(TestHost::default(), &config).unwrap();
     let mut worker = vm.worker().unwrap();
     for (n, (pfn, pages)) in
         [(0x8f00, 0x101), (0x8000, 0x4000), (0x97ff, 1), (0x9000, 0x800)].into_iter().enumerate()
@@ -44,8 +44,8 @@ fn maps_reserved_frames() {
 
 /// A page of a slot that is being deleted is taken back before the deletion has come to it.
 fn a_dying_slot_is_known() -> Verdict {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
     let mut cpu = Processor::new(0, vm.host());
@@ -67,12 +67,12 @@ fn slot_gone_before_leaves() {
 
 /// Pages are under invalidation when a slot is made over them.
 fn a_new_slot_is_under_invalidation_too() -> Verdict {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     let taken = worker.invalidate_range(HostRange { backing: 7, first: 3, pages: 1 });
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
-    let outcome = vcpu.fault_with(&frames, ask(3, Access::READ));
+    let outcome = vcpu.handle_fault(&frames, fault_at(3, Access::READ));
     drop(taken);
     ensure(outcome == Outcome::Retry, || {
         format!("a fault on a page under invalidation ends as {outcome:?}")
@@ -84,29 +84,29 @@ fn a_new_slot_is_under_invalidation_too() -> Verdict {
 ///
 /// D-k3.
 #[test]
-fn publishes_in_guest_frames() {
-    catches(Defect::PublishesInGuestFrames, a_new_slot_is_under_invalidation_too);
+fn announces_in_guest_frames() {
+    catches(Defect::AnnouncesInGuestFrames, a_new_slot_is_under_invalidation_too);
 }
 
 /// A slot is deleted and made again from another backing while a frame of the old one is found.
 fn a_frame_of_an_earlier_slot_is_refused() -> Verdict {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
     vcpu.reserve(8).unwrap();
     drop(vcpu.before_enter(Number(0)).unwrap());
-    let Step::Resolve(request) = vcpu.fault(ask(3, Access::READ)) else {
+    let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(3, Access::READ)) else {
         return Err("no request".to_owned());
     };
-    let vmmu::host::Found::Frame(found) = vmmu::host::Backing::find(&frames, &request.frame_ask())
+    let vmmu::host::Resolution::Frame(found) = vmmu::host::Backing::find(&frames, &request.query())
     else {
         return Err("no frame".to_owned());
     };
     worker.delete_slot(SlotId(1)).unwrap();
     let source = Source::Backed { backing: 8, first: 0x100 };
     worker.create_slot(&SlotSpec { source, ..backed(1, range(0, 0x400)) }).unwrap();
-    let outcome = vcpu.complete(request.provide(found)).unwrap();
+    let outcome = vcpu.complete(request.resolve(found)).unwrap();
     ensure(outcome == Outcome::Retry, || format!("a frame of a slot that is gone: {outcome:?}"))
 }
 
@@ -120,8 +120,8 @@ fn ignores_revision() {
 
 /// A slot that has changed often is as good as a new one.
 fn any_revision_can_be_faulted_on() -> Verdict {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
     let mut cpu = Processor::new(0, vm.host());

@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use vmmu::addr::Pfn;
-use vmmu::host::{Cpus, Observer, PageAsk, TablePage, TablePages, VcpuId};
-use vmmu::{Flush, Processor as Number, Vcpu};
+use vmmu::host::{Cpus, Observer, Placement, TablePage, TablePages, VcpuId};
+use vmmu::{Flush, Processor as Number, VcpuMmu};
 
 use crate::processor::{Met, Processor};
 use crate::support::TestHost;
@@ -23,7 +23,7 @@ enum Cue {
 
 /// Both ends of the guest's thread, as the host has them.
 #[derive(Debug)]
-struct Lines {
+struct Participants {
     cues: Sender<Cue>,
     answers: Receiver<Met>,
 }
@@ -32,7 +32,7 @@ struct Lines {
 #[derive(Debug, Default)]
 pub struct Stage {
     pub pages: TestHost,
-    guest: Mutex<Option<Lines>>,
+    guest: Mutex<Option<Participants>>,
     /// What the guest met when a table page had come back.
     seen: Mutex<Vec<Met>>,
 }
@@ -48,7 +48,7 @@ impl Stage {
     pub fn cast(&self) -> Actor {
         let (cues, cued) = channel();
         let (answering, answers) = channel();
-        *self.guest.lock().unwrap() = Some(Lines { cues, answers });
+        *self.guest.lock().unwrap() = Some(Participants { cues, answers });
         Actor { cues: cued, answers: answering }
     }
 
@@ -83,7 +83,7 @@ impl Stage {
 impl Actor {
     /// Enters the guest and does as it is told until it is to leave. It accesses one page after
     /// the other: each by the upper entry that is cached since the first, none by a translation.
-    pub fn play(self, vcpu: &mut Vcpu<'_, Stage>, cpu: &mut Processor, gfn: u64) {
+    pub fn play(self, vcpu: &mut VcpuMmu<'_, Stage>, cpu: &mut Processor, gfn: u64) {
         let inside = vcpu.before_enter(Number(0)).expect("an entry");
         if inside.flush() == Flush::Needed {
             cpu.flush();
@@ -106,8 +106,8 @@ unsafe impl TablePages for Stage {
         self.pages.window()
     }
 
-    fn take(&self, ask: PageAsk) -> Option<TablePage> {
-        self.pages.take(ask)
+    fn take(&self, placement: Placement) -> Option<TablePage> {
+        self.pages.take(placement)
     }
 
     fn release(&self, page: Pfn) {

@@ -5,7 +5,7 @@ use vmmu::entry::Access;
 use vmmu::host::VcpuId;
 use vmmu::protocol::Defect;
 use vmmu::slot::AddressSpace;
-use vmmu::{Config, HostRange, Progress, Role, Vm};
+use vmmu::{Config, HostRange, Mmu, Progress, Role};
 
 use crate::catch::{Verdict, catches, ensure};
 use crate::processor::{Met, Processor};
@@ -17,8 +17,8 @@ const SPACE: AddressSpace = AddressSpace(0);
 /// the block is reached by the old translation; what the host still has in one piece is mapped
 /// smaller, and the page itself from its new frame.
 fn one_page_of_a_huge_leaf_is_taken_back() -> Verdict {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::M2);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size2M);
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
     let mut cpu = Processor::new(0, vm.host());
@@ -39,7 +39,7 @@ fn one_page_of_a_huge_leaf_is_taken_back() -> Verdict {
         ensure(frame == expected, || format!("gfn {gfn} at {frame:#x}, not {expected:#x}"))?;
         let found = worker.translate(Role::PLAIN, vmmu::addr::Gfn(gfn).gpa());
         let level = found.map(|found| found.level);
-        ensure(level == Some(Level::K4), || format!("gfn {gfn} in a leaf of {level:?}"))?;
+        ensure(level == Some(Level::Size4K), || format!("gfn {gfn} in a leaf of {level:?}"))?;
     }
     Ok(())
 }
@@ -54,8 +54,8 @@ fn leaves_overlapping_huge_leaf() {
 
 /// A zap, a deletion and a drain, each in steps of one table, take everything.
 fn steps_leave_nothing() -> Verdict {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
     let mut cpu = Processor::new(0, vm.host());
@@ -89,8 +89,8 @@ fn skips_after_restart() {
 
 /// The host takes everything back from some page on.
 fn a_range_may_end_at_the_end_of_all_numbers() -> Verdict {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
     let mut cpu = Processor::new(0, vm.host());

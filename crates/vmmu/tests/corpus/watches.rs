@@ -2,33 +2,33 @@
 
 use vmmu::addr::Level;
 use vmmu::entry::Access;
-use vmmu::host::{Backing, Found, VcpuId};
+use vmmu::host::{Backing, Resolution, VcpuId};
 use vmmu::protocol::Defect;
-use vmmu::tdp::{Outcome, Step};
-use vmmu::{Config, HostRange, Processor as Number, Vm};
+use vmmu::tdp::{FaultStep, Outcome};
+use vmmu::{Config, HostRange, Mmu, Processor as Number};
 
 use crate::catch::{Verdict, catches, ensure};
-use crate::support::{Frames, TestHost, ask, backed, npt, range};
+use crate::support::{Frames, TestHost, backed, fault_at, npt, range};
 
 const TAKEN: HostRange = HostRange { backing: 7, first: 3, pages: 1 };
 
 /// A frame is found; its page is taken back, moved, and the invalidation ends; then the frame is
 /// to be mapped.
 fn a_frame_from_before_an_invalidation_is_refused() -> Verdict {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
     vcpu.reserve(8).unwrap();
     drop(vcpu.before_enter(Number(0)).unwrap());
-    let Step::Resolve(request) = vcpu.fault(ask(3, Access::READ)) else {
+    let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(3, Access::READ)) else {
         return Err("no request".to_owned());
     };
-    let Found::Frame(found) = frames.find(&request.frame_ask()) else {
+    let Resolution::Frame(found) = frames.find(&request.query()) else {
         return Err("no frame".to_owned());
     };
     drop(worker.invalidate_range(TAKEN));
-    let outcome = vcpu.complete(request.provide(found)).unwrap();
+    let outcome = vcpu.complete(request.resolve(found)).unwrap();
     ensure(outcome == Outcome::Retry, || format!("an old frame: {outcome:?}"))
 }
 
@@ -42,20 +42,22 @@ fn hits_no_watch() {
 
 /// A fault begins while its page is under invalidation, and ends after it.
 fn a_page_under_invalidation_is_not_resolved() -> Verdict {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
     vcpu.reserve(8).unwrap();
     drop(vcpu.before_enter(Number(0)).unwrap());
     let taken = worker.invalidate_range(TAKEN);
-    let Step::Resolve(request) = vcpu.fault(ask(3, Access::READ)) else { return Ok(()) };
-    let Found::Frame(found) = frames.find(&request.frame_ask()) else {
+    let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(3, Access::READ)) else {
+        return Ok(());
+    };
+    let Resolution::Frame(found) = frames.find(&request.query()) else {
         return Err("no frame".to_owned());
     };
     frames.move_page(3, 0x90_0000);
     drop(taken);
-    let outcome = vcpu.complete(request.provide(found)).unwrap();
+    let outcome = vcpu.complete(request.resolve(found)).unwrap();
     ensure(outcome == Outcome::Retry, || format!("a frame found under invalidation: {outcome:?}"))
 }
 
@@ -69,23 +71,23 @@ fn admits_under_invalidation() {
 
 /// A page beside the one under invalidation is found in a block, whose other page moves.
 fn a_block_is_not_believed_whole() -> Verdict {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::M2);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size2M);
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
     vcpu.reserve(8).unwrap();
     drop(vcpu.before_enter(Number(0)).unwrap());
     let taken = worker.invalidate_range(TAKEN);
-    let Step::Resolve(request) = vcpu.fault(ask(4, Access::READ)) else {
+    let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(4, Access::READ)) else {
         return Err("a page beside the range is refused".to_owned());
     };
-    let Found::Frame(found) = frames.find(&request.frame_ask()) else {
+    let Resolution::Frame(found) = frames.find(&request.query()) else {
         return Err("no frame".to_owned());
     };
     frames.move_page(3, 0x90_0000);
     drop(taken);
-    let outcome = vcpu.complete(request.provide(found)).unwrap();
-    ensure(outcome == Outcome::Fixed(Level::K4), || {
+    let outcome = vcpu.complete(request.resolve(found)).unwrap();
+    ensure(outcome == Outcome::Fixed(Level::Size4K), || {
         format!("a block found while a page of it was taken back: {outcome:?}")
     })
 }

@@ -4,7 +4,7 @@
 use loom::thread::spawn;
 use vmmu::Role;
 use vmmu::addr::{Gfn, Level};
-use vmmu::protocol::{Defect, Turn};
+use vmmu::protocol::{Defect, Local};
 
 use crate::explore::{Model, saw};
 use crate::guest::{Keeps, Met, read};
@@ -12,12 +12,12 @@ use crate::machine::{Machine, OLD, REACHED};
 use crate::rig::{PAGE, Rig, pages};
 
 /// Zaps one leaf, for no promise: opens a debt, clears, flushes.
-pub fn zap(turn: &mut Turn<'static, Machine>, gfn: Gfn) {
-    let mut debt = turn.debt(gfn.leaf(Level::K4));
+pub fn zap(local: &mut Local<'static, Machine>, gfn: Gfn) {
+    let mut debt = local.debt(gfn.leaf(Level::Size4K));
     {
         let section = debt.section();
         let root = section.root(Role::PLAIN);
-        let mut entry = root.and_then(|root| section.entry(root, gfn, Level::K4));
+        let mut entry = root.and_then(|root| section.entry(root, gfn, Level::Size4K));
         while let Some(leaf) = entry {
             entry = leaf.zap().err();
         }
@@ -26,12 +26,12 @@ pub fn zap(turn: &mut Turn<'static, Machine>, gfn: Gfn) {
 }
 
 /// Takes the table of leaves around `gfn` away, for no promise.
-pub fn detach(turn: &mut Turn<'static, Machine>, gfn: Gfn) {
-    let mut debt = turn.debt(gfn.leaf(Level::M2));
+pub fn detach(local: &mut Local<'static, Machine>, gfn: Gfn) {
+    let mut debt = local.debt(gfn.leaf(Level::Size2M));
     {
         let section = debt.section();
         let root = section.root(Role::PLAIN);
-        let mut entry = root.and_then(|root| section.entry(root, gfn, Level::M2));
+        let mut entry = root.and_then(|root| section.entry(root, gfn, Level::Size2M));
         while let Some(table) = entry {
             entry = table.detach().err();
         }
@@ -41,11 +41,11 @@ pub fn detach(turn: &mut Turn<'static, Machine>, gfn: Gfn) {
 
 /// A guest that reads its page twice, somebody who clears what leads there, and the host that
 /// takes the page back.
-fn two_debtors(keeps: Keeps, clear: fn(&mut Turn<'static, Machine>, Gfn)) {
+fn two_debtors(keeps: Keeps, clear: fn(&mut Local<'static, Machine>, Gfn)) {
     let rig = Rig::new(1, 2);
     let machine = rig.vm.host();
     let mut guest = rig.guest().keeping(keeps);
-    let _ = guest.fault(read(PAGE), Level::K4);
+    let _ = guest.fault(read(PAGE), Level::Size4K);
     let (mut debtor, mut host) = (rig.participant(), rig.worker());
     let running = spawn(move || {
         saw(match guest.run(PAGE, 2) {

@@ -14,7 +14,7 @@ use crate::rig::{PAGE, Rig, pages};
 fn entry_against_drain() {
     let rig = Rig::new(1, 1);
     let mut guest = rig.guest();
-    let _ = guest.fault(read(PAGE), Level::K4);
+    let _ = guest.fault(read(PAGE), Level::Size4K);
     let mut worker = rig.worker();
     let running = spawn(move || {
         for _ in 0..2 {
@@ -41,7 +41,7 @@ fn entry_against_flush() {
     let rig = Rig::new(1, 1);
     let machine = rig.vm.host();
     let mut guest = rig.guest();
-    let _ = guest.fault(read(PAGE), Level::K4);
+    let _ = guest.fault(read(PAGE), Level::Size4K);
     let _ = guest.run(PAGE, 1);
     let mut host = rig.worker();
     let running = spawn(move || {
@@ -70,7 +70,7 @@ fn invalidations_of_root_and_page() {
     let rig = Rig::new(1, 2);
     let machine = rig.vm.host();
     let mut guest = rig.guest();
-    let _ = guest.fault(read(PAGE), Level::K4);
+    let _ = guest.fault(read(PAGE), Level::Size4K);
     let _ = guest.run(PAGE, 1);
     let (mut drainer, mut host) = (rig.worker(), rig.worker());
     let running = spawn(move || {
@@ -101,7 +101,7 @@ fn drain_then_invalidation() {
     let rig = Rig::new(1, 1);
     let machine = rig.vm.host();
     let mut guest = rig.guest();
-    let _ = guest.fault(read(PAGE), Level::K4);
+    let _ = guest.fault(read(PAGE), Level::Size4K);
     let _ = guest.run(PAGE, 1);
     let mut worker = rig.worker();
     let running = spawn(move || {

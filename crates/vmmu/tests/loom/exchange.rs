@@ -14,10 +14,10 @@ use crate::rig::{self, PAGE, Rig};
 fn split_against_zap() {
     let rig = Rig::new(1, 1);
     let mut guest = rig.guest();
-    let _ = guest.fault(read(PAGE), Level::M2);
+    let _ = guest.fault(read(PAGE), Level::Size2M);
     let mut debtor = rig.participant();
     let faulting = spawn(move || {
-        let _ = guest.fault(write(PAGE), Level::K4);
+        let _ = guest.fault(write(PAGE), Level::Size4K);
         guest
     });
     let clearing = spawn(move || {
@@ -36,7 +36,7 @@ fn fault_against_fault() {
     let mut guests = [0, 1].map(|id| rig::guest_of(rig.vm, VcpuId(id)));
     let faulting = guests.map(|mut guest| {
         spawn(move || {
-            let _ = guest.fault(read(PAGE), Level::K4);
+            let _ = guest.fault(read(PAGE), Level::Size4K);
             guest
         })
     });

@@ -25,11 +25,11 @@ fn fault_against_detach() {
     let rig = Rig::new(1, 1);
     let machine = rig.vm.host();
     let mut guest = rig.guest();
-    let _ = guest.fault(read(PAGE), Level::K4);
+    let _ = guest.fault(read(PAGE), Level::Size4K);
     let mut debtor = rig.participant();
     let faulting = spawn(move || {
         let mut tries = 0;
-        while guest.fault(read(OTHER), Level::K4) == Outcome::Retry && tries < 2 {
+        while guest.fault(read(OTHER), Level::Size4K) == Outcome::Retry && tries < 2 {
             tries += 1;
         }
         guest
@@ -52,7 +52,7 @@ fn fault_against_detach() {
 fn walk_against_detach() {
     let rig = Rig::new(1, 2);
     let mut guest = rig.guest();
-    let _ = guest.fault(read(PAGE), Level::K4);
+    let _ = guest.fault(read(PAGE), Level::Size4K);
     let (mut debtor, mut worker) = (rig.participant(), rig.worker());
     let walking = spawn(move || {
         drop(worker.invalidate_range(pages(0, 2)));

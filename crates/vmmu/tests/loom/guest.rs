@@ -2,15 +2,15 @@
 
 use vmmu::addr::{Gfn, Gpa, Hpa, Level, Pfn};
 use vmmu::entry::{Access, State, Value};
-use vmmu::tdp::{Ask, Cause, Outcome, Step};
-use vmmu::{Flush, Processor, Vcpu};
+use vmmu::tdp::{Cause, FaultStep, Outcome, PageFault};
+use vmmu::{Flush, Processor, VcpuMmu};
 
 use crate::explore::saw;
 use crate::machine::{Machine, format};
 
 /// A vCPU and the translations its processor holds.
 pub struct Guest<'vm> {
-    pub vcpu: Vcpu<'vm, Machine>,
+    pub vcpu: VcpuMmu<'vm, Machine>,
     machine: &'vm Machine,
     keeps: Keeps,
     tlb: Option<(Gfn, Pfn)>,
@@ -36,17 +36,17 @@ pub enum Met {
 }
 
 /// What a guest's read asks.
-pub fn read(gfn: Gfn) -> Ask {
-    Ask { gpa: gfn.gpa(), access: Access::READ, cause: Cause::Guest }
+pub fn read(gfn: Gfn) -> PageFault {
+    PageFault { gpa: gfn.gpa(), access: Access::READ, cause: Cause::Guest }
 }
 
 /// What a guest's write asks.
-pub fn write(gfn: Gfn) -> Ask {
-    Ask { gpa: Gpa(gfn.gpa().0), access: Access::WRITE, cause: Cause::Guest }
+pub fn write(gfn: Gfn) -> PageFault {
+    PageFault { gpa: Gpa(gfn.gpa().0), access: Access::WRITE, cause: Cause::Guest }
 }
 
 impl<'vm> Guest<'vm> {
-    pub fn new(vcpu: Vcpu<'vm, Machine>, machine: &'vm Machine) -> Self {
+    pub fn new(vcpu: VcpuMmu<'vm, Machine>, machine: &'vm Machine) -> Self {
         Guest { vcpu, machine, keeps: Keeps::Leaf, tlb: None, upper: None }
     }
 
@@ -80,7 +80,7 @@ impl<'vm> Guest<'vm> {
             *tlb = tlb.filter(|(held, _)| *held == gfn).or_else(|| {
                 let top = (root, format().top());
                 let cached = upper.filter(|(held, _)| *held == gfn);
-                let from = cached.map_or(top, |(_, table)| (table, Level::K4));
+                let from = cached.map_or(top, |(_, table)| (table, Level::Size4K));
                 let (frame, table) = walk(machine, from, gfn)?;
                 *upper = Some((gfn, table));
                 Some((gfn, frame))
@@ -100,23 +100,23 @@ impl<'vm> Guest<'vm> {
     }
 
     /// One try to resolve a fault: both halves, with the host in between.
-    pub fn fault(&mut self, ask: Ask, level: Level) -> Outcome {
-        let outcome = self.both_halves(ask, level);
+    pub fn fault(&mut self, fault: PageFault, level: Level) -> Outcome {
+        let outcome = self.both_halves(fault, level);
         saw(outcome.name());
         outcome
     }
 
-    fn both_halves(&mut self, ask: Ask, level: Level) -> Outcome {
-        let request = match self.vcpu.fault(ask) {
-            Step::Done(outcome) => return outcome,
-            Step::Resolve(request) => request,
-            Step::NeedPages(_) => {
+    fn both_halves(&mut self, fault: PageFault, level: Level) -> Outcome {
+        let request = match self.vcpu.begin_fault(fault) {
+            FaultStep::Done(outcome) => return outcome,
+            FaultStep::Resolve(request) => request,
+            FaultStep::MissingPages(_) => {
                 self.machine.complain("the rig gave too few table pages");
                 return Outcome::OutOfMemory;
             }
         };
-        let found = self.machine.find(&request.frame_ask(), level);
-        match self.vcpu.complete(request.provide(found)) {
+        let found = self.machine.find(&request.query(), level);
+        match self.vcpu.complete(request.resolve(found)) {
             Ok(outcome) => outcome,
             Err(_) => {
                 self.machine.complain("the rig gave too few table pages");

@@ -7,7 +7,9 @@ use loom::sync::atomic::{AtomicU64, Ordering};
 use vmmu::addr::{ENTRIES, Hpa, Level, Pfn};
 use vmmu::entry::{Access, Format, MemoryType, State, npt};
 use vmmu::host::VcpuId;
-use vmmu::host::{Contents, Cpus, FrameAsk, HostFrame, Observer, PageAsk, TablePage, TablePages};
+use vmmu::host::{
+    Contents, Cpus, FrameQuery, HostFrame, Observer, Placement, TablePage, TablePages,
+};
 
 /// Frames of guest memory: three blocks of one huge leaf each.
 const FRAMES: usize = 3 * ENTRIES;
@@ -93,12 +95,12 @@ impl Machine {
 
     /// What `page` of the guest's memory is backed by now, as a leaf of at most `level`. Writable
     /// only for a write.
-    pub fn find(&self, ask: &FrameAsk, level: Level) -> HostFrame {
+    pub fn find(&self, query: &FrameQuery, level: Level) -> HostFrame {
         let block = self.block.load(Ordering::Acquire);
         HostFrame {
-            pfn: Pfn(block + ask.page),
-            level: level.min(ask.largest),
-            access: Access::READ | Access::EXEC | ask.access,
+            pfn: Pfn(block + query.page),
+            level: level.min(query.largest),
+            access: Access::READ | Access::EXEC | query.access,
             memory: MemoryType::WriteBack,
         }
     }
@@ -153,7 +155,7 @@ impl Machine {
             tracked: vmmu::entry::Tracked::No,
             memory: MemoryType::WriteBack,
         };
-        self.format.make(State::Leaf(leaf), Level::K4).expect("a plain leaf").0
+        self.format.make(State::Leaf(leaf), Level::Size4K).expect("a plain leaf").0
     }
 
     /// After the VM is gone: every table page came back, and nobody wrote one after that.
@@ -183,7 +185,7 @@ unsafe impl TablePages for Machine {
         0
     }
 
-    fn take(&self, _: PageAsk) -> Option<TablePage> {
+    fn take(&self, _: Placement) -> Option<TablePage> {
         let words = Box::new(TableWords(std::array::from_fn(|_| AtomicU64::new(0))));
         let words = Box::into_raw(words);
         let pfn = Hpa(words.expose_provenance() as u64).pfn();

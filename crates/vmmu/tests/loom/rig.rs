@@ -4,7 +4,7 @@ use vmmu::addr::{Gfn, GfnRange, Level};
 use vmmu::host::VcpuId;
 use vmmu::protocol::Participant;
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
-use vmmu::{Config, HostRange, Processor, Vm, Worker};
+use vmmu::{Config, HostRange, Mmu, Processor, Worker};
 
 use crate::guest::Guest;
 use crate::machine::{Machine, format};
@@ -17,8 +17,8 @@ pub const MEMORY: u64 = 4;
 
 /// A VM that threads of a model borrow for ever, until [`end`](Self::end) takes it back.
 pub struct Rig {
-    pub vm: &'static Vm<Machine>,
-    raw: *mut Vm<Machine>,
+    pub vm: &'static Mmu<Machine>,
+    raw: *mut Mmu<Machine>,
 }
 
 /// The slot every model has: pages 0 to 3 of backing 0 at guest frames 0 to 3.
@@ -29,7 +29,7 @@ pub fn memory() -> SlotSpec {
         range: GfnRange::sized(Gfn(0), MEMORY).expect("short"),
         source: Source::Backed { backing: 0, first: 0 },
         mutability: Mutability::ReadWrite,
-        largest: Level::M2,
+        largest: Level::Size2M,
     }
 }
 
@@ -39,7 +39,7 @@ pub fn pages(first: u64, pages: u64) -> HostRange {
 }
 
 /// A vCPU with pages for two leaves in areas without tables, on a root.
-pub fn guest_of(vm: &'static Vm<Machine>, id: VcpuId) -> Guest<'static> {
+pub fn guest_of(vm: &'static Mmu<Machine>, id: VcpuId) -> Guest<'static> {
     let mut vcpu = vm.vcpu(id).expect("a place");
     vcpu.reserve(8).expect("pages");
     drop(vcpu.before_enter(Processor(0)).expect("a root"));
@@ -52,7 +52,7 @@ impl Rig {
         let mut config = Config::new(format(), vcpus);
         config.workers = workers;
         config.slots = 2;
-        let vm = Vm::new(Machine::new(), &config).expect("a small VM");
+        let vm = Mmu::new(Machine::new(), &config).expect("a small VM");
         let raw = Box::into_raw(Box::new(vm));
         // SAFETY: it lives until `end`, which is given everything that borrows it.
         let rig = Rig { vm: unsafe { &*raw }, raw };

@@ -15,7 +15,7 @@ fn fault_against_drain() {
     let mut guest = rig.guest();
     let mut worker = rig.worker();
     let running = spawn(move || {
-        let _ = guest.fault(read(PAGE), Level::K4);
+        let _ = guest.fault(read(PAGE), Level::Size4K);
         if guest.run(PAGE, 1) == Met::Page {
             saw("reached");
         }
@@ -41,7 +41,7 @@ fn an_invalid_root_is_not_populated_behind_its_drain() {
 
 #[test]
 fn a_drain_that_does_not_wait_for_sections_is() {
-    R1.fails("r2", Defect::DrainWithoutExclusion, "a table page has been lost");
+    R1.fails("r2", Defect::DrainWithoutGracePeriod, "a table page has been lost");
 }
 
 #[test]
@@ -60,5 +60,5 @@ fn a_section_that_looks_at_a_retiring_root_meets_a_released_table() {
 
 #[test]
 fn a_table_is_released_while_a_section_that_is_over_counts_as_open() {
-    R1.fails("r4", Defect::TurnWithoutRelease, "Causality violation: Concurrent");
+    R1.fails("r4", Defect::CountWithoutRelease, "Causality violation: Concurrent");
 }

@@ -18,7 +18,7 @@ fn deletion() {
     let rig = Rig::new(1, 2);
     let machine = rig.vm.host();
     let mut guest = rig.guest();
-    let _ = guest.fault(read(PAGE), Level::K4);
+    let _ = guest.fault(read(PAGE), Level::Size4K);
     let _ = guest.run(PAGE, 1);
     let (mut deleter, mut host) = (rig.worker(), rig.worker());
     let deleting = spawn(move || {
@@ -47,12 +47,12 @@ fn creation() {
     let mut guest = rig.guest();
     let (mut creator, host) = (rig.worker(), rig.worker());
     // Where no watch covers a page of the other slot.
-    let start = Gfn(Level::G1.pages());
+    let start = Gfn(Level::Size1G.pages());
     let range = GfnRange::sized(start, MEMORY).expect("short");
     let source = Source::Backed { backing: 1, first: 0 };
     let taken = HostRange { backing: 1, ..pages(0, 1) };
     let faulting = spawn(move || {
-        let _ = guest.fault(read(start), Level::K4);
+        let _ = guest.fault(read(start), Level::Size4K);
         guest
     });
     let creating = spawn(move || {
@@ -76,11 +76,11 @@ fn limit() {
     let mut guest = rig.guest();
     let mut worker = rig.worker();
     let faulting = spawn(move || {
-        let _ = guest.fault(read(PAGE), Level::M2);
+        let _ = guest.fault(read(PAGE), Level::Size2M);
         guest
     });
     let limiting = spawn(move || {
-        worker.limit_slot(SlotId(0), Level::K4).expect("it is there");
+        worker.limit_slot(SlotId(0), Level::Size4K).expect("it is there");
         worker
     });
     let guest = faulting.join().expect("a fault");
@@ -99,7 +99,7 @@ fn deletion_against_fault() {
     let mut guest = rig.guest();
     let mut worker = rig.worker();
     let faulting = spawn(move || {
-        let _ = guest.fault(read(PAGE), Level::K4);
+        let _ = guest.fault(read(PAGE), Level::Size4K);
         guest
     });
     let deleting = spawn(move || {
@@ -138,7 +138,7 @@ fn a_permit_that_does_not_compare_the_revision_does() {
 
 #[test]
 fn a_walk_without_exclusion_leaves_a_larger_one() {
-    E1.fails("e4", Defect::WalkWithoutExclusion, TOO_LARGE);
+    E1.fails("e4", Defect::WalkWithoutGracePeriod, TOO_LARGE);
 }
 
 const K2: Model = Model { name: "k2", preemptions: 3, run: deletion };
@@ -161,7 +161,7 @@ fn a_slot_is_live_when_every_invalidation_knows_it() {
 
 #[test]
 fn an_invalidation_published_in_guest_frames_misses_a_slot_that_comes() {
-    K6.fails("k3", Defect::PublishesInGuestFrames, COMPLAINT);
+    K6.fails("k3", Defect::AnnouncesInGuestFrames, COMPLAINT);
 }
 
 #[test]

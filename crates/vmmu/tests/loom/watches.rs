@@ -4,7 +4,7 @@ use loom::thread::spawn;
 use vmmu::addr::{Gfn, Level};
 use vmmu::host::VcpuId;
 use vmmu::protocol::{Defect, HostPages};
-use vmmu::tdp::Step;
+use vmmu::tdp::FaultStep;
 
 use crate::explore::{Model, saw};
 use crate::guest::{Guest, look, read};
@@ -44,9 +44,9 @@ fn fault_on_a_spare() {
     let machine = rig.vm.host();
     let mut guest = rig.guest();
     let worker = rig.worker();
-    let earlier = guest.vcpu.fault(read(Gfn(1)));
+    let earlier = guest.vcpu.begin_fault(read(Gfn(1)));
     let faulting = spawn(move || {
-        let _ = guest.fault(read(PAGE), Level::K4);
+        let _ = guest.fault(read(PAGE), Level::Size4K);
         guest
     });
     let migrating = spawn(move || migrate(worker, machine));
@@ -63,11 +63,11 @@ fn fault_beside_a_beginning() {
     let rig = Rig::new(1, 2);
     let (mut guest, mut second) = (with_tables(&rig), rig.participant());
     let fault = move || {
-        let _ = guest.fault(read(PAGE), Level::K4);
+        let _ = guest.fault(read(PAGE), Level::Size4K);
         guest
     };
     three(&rig, fault, move || {
-        let _published = second.publish(HostPages::new(pages(0, 2)));
+        let _published = second.announce(HostPages::new(pages(0, 2)));
         second
     });
     rig.end();
@@ -77,17 +77,17 @@ fn fault_beside_a_beginning() {
 fn completion_beside_a_beginning() {
     let rig = Rig::new(1, 2);
     let (mut guest, mut second) = (with_tables(&rig), rig.participant());
-    let step = guest.vcpu.fault(read(PAGE));
+    let step = guest.vcpu.begin_fault(read(PAGE));
     let fault = move || {
-        if let Step::Resolve(request) = step {
-            let found = guest.machine().find(&request.frame_ask(), Level::K4);
-            let outcome = guest.vcpu.complete(request.provide(found)).expect("enough pages");
+        if let FaultStep::Resolve(request) = step {
+            let found = guest.machine().find(&request.query(), Level::Size4K);
+            let outcome = guest.vcpu.complete(request.resolve(found)).expect("enough pages");
             saw(outcome.name());
         }
         guest
     };
     three(&rig, fault, move || {
-        let _published = second.publish(HostPages::new(pages(0, 2)));
+        let _published = second.announce(HostPages::new(pages(0, 2)));
         second
     });
     rig.end();
@@ -99,10 +99,10 @@ fn admission_beside_a_beginning() {
     let machine = rig.vm.host();
     let (mut guest, mut first, mut second) = (with_tables(&rig), rig.worker(), rig.participant());
     let faulting = spawn(move || {
-        let step = guest.vcpu.fault(read(PAGE));
-        let Step::Resolve(request) = step else { return (guest, None) };
-        let found = guest.machine().find(&request.frame_ask(), Level::K4);
-        (guest, Some(request.provide(found)))
+        let step = guest.vcpu.begin_fault(read(PAGE));
+        let FaultStep::Resolve(request) = step else { return (guest, None) };
+        let found = guest.machine().find(&request.query(), Level::Size4K);
+        (guest, Some(request.resolve(found)))
     });
     let migrating = spawn(move || {
         let invalidation = first.invalidate_range(pages(0, 1));
@@ -111,7 +111,7 @@ fn admission_beside_a_beginning() {
         first
     });
     let beginning = spawn(move || {
-        let _published = second.publish(HostPages::named(pages(0, 2)));
+        let _published = second.announce(HostPages::named(pages(0, 2)));
         second
     });
     let (mut guest, frame) = faulting.join().expect("half a fault");
@@ -133,7 +133,7 @@ fn fault_beside_an_end() {
     let (mut guest, mut second) = (with_tables(&rig), rig.worker());
     second.invalidate_begin(pages(0, 2));
     let fault = move || {
-        let _ = guest.fault(read(PAGE), Level::K4);
+        let _ = guest.fault(read(PAGE), Level::Size4K);
         guest
     };
     three(&rig, fault, move || {
@@ -184,7 +184,7 @@ fn two_ends_that_do_not_compare_end_one() {
 /// A vCPU for whose page there are tables already, so that its fault is one exchange.
 fn with_tables(rig: &Rig) -> Guest<'static> {
     let mut guest = rig.guest();
-    let _ = guest.fault(read(Gfn(3)), Level::K4);
+    let _ = guest.fault(read(Gfn(3)), Level::Size4K);
     guest
 }
 
@@ -228,12 +228,12 @@ fn fault_on(gfn: Gfn, level: Level) {
 }
 
 fn fault_against_one() {
-    fault_on(PAGE, Level::K4);
+    fault_on(PAGE, Level::Size4K);
 }
 
 /// A fault on the page beside the one that is taken back, in a block the host has in one piece.
 fn fault_beside() {
-    fault_on(Gfn(1), Level::M2);
+    fault_on(Gfn(1), Level::Size2M);
 }
 
 /// A vCPU that is made while an invalidation is under way: its place was empty when that began.
@@ -244,7 +244,7 @@ fn newcomer() {
     let worker = rig.worker();
     let faulting = spawn(move || {
         let mut guest = rig::guest_of(vm, VcpuId(0));
-        let _ = guest.fault(read(PAGE), Level::K4);
+        let _ = guest.fault(read(PAGE), Level::Size4K);
         guest
     });
     let migrating = spawn(move || migrate(worker, machine));
@@ -263,9 +263,9 @@ fn completed_elsewhere() {
     let (mut helper, worker) = (rig.worker(), rig.worker());
     helper.reserve(4).expect("pages");
     let faulting = spawn(move || {
-        if let Step::Resolve(request) = guest.vcpu.fault(read(PAGE)) {
-            let found = machine.find(&request.frame_ask(), Level::K4);
-            let outcome = helper.complete(request.provide(found)).expect("enough pages");
+        if let FaultStep::Resolve(request) = guest.vcpu.begin_fault(read(PAGE)) {
+            let found = machine.find(&request.query(), Level::Size4K);
+            let outcome = helper.complete(request.resolve(found)).expect("enough pages");
             saw(outcome.name());
         } else {
             saw("refused");
@@ -366,7 +366,7 @@ fn a_second_invalidation_that_begins_after_the_admission_changes_nothing() {
 
 #[test]
 fn beside_a_second_invalidation_a_walk_without_exclusion_does() {
-    A15.fails("a16", Defect::WalkWithoutExclusion, COMPLAINT);
+    A15.fails("a16", Defect::WalkWithoutGracePeriod, COMPLAINT);
 }
 
 #[test]
@@ -396,7 +396,7 @@ fn a_watch_admitted_without_a_fence_does() {
 
 #[test]
 fn a_watch_that_is_hit_before_the_range_is_published_does() {
-    A4.fails("a2", Defect::HitsBeforePublication, COMPLAINT);
+    A4.fails("a2", Defect::HitsBeforeAnnouncement, COMPLAINT);
 }
 
 #[test]

@@ -14,12 +14,12 @@ fn whole() {
     let rig = Rig::new(1, 2);
     let machine = rig.vm.host();
     let mut guest = rig.guest();
-    let _ = guest.fault(read(PAGE), Level::K4);
+    let _ = guest.fault(read(PAGE), Level::Size4K);
     let (mut zapper, mut host) = (rig.participant(), rig.worker());
     let running = spawn(move || {
         // Twice: by the walk, and by the TLB.
         if guest.run(PAGE, 2) == Met::Nothing {
-            let _ = guest.fault(read(PAGE), Level::K4);
+            let _ = guest.fault(read(PAGE), Level::Size4K);
             if guest.run(PAGE, 1) == Met::Page {
                 saw("reached after a fault");
             }
@@ -69,7 +69,7 @@ fn an_entry_and_a_flush_without_fences_let_it() {
 
 #[test]
 fn a_walk_without_exclusion_lets_it() {
-    W1.fails("w3", Defect::WalkWithoutExclusion, REACHED);
+    W1.fails("w3", Defect::WalkWithoutGracePeriod, REACHED);
 }
 
 #[test]

@@ -4,15 +4,15 @@
 use shuttle::rand::{Rng, thread_rng};
 use vmmu::addr::{Gfn, Gpa, Hpa, Level, Pfn};
 use vmmu::entry::{Access, State, Value};
-use vmmu::tdp::{Ask, Cause, Outcome};
-use vmmu::{Flush, Processor, Vcpu};
+use vmmu::tdp::{Cause, Outcome, PageFault};
+use vmmu::{Flush, Processor, VcpuMmu};
 
 use crate::explore::saw;
 use crate::machine::{Machine, format};
 
 /// A vCPU and what its processor holds.
 pub struct Guest<'vm> {
-    pub vcpu: Vcpu<'vm, Machine>,
+    pub vcpu: VcpuMmu<'vm, Machine>,
     machine: &'vm Machine,
     processor: Processor,
     tlb: Vec<(Gfn, Pfn)>,
@@ -20,7 +20,7 @@ pub struct Guest<'vm> {
 }
 
 impl<'vm> Guest<'vm> {
-    pub fn new(vcpu: Vcpu<'vm, Machine>, machine: &'vm Machine) -> Self {
+    pub fn new(vcpu: VcpuMmu<'vm, Machine>, machine: &'vm Machine) -> Self {
         let processor = Processor(vcpu.id().0);
         Guest { vcpu, machine, processor, tlb: Vec::new(), upper: Vec::new() }
     }
@@ -50,11 +50,11 @@ impl<'vm> Guest<'vm> {
         for gfn in pages {
             let held = tlb.iter().find(|(held, _)| held == gfn).map(|(_, frame)| *frame);
             let frame = held.or_else(|| {
-                let base = gfn.leaf(Level::M2).start();
+                let base = gfn.leaf(Level::Size2M).start();
                 let cached = upper.iter().find(|(held, _)| *held == base).map(|(_, t)| *t);
-                let from = cached.map_or((root, format().top()), |table| (table, Level::K4));
+                let from = cached.map_or((root, format().top()), |table| (table, Level::Size4K));
                 let (frame, table, level) = walk(machine, from, *gfn)?;
-                if level == Level::K4 && cached.is_none() {
+                if level == Level::Size4K && cached.is_none() {
                     upper.push((base, table));
                 }
                 tlb.push((*gfn, frame));
@@ -82,8 +82,8 @@ impl<'vm> Guest<'vm> {
             let pages: [Gfn; 4] = std::array::from_fn(|_| choose());
             if let Some(gfn) = self.run(&pages) {
                 let access = if thread_rng().gen_bool(0.5) { Access::WRITE } else { Access::READ };
-                let ask = Ask { gpa: Gpa(gfn.gpa().0), access, cause: Cause::Guest };
-                let outcome = self.vcpu.fault_with(self.machine, ask);
+                let fault = PageFault { gpa: Gpa(gfn.gpa().0), access, cause: Cause::Guest };
+                let outcome = self.vcpu.handle_fault(self.machine, fault);
                 saw(outcome.name());
                 match outcome {
                     Outcome::Fixed(_) | Outcome::Spurious | Outcome::Retry | Outcome::Emulate => {}

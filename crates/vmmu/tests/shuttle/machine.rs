@@ -8,8 +8,8 @@ use shuttle::sync::atomic::{AtomicU64, Ordering};
 use vmmu::addr::{ENTRIES, Gfn, Hpa, Level, Pfn};
 use vmmu::entry::{Access, Format, MemoryType, npt};
 use vmmu::host::{
-    Backing, Contents, Cpus, Found, FrameAsk, HostFrame, Observer, PageAsk, TablePage, TablePages,
-    VcpuId,
+    Backing, Contents, Cpus, FrameQuery, HostFrame, Observer, Placement, Resolution, TablePage,
+    TablePages, VcpuId,
 };
 
 use crate::explore::saw;
@@ -48,7 +48,7 @@ enum Owner {
 
 /// The host's own tables.
 struct Map {
-    /// Frame behind each page.
+    /// ResolvedFault behind each page.
     frames: [u64; PAGES as usize],
 }
 
@@ -204,7 +204,7 @@ unsafe impl TablePages for Machine {
         0
     }
 
-    fn take(&self, _: PageAsk) -> Option<TablePage> {
+    fn take(&self, _: Placement) -> Option<TablePage> {
         let words = Box::new(TableWords(std::array::from_fn(|_| AtomicU64::new(0))));
         let words = Box::into_raw(words);
         let pfn = Hpa(words.expose_provenance() as u64).pfn();
@@ -252,23 +252,23 @@ impl Cpus for Machine {
 impl Observer for Machine {}
 
 impl Backing for Machine {
-    fn find(&self, ask: &FrameAsk) -> Found {
-        let (frames, page) = (lock(&self.map).frames, ask.page);
+    fn find(&self, query: &FrameQuery) -> Resolution {
+        let (frames, page) = (lock(&self.map).frames, query.page);
         let pfn = Pfn(frames[page as usize]);
         let start = page & !(BLOCK - 1);
         let first = frames[start as usize];
         let in_one_piece =
             first % BLOCK == 0 && (0..BLOCK).all(|n| frames[(start + n) as usize] == first + n);
-        let level = if in_one_piece { Level::M2 } else { Level::K4 };
+        let level = if in_one_piece { Level::Size2M } else { Level::Size4K };
         // Sometimes no more than what was asked for, so that the next write grows the leaf.
         let access = if thread_rng().gen_bool(0.5) {
             Access::all()
         } else {
-            Access::READ | Access::EXEC | ask.access
+            Access::READ | Access::EXEC | query.access
         };
         let memory = MemoryType::WriteBack;
         // Between the look and the answer anything may happen.
         shuttle::thread::yield_now();
-        Found::Frame(HostFrame { pfn, level: level.min(ask.largest), access, memory })
+        Resolution::Frame(HostFrame { pfn, level: level.min(query.largest), access, memory })
     }
 }

@@ -6,15 +6,15 @@ use vmmu::check::Witness;
 use vmmu::entry::Access;
 use vmmu::host::VcpuId;
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
-use vmmu::{Config, Vm, Worker};
+use vmmu::{Config, Mmu, Worker};
 
 use crate::guest::Guest;
 use crate::machine::{BLOCK, MEMORY, Machine, OTHER, PAGES, format};
 
 /// A VM that threads of a model borrow for ever, until [`end`](Self::end) takes it back.
 pub struct Rig {
-    pub vm: &'static Vm<Machine>,
-    raw: *mut Vm<Machine>,
+    pub vm: &'static Mmu<Machine>,
+    raw: *mut Mmu<Machine>,
 }
 
 /// The slot every model has.
@@ -25,7 +25,7 @@ fn memory() -> SlotSpec {
         range: GfnRange::sized(Gfn(0), MEMORY).expect("short"),
         source: Source::Backed { backing: 0, first: 0 },
         mutability: Mutability::ReadWrite,
-        largest: Level::M2,
+        largest: Level::Size2M,
     }
 }
 
@@ -45,7 +45,7 @@ impl Rig {
         let mut config = Config::new(format(), vcpus);
         config.workers = workers;
         config.slots = 2;
-        let vm = Vm::new(Machine::new(), &config).expect("a small VM");
+        let vm = Mmu::new(Machine::new(), &config).expect("a small VM");
         let raw = Box::into_raw(Box::new(vm));
         // SAFETY: it lives until `end`, which is given everything that borrows it.
         let rig = Rig { vm: unsafe { &*raw }, raw };

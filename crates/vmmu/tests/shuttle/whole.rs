@@ -84,7 +84,7 @@ fn change_slots(worker: &mut Worker<'static, Machine>, machine: &Machine, rounds
     for _ in 0..rounds {
         machine.set_other_gone(false);
         worker.create_slot(&other()).expect("there is room");
-        worker.limit_slot(SlotId(0), Level::K4).expect("it is there");
+        worker.limit_slot(SlotId(0), Level::Size4K).expect("it is there");
         if thread_rng().gen_bool(0.5) {
             worker.delete_slot(SlotId(1)).expect("it is there");
         } else {
@@ -92,7 +92,7 @@ fn change_slots(worker: &mut Worker<'static, Machine>, machine: &Machine, rounds
             while worker.delete_some(&mut deletion, 1) == Progress::More {}
         }
         machine.set_other_gone(true);
-        worker.limit_slot(SlotId(0), Level::M2).expect("it is there");
+        worker.limit_slot(SlotId(0), Level::Size2M).expect("it is there");
         saw("slots changed");
     }
 }
@@ -232,7 +232,7 @@ macro_rules! neighbours {
 neighbours! {
     without_refusing_watches: ROOTS, AdmitsUnderInvalidation;
     with_blocks_believed_whole: DEBTS, BelievesWholeBlock;
-    with_hits_before_the_publication: ROOTS, HitsBeforePublication;
+    with_hits_before_the_publication: ROOTS, HitsBeforeAnnouncement;
     without_hits: DEBTS, HitsNoWatch;
     without_looking_at_ledgers: DEBTS, IgnoresForeignDebts;
     without_comparing_revisions: SLOTS, IgnoresRevision;
@@ -245,8 +245,8 @@ neighbours! {
     with_huge_leaves_left: DEBTS, LeavesOverlappingHugeLeaf;
     with_walks_that_skip: EIGHT, SkipsAfterRestart;
     with_slots_gone_too_early: SLOTS, SlotGoneBeforeLeaves;
-    with_ranges_in_guest_frames: SLOTS, PublishesInGuestFrames;
+    with_ranges_in_guest_frames: SLOTS, AnnouncesInGuestFrames;
     with_invalid_roots_populated: ROOTS, PopulatesInvalidRoot;
     with_drains_of_new_roots: ROOTS, DrainsNewRoots;
-    with_drains_that_do_not_wait: FOUR, DrainWithoutExclusion;
+    with_drains_that_do_not_wait: FOUR, DrainWithoutGracePeriod;
 }

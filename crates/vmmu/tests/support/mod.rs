@@ -12,12 +12,12 @@ use vmmu::addr::{Gfn, GfnRange, Gpa, Level, Pfn};
 use vmmu::check::Witness;
 use vmmu::entry::{Access, Format, MemoryType, ept, npt};
 use vmmu::host::{
-    Backing, Contents, Cpus, Found, FrameAsk, HostFrame, Observer, PageAsk, TablePage, TablePages,
-    VcpuId,
+    Backing, Contents, Cpus, FrameQuery, HostFrame, Observer, Placement, Resolution, TablePage,
+    TablePages, VcpuId,
 };
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
-use vmmu::tdp::{Ask, Cause, Request, Step};
-use vmmu::{HostRange, Vcpu, Vm};
+use vmmu::tdp::{Cause, FaultStep, PageFault, Request};
+use vmmu::{HostRange, Mmu, VcpuMmu};
 
 /// Virtual addresses are this much above the "physical" ones the library sees.
 const WINDOW: u64 = 0x1_0000;
@@ -99,7 +99,7 @@ unsafe impl TablePages for TestHost {
         WINDOW
     }
 
-    fn take(&self, _: PageAsk) -> Option<TablePage> {
+    fn take(&self, _: Placement) -> Option<TablePage> {
         if !self.budget.spend() {
             return None;
         }
@@ -163,7 +163,7 @@ pub struct Frames {
     pub level: Mutex<Level>,
     /// What the host allows.
     pub access: Mutex<Access>,
-    exceptions: Mutex<BTreeMap<u64, Found>>,
+    exceptions: Mutex<BTreeMap<u64, Resolution>>,
     /// How often it was asked.
     pub asked: AtomicU64,
     memory: Mutex<BTreeMap<u64, Box<[u8; 4096]>>>,
@@ -185,7 +185,7 @@ impl Frames {
     }
 
     /// Answers something else for one page.
-    pub fn answer(&self, page: u64, found: Found) {
+    pub fn answer(&self, page: u64, found: Resolution) {
         self.exceptions.lock().unwrap().insert(page, found);
     }
 
@@ -193,29 +193,29 @@ impl Frames {
     pub fn move_page(&self, page: u64, pfn: u64) {
         let access = *self.access.lock().unwrap();
         let memory = MemoryType::WriteBack;
-        let frame = HostFrame { pfn: Pfn(pfn), level: Level::K4, access, memory };
-        self.answer(page, Found::Frame(frame));
+        let frame = HostFrame { pfn: Pfn(pfn), level: Level::Size4K, access, memory };
+        self.answer(page, Resolution::Frame(frame));
     }
 }
 
 impl Backing for Frames {
-    fn find(&self, ask: &FrameAsk) -> Found {
+    fn find(&self, query: &FrameQuery) -> Resolution {
         self.asked.fetch_add(1, Ordering::SeqCst);
         let exceptions = self.exceptions.lock().unwrap();
-        if let Some(found) = exceptions.get(&ask.page) {
+        if let Some(found) = exceptions.get(&query.page) {
             return *found;
         }
         // A block with an exception in it is no block.
         let mut level = *self.level.lock().unwrap();
-        while level > Level::K4 {
-            let first = ask.page & !(level.pages() - 1);
+        while level > Level::Size4K {
+            let first = query.page & !(level.pages() - 1);
             if exceptions.range(first..first + level.pages()).next().is_none() {
                 break;
             }
             level = level.below().unwrap();
         }
-        Found::Frame(HostFrame {
-            pfn: Pfn(ask.page + Self::OFFSET),
+        Resolution::Frame(HostFrame {
+            pfn: Pfn(query.page + Self::OFFSET),
             level,
             access: *self.access.lock().unwrap(),
             memory: MemoryType::WriteBack,
@@ -252,7 +252,7 @@ pub fn backed(id: u32, frames: GfnRange) -> SlotSpec {
         range: frames,
         source: Source::Backed { backing: 7, first: frames.start().0 },
         mutability: Mutability::ReadWrite,
-        largest: Level::G1,
+        largest: Level::Size1G,
     }
 }
 
@@ -263,12 +263,12 @@ pub fn linear(id: u32, frames: GfnRange, pfn: u64) -> SlotSpec {
 }
 
 /// A guest's access to a frame.
-pub fn ask(gfn: u64, access: Access) -> Ask {
-    Ask { gpa: Gpa(gfn << 12), access, cause: Cause::Guest }
+pub fn fault_at(gfn: u64, access: Access) -> PageFault {
+    PageFault { gpa: Gpa(gfn << 12), access, cause: Cause::Guest }
 }
 
 /// A VM at its end: nothing is wrong, and every table page goes back.
-pub fn finish(mut vm: Vm<TestHost>) {
+pub fn finish(mut vm: Mmu<TestHost>) {
     let checked = vm.check(|_, _| Witness::Unknown).unwrap();
     assert!(checked.is_clean(), "{:#?}", checked.violations);
     assert_eq!(vm.teardown().in_use(), 0, "every table page goes back");
@@ -281,11 +281,13 @@ pub fn pages(first: u64, pages: u64) -> HostRange {
 
 /// A request for a page that is mapped by nobody yet, with the frame the host has for it now.
 pub fn half<'vm>(
-    vcpu: &mut Vcpu<'vm, TestHost>,
+    vcpu: &mut VcpuMmu<'vm, TestHost>,
     frames: &Frames,
     gfn: u64,
 ) -> (Request<'vm>, HostFrame) {
-    let Step::Resolve(request) = vcpu.fault(ask(gfn, Access::WRITE)) else { panic!("no request") };
-    let Found::Frame(found) = frames.find(&request.frame_ask()) else { panic!("no frame") };
+    let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(gfn, Access::WRITE)) else {
+        panic!("no request")
+    };
+    let Resolution::Frame(found) = frames.find(&request.query()) else { panic!("no frame") };
     (request, found)
 }

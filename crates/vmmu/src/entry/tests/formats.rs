@@ -67,20 +67,20 @@ fn frames_that_do_not_fit_and_numbers_that_do_not_fit_have_no_value() {
             assert_eq!(format.make(State::Hold { owner }, level), None);
             assert_eq!(format.make(State::Claim { owner }, level), None);
             assert_eq!(format.make(State::Corrupt, level), None);
-            if level > Level::K4 {
+            if level > Level::Size4K {
                 let shifted = Leaf { pfn: Pfn(1), ..leaf };
                 assert_eq!(format.make(State::Leaf(shifted), level), None);
             }
         }
-        assert_eq!(format.make(State::Table(Pfn(1)), Level::K4), None);
+        assert_eq!(format.make(State::Table(Pfn(1)), Level::Size4K), None);
         if let Some(level) = setup.top.above() {
             assert_eq!(format.make(State::Table(Pfn(1)), level), None);
         }
         // The generation wraps: that is what its invalidation is for.
         let wrapped = State::Mmio { generation: 1 << Format::GENERATION_BITS };
         assert_eq!(
-            format.make(wrapped, Level::K4),
-            format.make(State::Mmio { generation: 0 }, Level::K4)
+            format.make(wrapped, Level::Size4K),
+            format.make(State::Mmio { generation: 0 }, Level::Size4K)
         );
     }
 }
@@ -320,7 +320,7 @@ fn configurations_that_no_processor_has_are_refused() {
         let ept = ept::EptOptions { phys_bits, ..Default::default() };
         assert_eq!(ept::format(ept).err(), Some(FormatError::PhysBits(phys_bits)));
     }
-    let top = Level::G1;
+    let top = Level::Size1G;
     let npt = npt::NptOptions { top, ..Default::default() };
     assert_eq!(npt::format(npt).err(), Some(FormatError::Levels(top)));
     let largest = Level::L4;
@@ -339,7 +339,7 @@ fn a_format_says_what_it_was_made_from() {
         assert_eq!(format.frames(), 1 << if setup.top == Level::L5 { 45 } else { 36 });
         for memory in MemoryType::ALL {
             let leaf = Leaf { memory, record: setup.record, ..plain(Writable::Never) };
-            let made = format.make(State::Leaf(leaf), Level::K4).is_some();
+            let made = format.make(State::Leaf(leaf), Level::Size4K).is_some();
             assert_eq!(format.has_memory(memory), made);
         }
     }

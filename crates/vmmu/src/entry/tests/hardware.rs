@@ -37,8 +37,8 @@ fn field(v: u64, high: u32, low: u32) -> u64 {
 /// The lowest bit of the address in an entry of `level`.
 fn low(level: Level, leaf: bool) -> u32 {
     match level {
-        Level::M2 if leaf => 21,
-        Level::G1 if leaf => 30,
+        Level::Size2M if leaf => 21,
+        Level::Size1G if leaf => 30,
         _ => 12,
     }
 }
@@ -68,7 +68,7 @@ impl Setup {
         if !read && (write || !self.exec_only) {
             return Seen::Refused;
         }
-        let leaf = level == Level::K4 || (level <= Level::G1 && bit(v, 7));
+        let leaf = level == Level::Size4K || (level <= Level::Size1G && bit(v, 7));
         let address = field(v, 51, 12) << 12;
         if !leaf {
             return if field(v, 7, 3) == 0 {
@@ -99,7 +99,7 @@ impl Setup {
         if !bit(v, 0) {
             return Seen::NotPresent;
         }
-        let leaf = level == Level::K4 || (level <= Level::G1 && bit(v, 7));
+        let leaf = level == Level::Size4K || (level <= Level::Size1G && bit(v, 7));
         let address = field(v, 51, 12) << 12;
         // U and W of every level are joined by "and"; NX by "or".
         if !leaf {
@@ -115,7 +115,7 @@ impl Setup {
         if level > self.largest || address & ((1 << low(level, true)) - 1) & !(1 << 12) != 0 {
             return Seen::Refused;
         }
-        let pat = bit(v, if level == Level::K4 { 7 } else { 12 });
+        let pat = bit(v, if level == Level::Size4K { 7 } else { 12 });
         let memory = match (pat, bit(v, 4), bit(v, 3)) {
             (false, false, false) => MemoryType::WriteBack,
             (false, false, true) => MemoryType::WriteThrough,

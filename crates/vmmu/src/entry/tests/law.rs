@@ -1,7 +1,7 @@
 //! The law over every pair of states, against the rules as the behaviour description words them
 //! (1.0.2, 1.1.4 to 1.1.8, 1.11; invariants 14, 25 to 27, 38, 39, 42).
 
-use super::super::law::{Count, Crime, Flush, Owed, owed};
+use super::super::law::{Consequences, Count, FlushDue, Illegal, consequences};
 use super::super::{Leaf, Record, State, Tracked, Value, Writable};
 use super::product::Setup;
 use crate::addr::Level;
@@ -9,8 +9,8 @@ use crate::addr::Level;
 /// What the rules say about one change: the duties, or every rule that it breaks.
 #[derive(Debug)]
 enum Verdict {
-    Legal(Owed),
-    Illegal(Vec<Crime>),
+    Legal(Consequences),
+    Illegal(Vec<Illegal>),
 }
 
 fn is_frozen(state: &State) -> bool {
@@ -34,29 +34,29 @@ fn counts_as_accessed(leaf: &Leaf) -> bool {
 
 fn judge(old: &State, new: &State) -> Verdict {
     if old == new {
-        return Verdict::Legal(Owed::NOTHING);
+        return Verdict::Legal(Consequences::NOTHING);
     }
     let mut crimes = Vec::new();
-    let mut accuse = |guilty: bool, crime| {
+    let mut accuse = |guilty: bool, illegal| {
         if guilty {
-            crimes.push(crime);
+            crimes.push(illegal);
         }
     };
     let dead = matches!(old, State::Dead { .. });
-    accuse(dead && !matches!(new, State::Dead { .. }), Crime::Dead);
-    accuse(is_frozen(old) && is_frozen(new), Crime::Frozen);
-    accuse(old.is_present() && matches!(new, State::Mmio { .. }), Crime::Mmio);
+    accuse(dead && !matches!(new, State::Dead { .. }), Illegal::Dead);
+    accuse(is_frozen(old) && is_frozen(new), Illegal::Frozen);
+    accuse(old.is_present() && matches!(new, State::Mmio { .. }), Illegal::Mmio);
     match (old, new) {
-        (State::Table(_), State::Table(_)) => accuse(true, Crime::Relink),
+        (State::Table(_), State::Table(_)) => accuse(true, Illegal::Relink),
         (State::Table(_), State::Leaf(leaf)) => {
             let unborn = leaf.record != Record::Software && !leaf.dirty;
-            accuse(leaf.writable == Writable::Yes && unborn, Crime::Clean);
+            accuse(leaf.writable == Writable::Yes && unborn, Illegal::Clean);
         }
         (State::Leaf(a), State::Leaf(b)) => {
-            accuse(a.pfn != b.pfn, Crime::Frame);
-            accuse(a.writable.by_host() != b.writable.by_host(), Crime::HostWritable);
-            accuse(a.record != b.record, Crime::Record);
-            accuse(a.memory != b.memory, Crime::Memory);
+            accuse(a.pfn != b.pfn, Illegal::ResolvedFault);
+            accuse(a.writable.by_host() != b.writable.by_host(), Illegal::HostWritable);
+            accuse(a.record != b.record, Illegal::Record);
+            accuse(a.memory != b.memory, Illegal::Memory);
         }
         _ => {}
     }
@@ -70,33 +70,34 @@ fn judge(old: &State, new: &State) -> Verdict {
 }
 
 /// A leaf stays and its bits change.
-fn stays(a: &Leaf, b: &Leaf) -> Owed {
+fn stays(a: &Leaf, b: &Leaf) -> Consequences {
     let hard = a.writable.by_library() && !b.writable.by_library();
     let permission = (a.read && !b.read) || (a.exec && !b.exec);
     let write_lost = a.writable == Writable::Yes && b.writable != Writable::Yes;
     let dirty_lost = a.dirty && !b.dirty;
     let allowed = |leaf: &Leaf| (leaf.read, leaf.exec, leaf.writable.by_library());
-    Owed {
+    Consequences {
         flush: if hard || permission {
-            Flush::BeforePromise
+            FlushDue::BeforeReliance
         } else if write_lost || dirty_lost {
-            Flush::BeforeLog
+            FlushDue::BeforeLog
         } else {
-            Flush::None
+            FlushDue::Never
         },
         dirty: counts_as_dirty(a) && !counts_as_dirty(b),
         log: a.writable != Writable::Yes && b.writable == Writable::Yes,
         external: allowed(a) != allowed(b),
-        ..Owed::NOTHING
+        ..Consequences::NOTHING
     }
 }
 
 /// At most one of the two is a leaf.
-fn comes_or_goes(old: &State, new: &State) -> Owed {
-    let mut owed = Owed { external: old.is_present() || new.is_present(), ..Owed::NOTHING };
+fn comes_or_goes(old: &State, new: &State) -> Consequences {
+    let mut owed =
+        Consequences { external: old.is_present() || new.is_present(), ..Consequences::NOTHING };
     let split = matches!((old, new), (State::Leaf(_), State::Table(_)));
     if old.is_present() && !split {
-        owed.flush = Flush::BeforePromise;
+        owed.flush = FlushDue::BeforeReliance;
     }
     if let State::Leaf(leaf) = old {
         owed.leaves = Count::Unmapped;
@@ -121,10 +122,10 @@ fn every_pair(setup: &Setup) -> u64 {
         assert_eq!(states.len() as u64, setup.count(level), "{setup:?} {level}");
         for (old, from) in &states {
             for (new, to) in &states {
-                let found = owed(&setup.format, *from, *to, level);
+                let found = consequences(&setup.format, *from, *to, level);
                 let right = match (&found, &judge(old, new)) {
                     (Ok(found), Verdict::Legal(owed)) => found == owed,
-                    (Err(crime), Verdict::Illegal(crimes)) => crimes.contains(crime),
+                    (Err(illegal), Verdict::Illegal(crimes)) => crimes.contains(illegal),
                     _ => false,
                 };
                 assert!(
@@ -195,7 +196,7 @@ fn kinds() -> [&'static Setup; 4] {
 /// One frame, one memory type: nothing but use and permission moves.
 fn one_page(setup: &Setup) -> Vec<(Leaf, Value)> {
     let mut first = None;
-    let states = setup.states(Level::K4).into_iter();
+    let states = setup.states(Level::Size4K).into_iter();
     let leaves = states.filter_map(|(state, value)| match state {
         State::Leaf(leaf) => Some((leaf, value)),
         _ => None,
@@ -213,9 +214,11 @@ fn library_writable_is_never_taken_without_a_flush_even_if_w_was_clear() {
     for setup in kinds() {
         for (a, old) in one_page(setup) {
             for (b, new) in one_page(setup) {
-                let Ok(owed) = owed(&setup.format, old, new, Level::K4) else { continue };
+                let Ok(owed) = consequences(&setup.format, old, new, Level::Size4K) else {
+                    continue;
+                };
                 if a.writable.by_library() && !b.writable.by_library() {
-                    assert_eq!(owed.flush, Flush::BeforePromise);
+                    assert_eq!(owed.flush, FlushDue::BeforeReliance);
                     soft += u64::from(a.writable == Writable::Soft);
                 }
             }
@@ -237,8 +240,8 @@ fn a_dirty_bit_is_never_lost_unreported() {
                     if matches!(new, State::Leaf(Leaf { dirty: true, .. }) | State::Table(_)) {
                         continue;
                     }
-                    if let Ok(owed) = owed(&setup.format, *from, *to, level) {
-                        assert!(owed.dirty && owed.flush != Flush::None, "{old:?} {new:?}");
+                    if let Ok(owed) = consequences(&setup.format, *from, *to, level) {
+                        assert!(owed.dirty && owed.flush != FlushDue::Never, "{old:?} {new:?}");
                         drops += 1;
                     }
                 }
@@ -260,8 +263,11 @@ fn what_hardware_does_by_itself_is_legal_and_owes_nothing() {
             for after in [Leaf { accessed: true, ..leaf }, Leaf { accessed: true, dirty, ..leaf }] {
                 // D that was set stays set.
                 let after = Leaf { dirty: after.dirty || leaf.dirty, ..after };
-                let new = setup.format.make(State::Leaf(after), Level::K4).unwrap();
-                assert_eq!(owed(&setup.format, old, new, Level::K4), Ok(Owed::NOTHING));
+                let new = setup.format.make(State::Leaf(after), Level::Size4K).unwrap();
+                assert_eq!(
+                    consequences(&setup.format, old, new, Level::Size4K),
+                    Ok(Consequences::NOTHING)
+                );
                 steps += 1;
             }
         }
@@ -274,7 +280,7 @@ fn small_steps_never_owe_less_than_the_large_one() {
     let mut triples = 0;
     for setup in kinds() {
         let leaves = one_page(setup);
-        let law = |old, new| owed(&setup.format, old, new, Level::K4);
+        let law = |old, new| consequences(&setup.format, old, new, Level::Size4K);
         for (_, a) in &leaves {
             for (_, c) in &leaves {
                 let Ok(large) = law(*a, *c) else { continue };
@@ -298,22 +304,22 @@ fn values_that_no_state_has_are_corrupt_at_a_glance() {
     for setup in &Setup::ALL {
         let format = &setup.format;
         let corrupt = |value, level| {
-            assert_eq!(owed(format, format.empty(), value, level), Err(Crime::Corrupt));
-            assert_eq!(owed(format, value, format.empty(), level), Err(Crime::Corrupt));
+            assert_eq!(consequences(format, format.empty(), value, level), Err(Illegal::Corrupt));
+            assert_eq!(consequences(format, value, format.empty(), level), Err(Illegal::Corrupt));
         };
-        for (_, value) in setup.states(Level::K4) {
+        for (_, value) in setup.states(Level::Size4K) {
             if !format.is_present(value) {
                 continue;
             }
             // The four combinations of host, library and W that no leaf may have: bits 56, 57, 1.
             let bare = value.0 & !(1 << 56 | 1 << 57 | 1 << 1);
             for bits in [1 << 1, 1 << 57, 1 << 57 | 1 << 1, 1 << 56 | 1 << 1] {
-                corrupt(Value(bare | bits), Level::K4);
+                corrupt(Value(bare | bits), Level::Size4K);
             }
         }
         // Absent, but neither empty, nor MMIO, nor frozen.
-        corrupt(Value(format.empty().0 ^ 1 << 63), Level::K4);
-        corrupt(Value(format.empty().0 | 1 << 20), Level::K4);
+        corrupt(Value(format.empty().0 ^ 1 << 63), Level::Size4K);
+        corrupt(Value(format.empty().0 | 1 << 20), Level::Size4K);
         // A leaf above what hardware can map.
         let record = setup.record;
         let states = setup.states(setup.largest);

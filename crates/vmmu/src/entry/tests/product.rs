@@ -50,25 +50,25 @@ const fn amd(top: Level, largest: Level, phys_bits: u32) -> Setup {
 
 impl Setup {
     pub const ALL: [Setup; 14] = [
-        intel(Level::L4, Level::G1, 46, Record::Hardware, true),
-        intel(Level::L5, Level::G1, 52, Record::Hardware, true),
-        intel(Level::L4, Level::G1, 39, Record::Hardware, false),
-        intel(Level::L5, Level::G1, 46, Record::Hardware, false),
-        intel(Level::L4, Level::G1, 46, Record::Software, true),
-        intel(Level::L5, Level::G1, 52, Record::Software, true),
-        intel(Level::L4, Level::M2, 36, Record::Software, false),
-        intel(Level::L5, Level::G1, 46, Record::Software, false),
-        intel(Level::L4, Level::K4, 46, Record::WriteProtect, false),
-        amd(Level::L4, Level::G1, 40),
-        amd(Level::L4, Level::M2, 48),
-        amd(Level::L4, Level::G1, 52),
-        amd(Level::L5, Level::G1, 40),
-        amd(Level::L5, Level::G1, 52),
+        intel(Level::L4, Level::Size1G, 46, Record::Hardware, true),
+        intel(Level::L5, Level::Size1G, 52, Record::Hardware, true),
+        intel(Level::L4, Level::Size1G, 39, Record::Hardware, false),
+        intel(Level::L5, Level::Size1G, 46, Record::Hardware, false),
+        intel(Level::L4, Level::Size1G, 46, Record::Software, true),
+        intel(Level::L5, Level::Size1G, 52, Record::Software, true),
+        intel(Level::L4, Level::Size2M, 36, Record::Software, false),
+        intel(Level::L5, Level::Size1G, 46, Record::Software, false),
+        intel(Level::L4, Level::Size4K, 46, Record::WriteProtect, false),
+        amd(Level::L4, Level::Size1G, 40),
+        amd(Level::L4, Level::Size2M, 48),
+        amd(Level::L4, Level::Size1G, 52),
+        amd(Level::L5, Level::Size1G, 40),
+        amd(Level::L5, Level::Size1G, 52),
     ];
 
     pub fn levels(&self) -> impl Iterator<Item = Level> + use<> {
         let top = self.top;
-        [Level::K4, Level::M2, Level::G1, Level::L4, Level::L5]
+        [Level::Size4K, Level::Size2M, Level::Size1G, Level::L4, Level::L5]
             .into_iter()
             .filter(move |level| *level <= top)
     }
@@ -154,7 +154,7 @@ impl Setup {
         }
         for pfn in [Pfn(0x123), Pfn(self.last_frame())] {
             states.push(State::Dead { next: Some(pfn) });
-            if level > Level::K4 {
+            if level > Level::Size4K {
                 states.push(State::Table(pfn));
             }
         }
@@ -169,7 +169,7 @@ impl Setup {
     pub fn count(&self, level: Level) -> u64 {
         // Empty; two holds, two claims, three dead.
         let absent = 8 + if self.has_mmio() { 2 } else { 0 };
-        let tables = if level > Level::K4 { 2 } else { 0 };
+        let tables = if level > Level::Size4K { 2 } else { 0 };
         if level > self.largest {
             return absent + tables;
         }

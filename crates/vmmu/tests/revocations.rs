@@ -4,34 +4,40 @@ mod support;
 
 use std::sync::atomic::Ordering;
 
-use support::{Frames, TestHost, ask, backed, ept, finish, half, npt, pages, range};
+use support::{Frames, TestHost, backed, ept, fault_at, finish, half, npt, pages, range};
 use vmmu::addr::{Gpa, Level, Pfn};
 use vmmu::entry::Access;
 use vmmu::host::VcpuId;
 use vmmu::slot::{AddressSpace, SlotSpec, Source};
 use vmmu::tdp::Outcome;
-use vmmu::{Config, Flush, HostRange, NotInvalidating, Processor, Progress, Role, Vm};
+use vmmu::{Config, Flush, HostRange, Mmu, NotInvalidating, Processor, Progress, Role};
 
 #[test]
 fn an_invalidation_takes_an_overlapping_huge_leaf_whole_and_refuses_until_its_end() {
     for format in [ept(), npt()] {
-        let vm = Vm::new(TestHost::default(), &Config::new(format, 1)).unwrap();
-        let frames = Frames::new(Level::M2);
+        let vm = Mmu::new(TestHost::default(), &Config::new(format, 1)).unwrap();
+        let frames = Frames::new(Level::Size2M);
         let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
         let mut worker = vm.worker().unwrap();
         worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
         for gfn in [0, 0x200, 0x400] {
-            let outcome = vcpu.fault_with(&frames, ask(gfn, Access::WRITE));
-            assert_eq!(outcome, Outcome::Fixed(Level::M2));
+            let outcome = vcpu.handle_fault(&frames, fault_at(gfn, Access::WRITE));
+            assert_eq!(outcome, Outcome::Fixed(Level::Size2M));
         }
         let invalidation = worker.invalidate_range(pages(17, 1));
         assert_eq!(vm.stats().leaves, [0, 2, 0]);
-        assert_eq!(vcpu.fault_with(&frames, ask(17, Access::READ)), Outcome::Retry);
+        assert_eq!(vcpu.handle_fault(&frames, fault_at(17, Access::READ)), Outcome::Retry);
         // Beside the range: the huge leaf would overlap it, a small one does not.
-        assert_eq!(vcpu.fault_with(&frames, ask(16, Access::READ)), Outcome::Fixed(Level::K4));
+        assert_eq!(
+            vcpu.handle_fault(&frames, fault_at(16, Access::READ)),
+            Outcome::Fixed(Level::Size4K)
+        );
         frames.move_page(17, 0x77_7777);
         drop(invalidation);
-        assert_eq!(vcpu.fault_with(&frames, ask(17, Access::READ)), Outcome::Fixed(Level::K4));
+        assert_eq!(
+            vcpu.handle_fault(&frames, fault_at(17, Access::READ)),
+            Outcome::Fixed(Level::Size4K)
+        );
         let there = vcpu.translate(Role::PLAIN, Gpa(17 << 12)).unwrap();
         assert_eq!(there.hpa.pfn(), Pfn(0x77_7777));
         drop((vcpu, worker));
@@ -41,8 +47,8 @@ fn an_invalidation_takes_an_overlapping_huge_leaf_whole_and_refuses_until_its_en
 
 #[test]
 fn a_frame_found_before_an_invalidation_is_refused_after_it() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 0x10_0000))).unwrap();
@@ -50,20 +56,20 @@ fn a_frame_found_before_an_invalidation_is_refused_after_it() {
     drop(vcpu.before_enter(Processor(0)).unwrap());
     let (request, found) = half(&mut vcpu, &frames, 5);
     drop(worker.invalidate_range(pages(5, 1)));
-    assert_eq!(worker.complete(request.provide(found)).unwrap(), Outcome::Retry);
+    assert_eq!(worker.complete(request.resolve(found)).unwrap(), Outcome::Retry);
     // An invalidation of other pages hits nobody.
     let (request, found) = half(&mut vcpu, &frames, 5);
     drop(worker.invalidate_range(pages(0x8_0000, 0x1000)));
-    let outcome = worker.complete(request.provide(found)).unwrap();
-    assert_eq!(outcome, Outcome::Fixed(Level::K4));
+    let outcome = worker.complete(request.resolve(found)).unwrap();
+    assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
     drop((vcpu, worker));
     finish(vm);
 }
 
 #[test]
 fn a_block_found_while_a_page_of_it_was_under_invalidation_is_not_mapped_whole() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::M2);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size2M);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
@@ -72,12 +78,12 @@ fn a_block_found_while_a_page_of_it_was_under_invalidation_is_not_mapped_whole()
     let invalidation = worker.invalidate_range(pages(17, 1));
     // Page 16 is under no invalidation, and the host still has it in one block with page 17.
     let (request, found) = half(&mut vcpu, &frames, 16);
-    assert_eq!((found.level, request.frame_ask().largest), (Level::M2, Level::K4));
+    assert_eq!((found.level, request.query().largest), (Level::Size2M, Level::Size4K));
     frames.move_page(17, 0x77_7777);
     drop(invalidation);
     // The invalidation is over and has not hit the watch, which it did not see.
-    let outcome = worker.complete(request.provide(found)).unwrap();
-    assert_eq!(outcome, Outcome::Fixed(Level::K4));
+    let outcome = worker.complete(request.resolve(found)).unwrap();
+    assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
     assert_eq!(vcpu.translate(Role::PLAIN, Gpa(17 << 12)), None);
     drop((vcpu, worker));
     finish(vm);
@@ -85,19 +91,19 @@ fn a_block_found_while_a_page_of_it_was_under_invalidation_is_not_mapped_whole()
 
 #[test]
 fn invalidations_beyond_the_places_refuse_everything_and_miss_nothing() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
     let begun: Vec<_> = (0..20).map(|n| worker.invalidate_range(pages(n, 1))).collect();
     for gfn in [0, 19, 0x800] {
-        assert_eq!(vcpu.fault_with(&frames, ask(gfn, Access::READ)), Outcome::Retry);
+        assert_eq!(vcpu.handle_fault(&frames, fault_at(gfn, Access::READ)), Outcome::Retry);
     }
     drop(begun);
     for gfn in [0, 19, 0x800] {
-        let outcome = vcpu.fault_with(&frames, ask(gfn, Access::READ));
-        assert_eq!(outcome, Outcome::Fixed(Level::K4));
+        let outcome = vcpu.handle_fault(&frames, fault_at(gfn, Access::READ));
+        assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
     }
     // The same with separate callbacks.
     for n in 0..20 {
@@ -108,15 +114,18 @@ fn invalidations_beyond_the_places_refuse_everything_and_miss_nothing() {
     }
     let unknown = worker.invalidate_end(pages(3, 9)).unwrap_err();
     assert!(unknown.to_string().contains("pages 0x3..0xc"), "{unknown}");
-    assert_eq!(vcpu.fault_with(&frames, ask(1, Access::READ)), Outcome::Fixed(Level::K4));
+    assert_eq!(
+        vcpu.handle_fault(&frames, fault_at(1, Access::READ)),
+        Outcome::Fixed(Level::Size4K)
+    );
     drop((vcpu, worker));
     finish(vm);
 }
 
 #[test]
 fn an_invalidation_finds_aliases_in_both_address_spaces() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 2)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 2)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let mut plain = vm.vcpu(VcpuId(0)).unwrap();
     let mut other = vm.vcpu(VcpuId(1)).unwrap();
     other.set_role(Role { space: AddressSpace(1), flavour: 3 });
@@ -126,11 +135,17 @@ fn an_invalidation_finds_aliases_in_both_address_spaces() {
     let spec = SlotSpec { source, space: AddressSpace(1), ..backed(3, range(0, 0x100)) };
     plain.create_slot(&spec).unwrap();
     for gfn in [0x20, 0x5020] {
-        assert_eq!(plain.fault_with(&frames, ask(gfn, Access::READ)), Outcome::Fixed(Level::K4));
+        assert_eq!(
+            plain.handle_fault(&frames, fault_at(gfn, Access::READ)),
+            Outcome::Fixed(Level::Size4K)
+        );
     }
-    assert_eq!(other.fault_with(&frames, ask(0x20, Access::READ)), Outcome::Fixed(Level::K4));
+    assert_eq!(
+        other.handle_fault(&frames, fault_at(0x20, Access::READ)),
+        Outcome::Fixed(Level::Size4K)
+    );
     assert_eq!(vm.stats().leaves, [3, 0, 0]);
-    assert_eq!(other.fault_with(&frames, ask(0x5020, Access::READ)), Outcome::Emulate);
+    assert_eq!(other.handle_fault(&frames, fault_at(0x5020, Access::READ)), Outcome::Emulate);
     drop(plain.invalidate_range(pages(0x120, 1)));
     assert_eq!(vm.stats().leaves, [0, 0, 0]);
     drop((plain, other));
@@ -139,14 +154,17 @@ fn an_invalidation_finds_aliases_in_both_address_spaces() {
 
 #[test]
 fn a_zap_takes_leaves_only_and_refuses_requests_under_way() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::M2);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size2M);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 0x8_0000))).unwrap();
     frames.move_page(0x401, 0x99_9999);
     for gfn in [0, 0x200, 0x400, 0x4_0000] {
-        assert!(matches!(vcpu.fault_with(&frames, ask(gfn, Access::READ)), Outcome::Fixed(_)));
+        assert!(matches!(
+            vcpu.handle_fault(&frames, fault_at(gfn, Access::READ)),
+            Outcome::Fixed(_)
+        ));
     }
     let (tables, pages) = (vm.stats().tables, vm.host().in_use());
     let (request, found) = half(&mut vcpu, &frames, 0x401);
@@ -155,19 +173,22 @@ fn a_zap_takes_leaves_only_and_refuses_requests_under_way() {
     assert_eq!(vm.stats().leaves, [0, 2, 0], "0x200.. overlaps by one frame and goes whole");
     assert_eq!(vm.stats().tables, tables, "tables stay");
     assert!(vm.host().in_use() >= pages);
-    assert_eq!(worker.complete(request.provide(found)).unwrap(), Outcome::Retry);
+    assert_eq!(worker.complete(request.resolve(found)).unwrap(), Outcome::Retry);
     drop((vcpu, worker));
     finish(vm);
 }
 
 #[test]
 fn a_vcpu_outside_the_guest_is_not_kicked_and_flushes_at_its_next_entry() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
-    assert_eq!(vcpu.fault_with(&frames, ask(1, Access::READ)), Outcome::Fixed(Level::K4));
+    assert_eq!(
+        vcpu.handle_fault(&frames, fault_at(1, Access::READ)),
+        Outcome::Fixed(Level::Size4K)
+    );
     let entry = vcpu.before_enter(Processor(0)).unwrap();
     assert_eq!(entry.flush(), Flush::Needed, "the first entry");
     entry.after_exit();
@@ -197,16 +218,16 @@ fn a_vcpu_outside_the_guest_is_not_kicked_and_flushes_at_its_next_entry() {
 
 #[test]
 fn a_vcpu_in_the_guest_is_kicked_and_waited_for() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
     let in_guest = std::sync::Barrier::new(2);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-            let outcome = vcpu.fault_with(&frames, ask(1, Access::READ));
-            assert_eq!(outcome, Outcome::Fixed(Level::K4));
+            let outcome = vcpu.handle_fault(&frames, fault_at(1, Access::READ));
+            assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
             let entry = vcpu.before_enter(Processor(0)).unwrap();
             in_guest.wait();
             while vm.host().kicks[0].load(Ordering::SeqCst) == 0 {
@@ -227,13 +248,13 @@ fn a_vcpu_in_the_guest_is_kicked_and_waited_for() {
 
 #[test]
 fn a_zap_in_steps_visits_no_more_than_its_budget_and_ends() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     vcpu.create_slot(&backed(1, range(0, 0x10_0000))).unwrap();
     for n in 0..10 {
-        let outcome = vcpu.fault_with(&frames, ask(n * 0x200, Access::READ));
-        assert_eq!(outcome, Outcome::Fixed(Level::K4));
+        let outcome = vcpu.handle_fault(&frames, fault_at(n * 0x200, Access::READ));
+        assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
     }
     let mut zap = vcpu.begin_zap(AddressSpace(0), range(0, 0x10_0000));
     let mut left = Vec::new();
@@ -249,8 +270,8 @@ fn a_zap_in_steps_visits_no_more_than_its_budget_and_ends() {
 
 #[test]
 fn work_in_steps_that_another_vm_began_is_left_alone() {
-    let one = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let two = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let one = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let two = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let mut mine = one.worker().unwrap();
     let mut foreign = two.worker().unwrap();
     let mut drain = mine.invalidate_roots();
@@ -264,13 +285,13 @@ fn work_in_steps_that_another_vm_began_is_left_alone() {
 
 #[test]
 fn a_corrupt_entry_kills_the_vm_and_is_gone_all_the_same() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
-    let frames = Frames::new(Level::K4);
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     vcpu.create_slot(&backed(1, range(0, 0x200))).unwrap();
     for gfn in [3, 4] {
-        let outcome = vcpu.fault_with(&frames, ask(gfn, Access::READ));
-        assert_eq!(outcome, Outcome::Fixed(Level::K4));
+        let outcome = vcpu.handle_fault(&frames, fault_at(gfn, Access::READ));
+        assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
     }
     let mut pfn = vcpu.before_enter(Processor(0)).unwrap().root().pfn();
     for _ in 0..3 {
@@ -294,10 +315,10 @@ fn a_corrupt_entry_kills_the_vm_and_is_gone_all_the_same() {
 /// its name. The name once ended the value's, whose drop then took another's place away.
 #[test]
 fn an_end_by_name_does_not_end_what_somebody_holds() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 0x100))).unwrap();
-    let frames = Frames::new(Level::K4);
+    let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     let pages = |first| HostRange { backing: 7, first, pages: 1 };
     let held = worker.invalidate_range(pages(1));
@@ -308,12 +329,18 @@ fn an_end_by_name_does_not_end_what_somebody_holds() {
     assert_eq!(worker.invalidate_end(pages(1)), Err(NotInvalidating(pages(1))));
     // Whoever comes now must not lose its place when the first one goes.
     worker.invalidate_begin(pages(2));
-    assert_eq!(vcpu.fault_with(&frames, ask(1, Access::READ)), Outcome::Retry);
+    assert_eq!(vcpu.handle_fault(&frames, fault_at(1, Access::READ)), Outcome::Retry);
     drop(held);
-    assert_eq!(vcpu.fault_with(&frames, ask(2, Access::READ)), Outcome::Retry);
-    assert_eq!(vcpu.fault_with(&frames, ask(1, Access::READ)), Outcome::Fixed(Level::K4));
+    assert_eq!(vcpu.handle_fault(&frames, fault_at(2, Access::READ)), Outcome::Retry);
+    assert_eq!(
+        vcpu.handle_fault(&frames, fault_at(1, Access::READ)),
+        Outcome::Fixed(Level::Size4K)
+    );
     assert_eq!(worker.invalidate_end(pages(2)), Ok(()));
-    assert_eq!(vcpu.fault_with(&frames, ask(2, Access::READ)), Outcome::Fixed(Level::K4));
+    assert_eq!(
+        vcpu.handle_fault(&frames, fault_at(2, Access::READ)),
+        Outcome::Fixed(Level::Size4K)
+    );
     drop((worker, vcpu));
     vm.teardown();
 }
@@ -321,7 +348,7 @@ fn an_end_by_name_does_not_end_what_somebody_holds() {
 /// More at once than there are places: those are counted, and each end ends one of its kind.
 #[test]
 fn ends_by_name_and_by_value_do_not_mix_when_places_run_out() {
-    let vm = Vm::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let mut worker = vm.worker().unwrap();
     let pages = |first| HostRange { backing: 7, first, pages: 1 };
     let held: Vec<_> = (0..20).map(|n| worker.invalidate_range(pages(n))).collect();
@@ -332,8 +359,11 @@ fn ends_by_name_and_by_value_do_not_mix_when_places_run_out() {
     drop(held);
     worker.create_slot(&backed(1, range(0, 0x100))).unwrap();
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-    let frames = Frames::new(Level::K4);
-    assert_eq!(vcpu.fault_with(&frames, ask(19, Access::READ)), Outcome::Fixed(Level::K4));
+    let frames = Frames::new(Level::Size4K);
+    assert_eq!(
+        vcpu.handle_fault(&frames, fault_at(19, Access::READ)),
+        Outcome::Fixed(Level::Size4K)
+    );
     drop((worker, vcpu));
     vm.teardown();
 }

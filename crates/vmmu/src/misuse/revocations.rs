@@ -1,45 +1,45 @@
-//! A withdrawal is a chain of values: publish, exclude, walk, finish. No step can be left out, and
+//! A withdrawal is a chain of values: publish, synchronize, walk, finish. No step can be left out, and
 //! only the last makes a promise, of what was withdrawn and of nothing else.
 //!
 //! A walk before the exclusion can be overtaken by an insert.
 //! ```compile_fail,E0599
 //! # use vmmu::{host::Host, protocol::*};
-//! fn withdraw<H: Host>(turn: &mut Turn<'_, H>, pages: HostPages) -> Promise<HostPages> {
-//!     turn.publish(pages).walk(|page| page.each(|entry| entry.zap())).finish()
+//! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) -> Revoked<HostPages> {
+//!     local.announce(pages).walk(|page| page.each(|entry| entry.zap())).finish()
 //! }
 //! ```
 //! ```
 //! # use vmmu::{host::Host, protocol::*};
-//! fn withdraw<H: Host>(turn: &mut Turn<'_, H>, pages: HostPages) -> Promise<HostPages> {
-//!     turn.publish(pages).exclude().walk(|page| page.each(|entry| entry.zap())).finish()
+//! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) -> Revoked<HostPages> {
+//!     local.announce(pages).synchronize().walk(|page| page.each(|entry| entry.zap())).finish()
 //! }
 //! ```
 //!
 //! Finished before the walk:
 //! ```compile_fail,E0599
 //! # use vmmu::{host::Host, protocol::*};
-//! fn withdraw<H: Host>(turn: &mut Turn<'_, H>, pages: HostPages) -> Promise<HostPages> {
-//!     turn.publish(pages).exclude().finish()
+//! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) -> Revoked<HostPages> {
+//!     local.announce(pages).synchronize().finish()
 //! }
 //! ```
 //! ```
 //! # use vmmu::{host::Host, protocol::*};
-//! fn withdraw<H: Host>(turn: &mut Turn<'_, H>, pages: HostPages) -> Promise<HostPages> {
-//!     turn.publish(pages).exclude().walk(|page| page.each(|entry| entry.zap())).finish()
+//! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) -> Revoked<HostPages> {
+//!     local.announce(pages).synchronize().walk(|page| page.each(|entry| entry.zap())).finish()
 //! }
 //! ```
 //!
 //! A walk that has stopped half way, finished:
 //! ```compile_fail,E0599
 //! # use vmmu::{host::Host, protocol::*};
-//! fn finish<H: Host>(turn: &mut Turn<'_, H>, paused: Paused<HostPages>) {
+//! fn finish<H: Host>(local: &mut Local<'_, H>, paused: PausedWalk<HostPages>) {
 //!     let _promise = paused.finish();
 //! }
 //! ```
 //! ```
 //! # use vmmu::{host::Host, protocol::*};
-//! fn finish<H: Host>(turn: &mut Turn<'_, H>, paused: Paused<HostPages>) {
-//!     let walk = turn.resume(paused).map(|rest| rest.walk(|page| page.each(|entry| entry.zap())));
+//! fn finish<H: Host>(local: &mut Local<'_, H>, paused: PausedWalk<HostPages>) {
+//!     let walk = local.resume(paused).map(|rest| rest.walk(|page| page.each(|entry| entry.zap())));
 //!     let _promise = walk.map(|walked| walked.finish());
 //! }
 //! ```
@@ -61,13 +61,13 @@
 //! A forged promise:
 //! ```compile_fail,E0451
 //! # use vmmu::{protocol::*, slot::*};
-//! fn remove(guard: &mut SlotGuard<'_>, promise: Promise<SlotDying>, what: SlotDying) {
-//!     guard.remove(Promise { vm: 1, what });
+//! fn remove(guard: &mut SlotGuard<'_>, promise: Revoked<SlotDying>, what: SlotDying) {
+//!     guard.remove(Revoked { vm: 1, what });
 //! }
 //! ```
 //! ```
 //! # use vmmu::{protocol::*, slot::*};
-//! fn remove(guard: &mut SlotGuard<'_>, promise: Promise<SlotDying>, what: SlotDying) {
+//! fn remove(guard: &mut SlotGuard<'_>, promise: Revoked<SlotDying>, what: SlotDying) {
 //!     guard.remove(promise);
 //! }
 //! ```
@@ -75,13 +75,13 @@
 //! The promise of something else: that the frames were zapped says nothing about new leaves.
 //! ```compile_fail,E0308
 //! # use vmmu::{protocol::*, slot::*};
-//! fn remove(guard: &mut SlotGuard<'_>, zapped: Promise<GuestFrames>, dying: Promise<SlotDying>) {
+//! fn remove(guard: &mut SlotGuard<'_>, zapped: Revoked<GuestFrames>, dying: Revoked<SlotDying>) {
 //!     guard.remove(zapped);
 //! }
 //! ```
 //! ```
 //! # use vmmu::{protocol::*, slot::*};
-//! fn remove(guard: &mut SlotGuard<'_>, zapped: Promise<GuestFrames>, dying: Promise<SlotDying>) {
+//! fn remove(guard: &mut SlotGuard<'_>, zapped: Revoked<GuestFrames>, dying: Revoked<SlotDying>) {
 //!     guard.remove(dying);
 //! }
 //! ```
@@ -89,14 +89,14 @@
 //! A promise used twice:
 //! ```compile_fail,E0382
 //! # use vmmu::{protocol::*, slot::*};
-//! fn remove(guard: &mut SlotGuard<'_>, promise: Promise<SlotDying>) {
+//! fn remove(guard: &mut SlotGuard<'_>, promise: Revoked<SlotDying>) {
 //!     guard.remove(promise);
 //!     guard.remove(promise);
 //! }
 //! ```
 //! ```
 //! # use vmmu::{protocol::*, slot::*};
-//! fn remove(guard: &mut SlotGuard<'_>, promise: Promise<SlotDying>) {
+//! fn remove(guard: &mut SlotGuard<'_>, promise: Revoked<SlotDying>) {
 //!     guard.remove(promise);
 //! }
 //! ```
@@ -104,15 +104,15 @@
 //! A waived flush without `unload`: vCPUs may still run on the invalid root.
 //! ```compile_fail,E0308
 //! # use vmmu::{host::Host, protocol::*};
-//! fn unload<H: Host>(turn: &mut Turn<'_, H>, root: RootInvalid) -> Promise<Unloaded> {
-//!     let withdrawn = turn.publish(root).exclude();
+//! fn unload<H: Host>(local: &mut Local<'_, H>, root: RootInvalid) -> Revoked<Unloaded> {
+//!     let withdrawn = local.announce(root).synchronize();
 //!     withdrawn.walk(|page| page.each(|entry| entry.detach())).finish()
 //! }
 //! ```
 //! ```
 //! # use vmmu::{host::Host, protocol::*};
-//! fn unload<H: Host>(turn: &mut Turn<'_, H>, root: RootInvalid) -> Promise<Unloaded> {
-//!     let withdrawn = turn.publish(root).exclude().unload();
+//! fn unload<H: Host>(local: &mut Local<'_, H>, root: RootInvalid) -> Revoked<Unloaded> {
+//!     let withdrawn = local.announce(root).synchronize().unload();
 //!     withdrawn.walk(|page| page.each(|entry| entry.detach())).finish()
 //! }
 //! ```
@@ -120,14 +120,14 @@
 //! The same by calling the root unloaded:
 //! ```compile_fail,E0423
 //! # use vmmu::{host::Host, protocol::*};
-//! fn unload<H: Host>(turn: &mut Turn<'_, H>, root: RootInvalid) {
-//!     let _published = turn.publish(Unloaded(root));
+//! fn unload<H: Host>(local: &mut Local<'_, H>, root: RootInvalid) {
+//!     let _published = local.announce(Unloaded(root));
 //! }
 //! ```
 //! ```
 //! # use vmmu::{host::Host, protocol::*};
-//! fn unload<H: Host>(turn: &mut Turn<'_, H>, root: RootInvalid) {
-//!     let _published = turn.publish(root);
+//! fn unload<H: Host>(local: &mut Local<'_, H>, root: RootInvalid) {
+//!     let _published = local.announce(root);
 //! }
 //! ```
 //!
@@ -135,7 +135,7 @@
 //! ```compile_fail,E0277
 //! # use vmmu::protocol::*;
 //! struct Mine(HostPages);
-//! impl Publication for Mine {
+//! impl Revocation for Mine {
 //!     const WAIVED: bool = true;
 //! }
 //! ```
@@ -146,10 +146,10 @@
 //!
 //! Teardown with a request out:
 //! ```compile_fail,E0505
-//! # use vmmu::{host::*, tdp::*, Vm};
-//! fn teardown<H: Host>(vm: Vm<H>, ask: Ask) {
-//!     let request = match vm.vcpu(VcpuId(0)).map(|mut vcpu| vcpu.fault(ask)) {
-//!         Some(Step::Resolve(request)) => request,
+//! # use vmmu::{host::*, tdp::*, Mmu};
+//! fn teardown<H: Host>(vm: Mmu<H>, fault: PageFault) {
+//!     let request = match vm.vcpu(VcpuId(0)).map(|mut vcpu| vcpu.begin_fault(fault)) {
+//!         Some(FaultStep::Resolve(request)) => request,
 //!         _ => return,
 //!     };
 //!     let _host = vm.teardown();
@@ -157,10 +157,10 @@
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::*, tdp::*, Vm};
-//! fn teardown<H: Host>(vm: Vm<H>, ask: Ask) {
-//!     let request = match vm.vcpu(VcpuId(0)).map(|mut vcpu| vcpu.fault(ask)) {
-//!         Some(Step::Resolve(request)) => request,
+//! # use vmmu::{host::*, tdp::*, Mmu};
+//! fn teardown<H: Host>(vm: Mmu<H>, fault: PageFault) {
+//!     let request = match vm.vcpu(VcpuId(0)).map(|mut vcpu| vcpu.begin_fault(fault)) {
+//!         Some(FaultStep::Resolve(request)) => request,
 //!         _ => return,
 //!     };
 //!     drop(request);
@@ -170,16 +170,16 @@
 //!
 //! Teardown with a range under invalidation:
 //! ```compile_fail,E0505
-//! # use vmmu::{host::*, HostRange, Vm};
-//! fn teardown<H: Host>(vm: Vm<H>, range: HostRange) {
+//! # use vmmu::{host::*, HostRange, Mmu};
+//! fn teardown<H: Host>(vm: Mmu<H>, range: HostRange) {
 //!     let begun = vm.worker().map(|mut worker| worker.invalidate_range(range));
 //!     let _host = vm.teardown();
 //!     drop(begun);
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::*, HostRange, Vm};
-//! fn teardown<H: Host>(vm: Vm<H>, range: HostRange) {
+//! # use vmmu::{host::*, HostRange, Mmu};
+//! fn teardown<H: Host>(vm: Mmu<H>, range: HostRange) {
 //!     let begun = vm.worker().map(|mut worker| worker.invalidate_range(range));
 //!     drop(begun);
 //!     let _host = vm.teardown();
