@@ -15,7 +15,7 @@ use vmmu::host::{
     TablePages, VcpuId,
 };
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
-use vmmu::tdp::{Cause, Outcome, PageFault};
+use vmmu::{Cause, Outcome, PageFault};
 use vmmu::{Config, Mmu, Processor, VcpuMmu};
 
 /// Table pages a host has.

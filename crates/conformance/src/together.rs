@@ -24,8 +24,8 @@ use vmmu::host::{
     VcpuId,
 };
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
-use vmmu::tdp::{Cause, Outcome, PageFault};
 use vmmu::{AccessError, AccessFailure, Config, Flush, Mmu, Processor, VcpuMmu, Worker};
+use vmmu::{Cause, Outcome, PageFault};
 
 use crate::report::{Breaches, Report, Rule, Verdict};
 

@@ -7,7 +7,7 @@ use machine::{Context, Exit, Paging, Reached};
 use vmmu::addr::{Gpa, Hpa, Pfn};
 use vmmu::entry::Access as Wants;
 use vmmu::slot::AddressSpace;
-use vmmu::tdp::{Cause, FaultStep, Outcome, PageFault};
+use vmmu::{Cause, FaultStep, Outcome, PageFault};
 use vmmu::{EnterError, Flush, Role, VcpuMmu};
 
 use crate::Violation;

@@ -361,7 +361,7 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
                 Ok(outcome) => {
                     self.actor.met(outcome.name());
                     return match outcome {
-                        vmmu::tdp::Outcome::Dead(_) => {
+                        vmmu::Outcome::Dead(_) => {
                             Err(self.actor.bad(format!("completing {fault:?}: {outcome:?}")))
                         }
                         _ => Ok(true),

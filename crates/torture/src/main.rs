@@ -359,7 +359,7 @@ fn as_json(reports: &[(Settings, Report)], failure: Option<&Failure>) -> Value {
 
 #[cfg(feature = "defects")]
 fn put_back(defect: Option<&str>) -> Result<()> {
-    use vmmu::protocol::{Defect, switch};
+    use vmmu::internals::{Defect, switch};
     let Some(name) = defect else { return Ok(()) };
     if name == "list" {
         for defect in Defect::ALL {

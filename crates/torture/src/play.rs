@@ -11,7 +11,7 @@ use vmmu::Mmu;
 use vmmu::addr::{Gfn, Gpa, Pfn};
 use vmmu::entry::Access;
 use vmmu::slot::{AddressSpace, SlotId};
-use vmmu::tdp::{Cause, MemoryFault, Outcome, PageFault, Request};
+use vmmu::{Cause, MemoryFault, Outcome, PageFault, Request};
 
 use crate::Violation;
 use crate::arena::Arena;

@@ -75,13 +75,13 @@ impl Turns {
         look: &mut dyn FnMut() -> u64,
     ) -> Vec<T> {
         #[cfg(feature = "step")]
-        vmmu::protocol::schedule(|step| {
+        vmmu::internals::schedule(|step| {
             // Not in a thread that is ending, nor for one that is no actor.
             let turns = TURNS.try_with(|turns| turns.borrow().clone()).ok().flatten();
             match (turns, step) {
                 (None, _) => {}
-                (Some(turns), vmmu::protocol::SchedulePoint::Access) => turns.access(),
-                (Some(turns), vmmu::protocol::SchedulePoint::Wait) => turns.relax(),
+                (Some(turns), vmmu::internals::SchedulePoint::Access) => turns.access(),
+                (Some(turns), vmmu::internals::SchedulePoint::Wait) => turns.relax(),
             }
         });
         match &self.by_seed {

@@ -277,6 +277,29 @@ impl fmt::Display for GfnRange {
     }
 }
 
+/// A range of pages of one backing. The meaning of both numbers is the host's.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct HostRange {
+    /// Which backing, as given when slots were created.
+    pub backing: u64,
+    /// First 4 KiB page.
+    pub first: u64,
+    /// Number of 4 KiB pages.
+    pub pages: u64,
+}
+
+impl HostRange {
+    /// The page after the last; saturates at the top.
+    pub const fn end(&self) -> u64 {
+        self.first.saturating_add(self.pages)
+    }
+
+    /// Whether the two have a page in common.
+    pub const fn overlaps(&self, other: &HostRange) -> bool {
+        self.backing == other.backing && self.first < other.end() && other.first < self.end()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -119,91 +119,106 @@ extern crate alloc;
 #[cfg_attr(not(feature = "defects"), allow(dead_code, reason = "switched in by the feature"))]
 mod defect;
 
-mod active;
+// Bottom to top: a module imports from those above it in this list, and from no others.
+
+// Numbers.
 pub mod addr;
-mod change;
-pub mod check;
-mod drain;
-mod dump;
-pub mod entry;
-pub mod host;
-mod invalidate;
-mod line;
-mod memory;
-#[cfg(all(any(doc, doctest), feature = "protocol"))]
-pub mod misuse;
-#[cfg(feature = "record")]
-#[doc(hidden)]
-pub mod record;
-mod root;
-mod shared;
-pub mod slot;
-mod stats;
+pub mod error;
 mod sync;
-#[cfg_attr(not(feature = "protocol"), allow(dead_code, reason = "some of it is for models"))]
-pub mod tdp;
-mod vcpu;
-mod vm;
 #[cfg(any(feature = "record", feature = "step"))]
 #[cfg_attr(
     not(all(feature = "record", feature = "step")),
     allow(dead_code, reason = "each feature uses a part")
 )]
 mod watched;
-mod worker;
+
+// One entry of a table.
+pub mod entry;
+
+// What all participants share, without any behaviour.
+mod state;
+
+// What the hypervisor provides, and the words both sides speak.
+pub mod fault;
+pub mod host;
+
+// Who may do what, and who waits for whom.
+#[cfg_attr(not(feature = "protocol"), allow(dead_code, reason = "some of it is for models"))]
+mod protocol;
+#[cfg_attr(not(feature = "protocol"), allow(dead_code, reason = "some of it is for models"))]
+mod revoke;
+#[cfg_attr(not(feature = "protocol"), allow(dead_code, reason = "some of it is for models"))]
+mod table;
+
+// What an MMU does.
+mod slots;
+#[cfg_attr(not(feature = "protocol"), allow(dead_code, reason = "some of it is for models"))]
+pub mod tdp;
+
+// What a hypervisor calls.
+mod api;
+
+/// What exists for the tests of this crate only.
+#[doc(hidden)]
+pub mod testing;
+
+/// Slots: which guest frames are memory, and what the host backs them with.
+pub mod slot {
+    pub use crate::slots::edit::Room;
+    pub use crate::slots::error::SlotError;
+    pub use crate::state::slot::{
+        AddressSpace, Mutability, SlotId, SlotInfo, SlotSpec, SlotState, Source,
+    };
+}
+
+/// The checker of tables at rest.
+pub mod check {
+    pub use crate::api::check::{Checked, Invariant, Violation, Where, Witness};
+}
 
 /// The protocol itself: public for models, the compile-fail tests and the software machine only,
 /// with no promise of stability.
 #[cfg(feature = "protocol")]
 #[doc(hidden)]
-pub mod protocol {
+pub mod internals {
     #[cfg(feature = "defects")]
     pub use crate::defect::{Defect, switch};
-    pub use crate::section::{
-        Clearing, Liability, Local, Owing, Participant, Plain, Section, Watch,
+    pub use crate::protocol::debt::Debt;
+    pub use crate::protocol::local::{Local, Participant};
+    pub use crate::protocol::section::{Clearing, Liability, Owing, Plain, Section};
+    pub use crate::protocol::watch::Watch;
+    pub use crate::revoke::chain::{
+        Announced, PausedWalk, Quiesced, Revocation, Revoked, Walk, Walked,
     };
-    pub use crate::table::{Cache, Changed, Entry, MissingPages, Page, ReservedPages, Table, Then};
-    pub use crate::tdp::{Insert, Mapped};
-    pub use crate::tlb::Debt;
+    pub use crate::revoke::dying_slot::SlotDying;
+    pub use crate::revoke::guest_frames::GuestFrames;
+    pub use crate::revoke::host_pages::HostPages;
+    pub use crate::revoke::roots::{RootInvalid, Unloaded};
+    pub use crate::slots::guard::SlotGuard;
+    pub use crate::state::table::Table;
+    pub use crate::table::cache::{Cache, ReservedPages};
+    pub use crate::table::entry::{Changed, Entry};
+    pub use crate::table::page::{Page, Then};
+    pub use crate::tdp::insert::{Insert, Mapped};
     #[cfg(feature = "step")]
     pub use crate::watched::{SchedulePoint, schedule};
-    pub use crate::withdraw::{
-        Announced, GuestFrames, HostPages, PausedWalk, Quiesced, Revocation, Revoked, RootInvalid,
-        SlotDying, Unloaded, Walk, Walked,
-    };
-}
-#[cfg_attr(not(feature = "protocol"), allow(dead_code, reason = "some of it is for models"))]
-mod section;
-#[cfg_attr(not(feature = "protocol"), allow(dead_code, reason = "some of it is for models"))]
-mod table;
-#[cfg_attr(not(feature = "protocol"), allow(dead_code, reason = "some of it is for models"))]
-mod tlb;
-#[cfg_attr(not(feature = "protocol"), allow(dead_code, reason = "some of it is for models"))]
-mod withdraw;
-
-pub use active::HostRange;
-pub use change::Deletion;
-pub use drain::Drain;
-pub use dump::DumpError;
-pub use invalidate::{Invalidation, NotInvalidating, Zap};
-pub use memory::{AccessError, AccessFailure, GuestWord, Translation};
-pub use root::{Phase, Role, RootName};
-pub use shared::Broken;
-pub use stats::Stats;
-pub use table::MissingPages;
-pub use vcpu::{EnterError, Flush, InGuest, Processor, VcpuMmu};
-pub use vm::{Config, Mmu, NewError, NewReason};
-pub use withdraw::Progress;
-pub use worker::Worker;
-
-/// Memory ran out. Nothing has changed; give the host or the allocator more, and try again.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct NoMemory;
-
-impl core::fmt::Display for NoMemory {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str("out of memory; nothing has changed")
-    }
 }
 
-impl core::error::Error for NoMemory {}
+pub use addr::HostRange;
+pub use api::drain::Drain;
+pub use api::dump::DumpError;
+pub use api::invalidate::{Invalidation, NotInvalidating, Zap};
+pub use api::memory::{AccessError, AccessFailure, GuestWord, Translation};
+pub use api::mmu::{Config, Mmu, NewError, NewReason};
+pub use api::slot_changes::Deletion;
+pub use api::stats::Stats;
+pub use api::vcpu::{EnterError, Flush, InGuest, Processor, VcpuMmu};
+pub use api::worker::Worker;
+pub use error::NoMemory;
+pub use fault::{Cause, MemoryFault, Outcome, PageFault};
+pub use revoke::progress::Progress;
+pub use state::broken::Broken;
+pub use state::root::{Phase, Role, RootName};
+pub use table::cache::MissingPages;
+pub use tdp::fault::{FaultStep, NeedsPages};
+pub use tdp::request::{Parked, Refused, Request, ResolvedFault};

@@ -19,11 +19,11 @@ use vmmu::host::{
     TablePages, VcpuId,
 };
 use vmmu::slot::{AddressSpace, SlotId, SlotInfo, SlotSpec};
-use vmmu::tdp::{FaultStep, Outcome};
 use vmmu::{
     Broken, Config, HostRange, MissingPages, Mmu, Processor, Progress, Role, Translation, VcpuMmu,
     Worker,
 };
+use vmmu::{FaultStep, Outcome};
 
 thread_local! {
     /// Allocations of this thread that still succeed.

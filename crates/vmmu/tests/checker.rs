@@ -3,12 +3,12 @@
 mod support;
 
 use support::{Frames, TestHost, backed, ept, fault_at, linear, npt, range};
+use vmmu::Outcome;
 use vmmu::addr::{Level, Pfn};
 use vmmu::check::{Checked, Invariant, Witness};
 use vmmu::entry::{Access, Format, State, Value};
 use vmmu::host::VcpuId;
 use vmmu::slot::{Mutability, SlotSpec};
-use vmmu::tdp::Outcome;
 use vmmu::{Config, Mmu, Processor};
 
 /// A VM with a backed slot at 0, a read-only linear slot at 0x1000, and some of both mapped.

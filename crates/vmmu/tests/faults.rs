@@ -8,7 +8,7 @@ use vmmu::check::Witness;
 use vmmu::entry::{Access, MemoryType};
 use vmmu::host::{HostFrame, Resolution, VcpuId};
 use vmmu::slot::{AddressSpace, Mutability, SlotSpec};
-use vmmu::tdp::{Cause, FaultStep, MemoryFault, NeedsPages, Outcome};
+use vmmu::{Cause, FaultStep, MemoryFault, NeedsPages, Outcome};
 use vmmu::{Config, Mmu, Role};
 
 fn witness(backing: u64, page: u64) -> Witness {
@@ -108,7 +108,7 @@ fn a_prefault_does_not_age_or_dirty() {
     let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     vcpu.create_slot(&backed(1, range(0, 0x1000))).unwrap();
-    let prefault = vmmu::tdp::PageFault { cause: Cause::Prefault, ..fault_at(1, Access::READ) };
+    let prefault = vmmu::PageFault { cause: Cause::Prefault, ..fault_at(1, Access::READ) };
     assert_eq!(vcpu.handle_fault(&frames, prefault), Outcome::Fixed(Level::Size4K));
     let mut text = String::new();
     vcpu.dump(&mut text).unwrap();
@@ -252,7 +252,7 @@ fn the_top_of_the_address_space_is_a_place_like_any_other() {
         assert_eq!(vcpu.handle_fault(&none, last), Outcome::Fixed(Level::Size2M));
         let beyond = vcpu.handle_fault(&none, fault_at(frames, Access::READ));
         assert_eq!(beyond, Outcome::Fault(MemoryFault::TooHigh));
-        let highest = vmmu::tdp::PageFault { gpa: Gpa(u64::MAX), ..last };
+        let highest = vmmu::PageFault { gpa: Gpa(u64::MAX), ..last };
         let beyond = vcpu.handle_fault(&none, highest);
         assert_eq!(beyond, Outcome::Fault(MemoryFault::TooHigh));
         vcpu.zap(AddressSpace(0), range(frames - 1, 1));

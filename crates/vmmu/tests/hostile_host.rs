@@ -8,8 +8,8 @@ use vmmu::addr::{Gfn, GfnRange, Gpa, Level, Pfn};
 use vmmu::entry::{Access, MemoryType};
 use vmmu::host::{HostFrame, VcpuId};
 use vmmu::slot::{AddressSpace, SlotId, SlotSpec, Source};
-use vmmu::tdp::{FaultStep, MemoryFault, Outcome, PageFault};
 use vmmu::{Broken, Config, HostRange, Mmu, Processor, Role, VcpuMmu};
+use vmmu::{FaultStep, MemoryFault, Outcome, PageFault};
 
 const SPACE: AddressSpace = AddressSpace(0);
 

@@ -12,10 +12,10 @@ use support::{Frames, TestHost, backed, ept, fault_at, linear, npt, range};
 use vmmu::addr::Level;
 use vmmu::entry::{Access, Format, MemoryType};
 use vmmu::host::{Backing, FrameQuery, Resolution, VcpuId};
-use vmmu::record::written;
 use vmmu::slot::{Mutability, SlotSpec};
-use vmmu::tdp::{FaultStep, MemoryFault, Outcome, Request, ResolvedFault};
+use vmmu::testing::record::written;
 use vmmu::{Config, Flush, HostRange, Mmu, Processor, VcpuMmu, Worker};
+use vmmu::{FaultStep, MemoryFault, Outcome, Request, ResolvedFault};
 
 /// What a write to a table page is called.
 const ENTRY: &str = "entry";

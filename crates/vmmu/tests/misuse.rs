@@ -16,13 +16,13 @@ use support::{Frames, TestHost, backed, fault_at, linear, npt, range};
 use vmmu::addr::{Gfn, Level};
 use vmmu::entry::Access;
 use vmmu::host::{Backing, HostFrame, Resolution, VcpuId};
-use vmmu::protocol::{GuestFrames, Participant, Unloaded, Walk};
+use vmmu::internals::{GuestFrames, Participant, Unloaded, Walk};
 use vmmu::slot::{AddressSpace, SlotId};
-use vmmu::tdp::{FaultStep, Outcome, PageFault, Refused, Request};
 use vmmu::{
     Config, EnterError, HostRange, MissingPages, Mmu, NewError, Processor, Progress, Role,
     RootName, VcpuMmu, Worker,
 };
+use vmmu::{FaultStep, Outcome, PageFault, Refused, Request};
 
 const SPACE: AddressSpace = AddressSpace(0);
 
@@ -66,7 +66,7 @@ fn owe<'p>(
     participant: &mut Participant<'p, TestHost>,
     root: RootName,
     gfn: u64,
-    end: impl FnOnce(vmmu::protocol::Debt<'_, TestHost>),
+    end: impl FnOnce(vmmu::internals::Debt<'_, TestHost>),
 ) {
     let mut debt = participant.debt(range(gfn, 1));
     {

@@ -25,8 +25,8 @@ use vmmu::host::{
     TablePages, VcpuId,
 };
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
-use vmmu::tdp::{Cause, Outcome, PageFault};
 use vmmu::{AccessFailure, Config, HostRange, Mmu, Processor, Progress};
+use vmmu::{Cause, Outcome, PageFault};
 
 const ROUNDS: u64 = 60;
 const PAGE: Layout = Layout::new::<[u64; 512]>();
@@ -310,7 +310,7 @@ fn memory_moves_beside_the_library_s_copies() {
 /// To be run alone, under a checker that must report it and end the process there.
 #[cfg(feature = "defects")]
 mod defects {
-    use vmmu::protocol::{Defect, switch};
+    use vmmu::internals::{Defect, switch};
 
     /// Whether two threads meet is a matter of chance, so they get many.
     fn until_reported(defect: Defect, scenario: fn()) {

@@ -5,11 +5,11 @@ mod support;
 use std::sync::atomic::Ordering;
 
 use support::{Frames, TestHost, backed, ept, fault_at, finish, half, npt, pages, range};
+use vmmu::Outcome;
 use vmmu::addr::{Gpa, Level, Pfn};
 use vmmu::entry::Access;
 use vmmu::host::VcpuId;
 use vmmu::slot::{AddressSpace, SlotSpec, Source};
-use vmmu::tdp::Outcome;
 use vmmu::{Config, Flush, HostRange, Mmu, NotInvalidating, Processor, Progress, Role};
 
 #[test]

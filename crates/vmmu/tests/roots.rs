@@ -3,11 +3,11 @@
 mod support;
 
 use support::{Frames, TestHost, backed, fault_at, finish, half, npt, pages, range};
+use vmmu::Outcome;
 use vmmu::addr::Level;
 use vmmu::entry::Access;
 use vmmu::host::VcpuId;
 use vmmu::slot::AddressSpace;
-use vmmu::tdp::Outcome;
 use vmmu::{Config, Flush, Mmu, Processor, Progress, Role};
 
 #[test]

@@ -3,11 +3,11 @@
 mod support;
 
 use support::{Frames, TestHost, backed, ept, fault_at, finish, half, linear, npt, pages, range};
+use vmmu::Outcome;
 use vmmu::addr::{Gfn, Gpa, Level, Pfn};
 use vmmu::entry::Access;
 use vmmu::host::VcpuId;
 use vmmu::slot::{AddressSpace, SlotError, SlotId, SlotSpec, SlotState, Source};
-use vmmu::tdp::Outcome;
 use vmmu::{Config, Mmu, Processor, Progress, Role};
 
 #[test]

@@ -9,12 +9,12 @@ mod support;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use support::{Frames, TestHost, backed, ept, fault_at, npt, range};
+use vmmu::Outcome;
 use vmmu::addr::{Gfn, Level, Pfn};
 use vmmu::check::Witness;
 use vmmu::entry::{Access, Format};
 use vmmu::host::VcpuId;
 use vmmu::slot::{AddressSpace, SlotId};
-use vmmu::tdp::Outcome;
 use vmmu::{Config, HostRange, Mmu, Processor, Progress};
 
 /// Small and repeatable.

@@ -18,8 +18,8 @@ use vmmu::host::{
     TablePages, VcpuId,
 };
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
-use vmmu::tdp::{Cause, MemoryFault, Outcome, PageFault};
 use vmmu::{AccessError, AccessFailure, Config, Mmu, Processor, Worker};
+use vmmu::{Cause, MemoryFault, Outcome, PageFault};
 
 /// The one backing there is: the guest's RAM, by guest frame number.
 pub const GUEST_RAM: u64 = 0;

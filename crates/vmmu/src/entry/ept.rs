@@ -8,9 +8,9 @@
 //! Violations"). Write with execute but without read is a misconfiguration (30.3.3.1): the exit
 //! that tells MMIO from everything else.
 
-use super::Record;
-use super::format::{ADDRESS, Format, FormatError, Kind, Leaves};
 use crate::addr::Level;
+use crate::entry::format::{ADDRESS, Format, FormatError, Kind, Leaves};
+use crate::entry::leaf::Record;
 
 /// What the processor and its VMCS allow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

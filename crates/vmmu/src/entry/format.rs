@@ -3,8 +3,11 @@
 
 use core::fmt;
 
-use super::{Access, Leaf, MemoryType, Record, State, Tracked, Value, Writable};
-use crate::addr::{Level, PAGE_SIZE, Pfn};
+use crate::addr::{INDEX_BITS, Level, PAGE_SIZE, Pfn};
+use crate::entry::access::{Access, MemoryType};
+use crate::entry::cell::Value;
+use crate::entry::leaf::{Leaf, Record, Tracked, Writable};
+use crate::entry::state::State;
 
 /// Software bits, the same in every format. All are ignored by hardware: EPT bits 11, 52-56, and
 /// 57 while guest-paging verification is off (Intel SDM volume 3, 30.3.2); NPT bits 9-11 and
@@ -242,7 +245,7 @@ impl Format {
 
     /// Number of guest frames the tables can translate.
     pub const fn frames(&self) -> u64 {
-        self.top.pages() << crate::addr::INDEX_BITS
+        self.top.pages() << INDEX_BITS
     }
 
     /// The value of nothing.

@@ -21,9 +21,9 @@
 //! frozen value owns it, and that an insert holds a permit, is the business of the types that
 //! call it.
 
-use super::format::soft;
-use super::{Format, Value};
 use crate::addr::{Level, Pfn};
+use crate::entry::cell::Value;
+use crate::entry::format::{Format, soft};
 
 /// When a flush has to be finished.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -6,9 +6,9 @@
 //! forbids fetching. MMIO entries are present with a reserved address bit set; a processor with 52
 //! address bits has none, and then there are no MMIO entries.
 
-use super::Record;
-use super::format::{ADDRESS, Format, FormatError, ILLEGAL, Kind, Leaves};
 use crate::addr::Level;
+use crate::entry::format::{ADDRESS, Format, FormatError, ILLEGAL, Kind, Leaves};
+use crate::entry::leaf::Record;
 
 /// What the processor allows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -2,11 +2,13 @@
 
 use alloc::vec::Vec;
 
-use super::Table;
-use crate::NoMemory;
 use crate::addr::{Level, Pfn};
-use crate::host::{Contents, Host, Placement};
-use crate::shared::{Broken, Core};
+use crate::error::NoMemory;
+use crate::host::host::Host;
+use crate::host::pages::{Contents, Placement};
+use crate::state::broken::Broken;
+use crate::state::core::Core;
+use crate::state::table::Table;
 
 /// Table pages in stock, all empty tables. Belongs to one worker or vCPU.
 #[derive(Debug)]

@@ -3,11 +3,17 @@
 //! Every write consumes the observation and is one compare-exchange from it; who lost gets a new
 //! observation. What the write obliges to comes from the law, in the same section.
 
-use super::{ReservedPages, Table};
-use crate::addr::{Gfn, GfnRange, Level, Pfn};
-use crate::entry::{Access, Cell, State, Value, law, split_child};
-use crate::section::{Inside, Liability, Owing};
-use crate::shared::Broken;
+use crate::addr::{ENTRIES, Gfn, GfnRange, Level, Pfn};
+use crate::entry::access::Access;
+use crate::entry::cell::{Cell, Value};
+use crate::entry::law;
+use crate::entry::leaf::split_child;
+use crate::entry::state::State;
+use crate::protocol::section::{Inside, Liability, Owing};
+use crate::state::broken::Broken;
+use crate::state::table::Table;
+use crate::sync::spin_loop;
+use crate::table::cache::ReservedPages;
 
 /// A place and the value seen.
 #[must_use]
@@ -126,7 +132,7 @@ impl<'s, L: Liability> Entry<'s, L> {
         match self.apply(core.format.table(pfn)) {
             Ok(Some(_)) => {
                 if let Some(counter) = inside.words.mapped.get(below as usize - 1) {
-                    counter.add(crate::addr::ENTRIES as u64);
+                    counter.add(ENTRIES as u64);
                 }
                 debug_assert!(level > Level::Size4K, "only huge leaves split");
                 inside.words.counters.splits.add(1);
@@ -197,7 +203,7 @@ fn kill_entries(inside: Inside<'_, Owing<'_>>, pfn: Pfn, table: &Table, level: L
                 // Held by a section that will put it back: only the owner of the table, which
                 // this is, may wait for that, and only downwards.
                 State::Hold { .. } | State::Claim { .. } => {
-                    crate::sync::spin_loop();
+                    spin_loop();
                     seen = cell.get();
                     continue;
                 }

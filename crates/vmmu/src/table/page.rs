@@ -2,9 +2,11 @@
 
 use core::cell::Cell;
 
-use super::{Changed, Entry, Table};
 use crate::addr::{ENTRIES, Gfn, GfnRange, Level};
-use crate::section::{Inside, Liability};
+use crate::protocol::section::{Inside, Liability};
+use crate::state::table::Table;
+use crate::sync::spin_loop;
+use crate::table::entry::{Changed, Entry};
 
 /// What a visitor wants next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,7 +74,7 @@ impl<'s, L: Liability> Page<'s, L> {
                     break;
                 }
                 if entry.is_frozen() && defect!(SpinsInSection) {
-                    crate::sync::spin_loop();
+                    spin_loop();
                     entry.seen = entry.cell.get();
                     continue;
                 }

@@ -9,12 +9,14 @@
 
 use core::cell::Cell;
 
-use super::page::Passes;
-use super::{Entry, Page, Table, Then};
 use crate::addr::{ENTRIES, Gfn, GfnRange, INDEX_BITS, Level};
-use crate::root::{PLACES, Phase, Role, Root, RootName};
-use crate::section::{Inside, Liability, Section};
-use crate::slot::{AddressSpace, SlotSet};
+use crate::protocol::section::{Inside, Liability, Section};
+use crate::state::root::{PLACES, Phase, Role, Root, RootName};
+use crate::state::slot::AddressSpace;
+use crate::state::slot_set::SlotSet;
+use crate::state::table::Table;
+use crate::table::entry::Entry;
+use crate::table::page::{Page, Passes, Then};
 
 /// In which order, and what.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

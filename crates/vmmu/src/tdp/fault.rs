@@ -1,19 +1,24 @@
 //! The two halves of a fault.
 
 use crate::addr::{Gfn, GfnRange, Level};
-use crate::entry::{Access, State};
-use crate::host::{Backing, Host, Resolution};
-use crate::line::ParticipantWords;
-use crate::root::{Root, RootName};
-use crate::section::{Local, Section};
-use crate::shared::Broken;
-use crate::slot::{AddressSpace, Hint, Source};
-use crate::table::{Cache, MissingPages, descend};
-
-use super::request::Admission;
-use super::{
-    Mapped, MemoryFault, Outcome, PageFault, Refused, Request, ResolvedFault, is_allowed, is_usable,
-};
+use crate::entry::access::Access;
+use crate::entry::format::Format;
+use crate::entry::state::State;
+use crate::fault::{MemoryFault, Outcome, PageFault};
+use crate::host::backing::{Backing, Resolution};
+use crate::host::host::Host;
+use crate::protocol::local::Local;
+use crate::protocol::section::Section;
+use crate::state::broken::Broken;
+use crate::state::participant::ParticipantWords;
+use crate::state::root::{Root, RootName};
+use crate::state::slot::{AddressSpace, Source};
+use crate::state::slot_set::Hint;
+use crate::table::cache::{Cache, MissingPages};
+use crate::table::walk::descend;
+use crate::tdp::insert::Mapped;
+use crate::tdp::request::{Admission, Refused, Request, ResolvedFault};
+use crate::tdp::usable::{is_allowed, is_usable};
 
 /// The answer to a fault's first half.
 #[must_use]
@@ -237,7 +242,7 @@ fn present(
     }
     match entry.state() {
         State::Mmio { generation } => {
-            let mask = (1 << crate::entry::Format::GENERATION_BITS) - 1;
+            let mask = (1 << Format::GENERATION_BITS) - 1;
             // Stale: somebody may have put a slot here since.
             if generation != section.slots().generation & mask {
                 return None;
@@ -246,8 +251,8 @@ fn present(
             Some(Outcome::Emulate)
         }
         State::Corrupt => {
-            core.kill(crate::Broken::Corrupt);
-            Some(Outcome::Dead(crate::Broken::Corrupt))
+            core.kill(Broken::Corrupt);
+            Some(Outcome::Dead(Broken::Corrupt))
         }
         _ => None,
     }

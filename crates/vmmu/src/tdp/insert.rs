@@ -4,15 +4,23 @@
 //! mapping where there was none.
 
 use crate::addr::{Gfn, GfnRange, Level, Pfn};
-use crate::entry::{Access, Leaf, MemoryType, Record, State, Tracked, Value, Writable, law};
-use crate::root::{Phase, Root, RootName};
-use crate::section::{Inside, Liability, Section};
-use crate::shared::Broken;
-use crate::slot::{Region, Source, Word};
-use crate::table::{Entry, ReservedPages, Table, descend};
-
-use super::request::congruent;
-use super::{Cause, PageFault, Refused, ResolvedFault};
+use crate::entry::access::{Access, MemoryType};
+use crate::entry::cell::Value;
+use crate::entry::law;
+use crate::entry::leaf::{Leaf, Record, Tracked, Writable};
+use crate::entry::state::State;
+use crate::fault::{Cause, PageFault};
+use crate::protocol::section::{Inside, Liability, Section};
+use crate::state::broken::Broken;
+use crate::state::root::{Phase, Root, RootName};
+use crate::state::slot::{SlotWord, Source};
+use crate::state::slot_set::{Hint, Region};
+use crate::state::table::Table;
+use crate::sync::spin_loop;
+use crate::table::cache::ReservedPages;
+use crate::table::entry::Entry;
+use crate::table::walk::descend;
+use crate::tdp::request::{Refused, ResolvedFault, congruent};
 
 /// The permit: one frame, one whole leaf, one root that is valid in this section.
 #[must_use]
@@ -101,7 +109,7 @@ impl<L: Liability> Section<'_, L> {
         &self,
         root: &Root,
         region: &Region,
-        word: Word,
+        word: SlotWord,
         fault: PageFault,
     ) -> Result<Insert<'_, L>, Refused> {
         let core = self.inside.core;
@@ -131,7 +139,7 @@ impl<L: Liability> Section<'_, L> {
         let slots = self.slots();
         let root = self.valid_root(root)?;
         let gfn = fault.gpa.gfn();
-        if slots.find(root.role.space, gfn, &mut crate::slot::Hint::default()).is_some() {
+        if slots.find(root.role.space, gfn, &mut Hint::default()).is_some() {
             return Err(Refused::Slot);
         }
         let mmio = State::Mmio { generation: slots.generation };
@@ -215,7 +223,7 @@ impl<'s, L: Liability> Insert<'s, L> {
             let (inside, cell, level, gfn) = (entry.inside, entry.cell, entry.level, entry.gfn);
             let again = || Entry { inside, cell, seen: cell.get(), level, gfn };
             if entry.is_frozen() && defect!(SpinsInSection) {
-                crate::sync::spin_loop();
+                spin_loop();
                 entry = again();
                 continue;
             }

@@ -2,14 +2,17 @@
 //! on any thread, closes the watch.
 
 use crate::addr::{Gfn, GfnRange, Level, Pfn};
-use crate::host::{FrameQuery, Host, HostFrame};
-use crate::line::WatchPlace;
-use crate::root::RootName;
-use crate::section::{Liability, Local, Section, Watch};
-use crate::shared::Core;
-use crate::slot::{Region, Source, Word};
-
-use super::PageFault;
+use crate::fault::PageFault;
+use crate::host::backing::{FrameQuery, HostFrame};
+use crate::host::host::Host;
+use crate::protocol::local::Local;
+use crate::protocol::section::{Liability, Section};
+use crate::protocol::watch::Watch;
+use crate::state::core::Core;
+use crate::state::participant::WatchPlace;
+use crate::state::root::RootName;
+use crate::state::slot::{SlotWord, Source};
+use crate::state::slot_set::{Hint, Region};
 
 /// Why a watch, permit or name was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,7 +57,7 @@ pub(crate) struct Admission {
     pub root: RootName,
     pub region: Region,
     /// The slot's word at admission.
-    pub word: Word,
+    pub word: SlotWord,
     /// The largest leaf slot and format allow here.
     pub largest: Level,
 }
@@ -167,7 +170,7 @@ impl<L: Liability> Section<'_, L> {
         }
         let role = core.roots.get(root).ok_or(Refused::Root)?.role;
         let gfn = fault.gpa.gfn();
-        let mut hint = crate::slot::Hint::default();
+        let mut hint = Hint::default();
         let region = *self.slots().find(role.space, gfn, &mut hint).ok_or(Refused::NoSlot)?;
         let word = core.slots.word(region.id);
         self.admit_in(watch, Admission { fault, root, region, word, largest: Level::Size4K })
@@ -214,7 +217,7 @@ impl<L: Liability> Section<'_, L> {
         }
         admission.largest = largest;
         if defect!(SignExtendsRevision) {
-            admission.word = Word(i64::from(admission.word.0 as i16) as u64);
+            admission.word = SlotWord(i64::from(admission.word.0 as i16) as u64);
         }
         Ok(Request { watch, admission })
     }

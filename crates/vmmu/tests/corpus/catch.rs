@@ -3,7 +3,7 @@
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
-use vmmu::protocol::{Defect, switch};
+use vmmu::internals::{Defect, switch};
 
 /// What a scenario must not show, or nothing.
 pub type Verdict = Result<(), String>;

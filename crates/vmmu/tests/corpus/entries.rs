@@ -3,9 +3,9 @@
 use vmmu::addr::{Level, Pfn};
 use vmmu::entry::{Access, MemoryType};
 use vmmu::host::{HostFrame, VcpuId};
-use vmmu::protocol::Defect;
-use vmmu::tdp::{FaultStep, Outcome};
+use vmmu::internals::Defect;
 use vmmu::{Config, Mmu, Processor as Number};
+use vmmu::{FaultStep, Outcome};
 
 use crate::catch::{Verdict, catches, ensure};
 use crate::processor::{Met, Processor};

@@ -4,7 +4,7 @@ use vmmu::addr::{Gfn, Level};
 use vmmu::entry::law::{self, FlushDue};
 use vmmu::entry::{Access, Leaf, MemoryType, Record, State, Tracked, Writable, ept};
 use vmmu::host::VcpuId;
-use vmmu::protocol::Defect;
+use vmmu::internals::Defect;
 use vmmu::slot::AddressSpace;
 use vmmu::{Config, Mmu, Progress, Role};
 

@@ -4,10 +4,10 @@
 use std::sync::atomic::AtomicU64;
 
 use machine::{Context, Habits, Memory, Nested, Npt, Paging};
+use vmmu::Outcome;
 use vmmu::addr::Hpa;
 use vmmu::entry::Access;
 use vmmu::host::{Host, TablePages};
-use vmmu::tdp::Outcome;
 use vmmu::{Flush, Processor as Number, VcpuMmu};
 
 use crate::support::{Frames, fault_at};

@@ -4,10 +4,10 @@
 use vmmu::addr::Level;
 use vmmu::entry::Access;
 use vmmu::host::{Backing, Resolution, VcpuId};
-use vmmu::protocol::Defect;
+use vmmu::internals::Defect;
 use vmmu::slot::{AddressSpace, SlotId, SlotSpec};
-use vmmu::tdp::{FaultStep, Outcome};
 use vmmu::{Config, HostRange, Mmu, Processor as Number, Progress, Role};
+use vmmu::{FaultStep, Outcome};
 
 use crate::catch::{Verdict, catches, ensure};
 use crate::processor::{Met, Processor};

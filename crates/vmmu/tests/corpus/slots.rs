@@ -3,10 +3,10 @@
 use vmmu::addr::{Level, Pfn};
 use vmmu::entry::Access;
 use vmmu::host::VcpuId;
-use vmmu::protocol::Defect;
+use vmmu::internals::Defect;
 use vmmu::slot::{SlotError, SlotId, SlotSpec, Source};
-use vmmu::tdp::{FaultStep, Outcome};
 use vmmu::{Config, HostRange, Mmu, Processor as Number, Progress};
+use vmmu::{FaultStep, Outcome};
 
 use crate::catch::{Verdict, catches, ensure};
 use crate::processor::{Met, Processor};

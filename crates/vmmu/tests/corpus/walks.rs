@@ -3,7 +3,7 @@
 use vmmu::addr::Level;
 use vmmu::entry::Access;
 use vmmu::host::VcpuId;
-use vmmu::protocol::Defect;
+use vmmu::internals::Defect;
 use vmmu::slot::AddressSpace;
 use vmmu::{Config, HostRange, Mmu, Progress, Role};
 

@@ -3,9 +3,9 @@
 use vmmu::addr::Level;
 use vmmu::entry::Access;
 use vmmu::host::{Backing, Resolution, VcpuId};
-use vmmu::protocol::Defect;
-use vmmu::tdp::{FaultStep, Outcome};
+use vmmu::internals::Defect;
 use vmmu::{Config, HostRange, Mmu, Processor as Number};
+use vmmu::{FaultStep, Outcome};
 
 use crate::catch::{Verdict, catches, ensure};
 use crate::support::{Frames, TestHost, backed, fault_at, npt, range};

@@ -4,7 +4,7 @@
 use loom::thread::spawn;
 use vmmu::Role;
 use vmmu::addr::{Gfn, Level};
-use vmmu::protocol::{Defect, Local};
+use vmmu::internals::{Defect, Local};
 
 use crate::explore::{Model, saw};
 use crate::guest::{Keeps, Met, read};

@@ -3,7 +3,7 @@
 use loom::thread::spawn;
 use vmmu::addr::Level;
 use vmmu::host::VcpuId;
-use vmmu::protocol::Defect;
+use vmmu::internals::Defect;
 
 use crate::debts::zap;
 use crate::explore::Model;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use vmmu::protocol::{Defect, switch};
+use vmmu::internals::{Defect, switch};
 
 type Seen = BTreeMap<&'static str, u64>;
 

@@ -1,9 +1,9 @@
 //! Family m: who meets a frozen entry leaves his section and comes back.
 
 use loom::thread::spawn;
+use vmmu::Outcome;
 use vmmu::addr::{Gfn, Level};
-use vmmu::protocol::Defect;
-use vmmu::tdp::Outcome;
+use vmmu::internals::Defect;
 
 use crate::debts::detach;
 use crate::explore::Model;

@@ -2,7 +2,7 @@
 
 use vmmu::addr::{Gfn, Gpa, Hpa, Level, Pfn};
 use vmmu::entry::{Access, State, Value};
-use vmmu::tdp::{Cause, FaultStep, Outcome, PageFault};
+use vmmu::{Cause, FaultStep, Outcome, PageFault};
 use vmmu::{Flush, Processor, VcpuMmu};
 
 use crate::explore::saw;

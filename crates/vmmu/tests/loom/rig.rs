@@ -2,7 +2,7 @@
 
 use vmmu::addr::{Gfn, GfnRange, Level};
 use vmmu::host::VcpuId;
-use vmmu::protocol::Participant;
+use vmmu::internals::Participant;
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
 use vmmu::{Config, HostRange, Mmu, Processor, Worker};
 

@@ -3,7 +3,7 @@
 use loom::thread::spawn;
 use vmmu::Progress;
 use vmmu::addr::Level;
-use vmmu::protocol::Defect;
+use vmmu::internals::Defect;
 
 use crate::explore::{Model, saw};
 use crate::guest::{Met, read};

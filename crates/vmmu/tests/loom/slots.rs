@@ -3,7 +3,7 @@
 use loom::thread::spawn;
 use vmmu::HostRange;
 use vmmu::addr::{Gfn, GfnRange, Level};
-use vmmu::protocol::Defect;
+use vmmu::internals::Defect;
 use vmmu::slot::{SlotId, SlotSpec, Source};
 
 use crate::explore::{Model, saw};

@@ -1,10 +1,10 @@
 //! Family a: a fault in two halves against the host taking the page back in between.
 
 use loom::thread::spawn;
+use vmmu::FaultStep;
 use vmmu::addr::{Gfn, Level};
 use vmmu::host::VcpuId;
-use vmmu::protocol::{Defect, HostPages};
-use vmmu::tdp::FaultStep;
+use vmmu::internals::{Defect, HostPages};
 
 use crate::explore::{Model, saw};
 use crate::guest::{Guest, look, read};

@@ -2,7 +2,7 @@
 
 use loom::thread::spawn;
 use vmmu::addr::Level;
-use vmmu::protocol::Defect;
+use vmmu::internals::Defect;
 
 use crate::debts::zap;
 use crate::explore::{Model, saw};

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
-use vmmu::protocol::{Defect, switch};
+use vmmu::internals::{Defect, switch};
 
 type Seen = BTreeMap<&'static str, u64>;
 

@@ -4,7 +4,7 @@
 use shuttle::rand::{Rng, thread_rng};
 use vmmu::addr::{Gfn, Gpa, Hpa, Level, Pfn};
 use vmmu::entry::{Access, State, Value};
-use vmmu::tdp::{Cause, Outcome, PageFault};
+use vmmu::{Cause, Outcome, PageFault};
 use vmmu::{Flush, Processor, VcpuMmu};
 
 use crate::explore::saw;

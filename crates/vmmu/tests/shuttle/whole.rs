@@ -4,7 +4,7 @@
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::thread::{JoinHandle, spawn};
 use vmmu::addr::{Gfn, GfnRange, Level};
-use vmmu::protocol::Defect;
+use vmmu::internals::Defect;
 use vmmu::slot::{AddressSpace, SlotId};
 use vmmu::{HostRange, Progress, Worker};
 

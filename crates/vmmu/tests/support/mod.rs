@@ -16,7 +16,7 @@ use vmmu::host::{
     TablePages, VcpuId,
 };
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
-use vmmu::tdp::{Cause, FaultStep, PageFault, Request};
+use vmmu::{Cause, FaultStep, PageFault, Request};
 use vmmu::{HostRange, Mmu, VcpuMmu};
 
 /// Virtual addresses are this much above the "physical" ones the library sees.

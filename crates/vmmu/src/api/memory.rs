@@ -1,0 +1,362 @@
+//! The library's own reads and writes of guest memory, and translation.
+//!
+//! They take the same watch as a fault, and copy inside a section in which slot, invalidations and
+//! hits have been checked again. So an invalidation, which waits for sections, never returns while
+//! a copy to or from its pages is under way.
+
+use core::fmt;
+use core::ptr::NonNull;
+
+use crate::addr::{Gfn, GfnRange, Gpa, Hpa, Level, PAGE_SIZE, Pfn};
+use crate::api::worker::Worker;
+use crate::entry::access::Access;
+use crate::fault::{Cause, PageFault};
+use crate::host::backing::{Backing, Resolution};
+use crate::host::host::Host;
+use crate::protocol::section::Section;
+
+use crate::state::root::{Role, RootName};
+use crate::state::slot::{AddressSpace, Source};
+use crate::sync::{GuestU32, GuestU64, Ordering};
+use crate::tdp::request::{Admission, Refused, ResolvedFault};
+
+/// Where a guest address leads, as the tables say now. It may be gone the next moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Translation {
+    /// The host-physical byte.
+    pub hpa: Hpa,
+    /// What hardware may do with it.
+    pub access: Access,
+    /// Size of the leaf.
+    pub level: Level,
+}
+
+/// Guest memory could not be read or written to the end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AccessError {
+    /// The first byte that was not copied.
+    pub gpa: Gpa,
+    /// Bytes copied before it.
+    pub done: usize,
+    /// Why.
+    pub why: AccessFailure,
+}
+
+/// Why guest memory could not be read or written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AccessFailure {
+    /// No slot is there.
+    NoMemory,
+    /// A write to a read-only slot, or one that the backing does not allow.
+    ReadOnly,
+    /// The backing has nothing there, or something broken.
+    Hole,
+    /// The host cannot reach the frame by an address of its own
+    /// ([`Backing::bytes`] gave `None`).
+    Unreachable,
+    /// The page is changing just now, or the host has it later: try again.
+    Busy,
+    /// The range runs over the end of the address space.
+    TooHigh,
+    /// An atomic word has to be aligned to its size.
+    Unaligned,
+}
+
+/// A word of guest memory that can be exchanged atomically: `u32` or `u64`.
+pub trait GuestWord: Copy + sealed::Sealed {
+    #[doc(hidden)]
+    /// # Safety
+    ///
+    /// `word` is aligned, and readable and writable memory.
+    unsafe fn exchange_at(word: NonNull<Self>, seen: Self, new: Self) -> Result<Self, Self>;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for u32 {}
+    impl Sealed for u64 {}
+}
+
+macro_rules! guest_word {
+    ($word:ident, $atomic:ident) => {
+        impl GuestWord for $word {
+            unsafe fn exchange_at(
+                word: NonNull<Self>,
+                seen: Self,
+                new: Self,
+            ) -> Result<Self, Self> {
+                // SAFETY: aligned memory by the caller's promise; a guest accesses it atomically
+                // or bears the consequences.
+                let word = unsafe { $atomic::from_ptr(word.as_ptr()) };
+                word.compare_exchange(seen, new, Ordering::AcqRel, Ordering::Acquire)
+            }
+        }
+    };
+}
+
+guest_word!(u32, GuestU32);
+guest_word!(u64, GuestU64);
+
+impl fmt::Display for AccessError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let why = match self.why {
+            AccessFailure::NoMemory => "no slot is there",
+            AccessFailure::ReadOnly => "the memory is read-only",
+            AccessFailure::Hole => "the backing has nothing there",
+            AccessFailure::Unreachable => "the host has no address for the frame",
+            AccessFailure::Busy => "the page is changing; try again",
+            AccessFailure::TooHigh => "beyond the end of the address space",
+            AccessFailure::Unaligned => "an atomic word must be aligned to its size",
+        };
+        write!(f, "guest memory at {}: {why} ({} bytes done)", self.gpa, self.done)
+    }
+}
+
+impl core::error::Error for AccessError {}
+
+/// A page of guest memory that may be copied once its section has checked it again.
+struct Reach<'vm> {
+    admission: Admission,
+    bytes: NonNull<u8>,
+    /// The frame of a backed slot, watched. A linear slot needs none.
+    frame: Option<ResolvedFault<'vm>>,
+}
+
+impl<'vm, H: Host> Worker<'vm, H> {
+    /// Where the tables of `role` lead for `gpa` now, if they lead anywhere.
+    pub fn translate(&mut self, role: Role, gpa: Gpa) -> Option<Translation> {
+        let core = self.core();
+        let root = core.roots.find(role)?.name;
+        let section = self.participant.section();
+        let entry = section.entry(root, gpa.gfn(), Level::Size4K)?;
+        if !entry.is_leaf() {
+            return None;
+        }
+        let level = entry.level();
+        let inner = gpa.gfn().0 & (level.pages() - 1);
+        let pfn = Pfn(core.format.pfn(entry.value()).0 | inner);
+        let allowed = |access: &Access| core.format.allows(entry.value(), *access);
+        let access = [Access::READ, Access::WRITE, Access::EXEC].into_iter().filter(allowed);
+        Some(Translation { hpa: Hpa(pfn.hpa().0 | gpa.offset()), access: access.collect(), level })
+    }
+
+    /// Reads guest memory. The bytes of each page are copied at one time; those of different
+    /// pages are not.
+    pub fn read(
+        &mut self,
+        backing: &dyn Backing,
+        space: AddressSpace,
+        gpa: Gpa,
+        buffer: &mut [u8],
+    ) -> Result<(), AccessError> {
+        self.copy(backing, space, gpa, Bytes::Out(buffer))
+    }
+
+    /// Writes guest memory, page by page.
+    pub fn write(
+        &mut self,
+        backing: &dyn Backing,
+        space: AddressSpace,
+        gpa: Gpa,
+        bytes: &[u8],
+    ) -> Result<(), AccessError> {
+        self.copy(backing, space, gpa, Bytes::In(bytes))
+    }
+
+    /// Replaces an aligned word of guest memory if it is what was `seen`, atomically against the
+    /// guest and everybody else: how a walker of the guest's page tables sets A and D.
+    ///
+    /// `Ok(Err(now))`: it is something else. A word that is not aligned to its size is
+    /// [`AccessFailure::Unaligned`].
+    pub fn compare_exchange<W: GuestWord>(
+        &mut self,
+        backing: &dyn Backing,
+        space: AddressSpace,
+        gpa: Gpa,
+        seen: W,
+        new: W,
+    ) -> Result<Result<W, W>, AccessError> {
+        let error = |why| AccessError { gpa, done: 0, why };
+        if !gpa.0.is_multiple_of(size_of::<W>() as u64) {
+            return Err(error(AccessFailure::Unaligned));
+        }
+        let reach = self.reach(backing, space, gpa, Access::WRITE).map_err(error)?;
+        let section = self.participant.section();
+        section.still_reaches(&reach).map_err(|_| error(AccessFailure::Busy))?;
+        // SAFETY: as in `copy`; the word is aligned, so it lies within the page.
+        Ok(unsafe {
+            let word = reach.bytes.add(gpa.offset() as usize).cast();
+            W::exchange_at(word, seen, new)
+        })
+    }
+
+    fn copy(
+        &mut self,
+        backing: &dyn Backing,
+        space: AddressSpace,
+        gpa: Gpa,
+        mut bytes: Bytes<'_>,
+    ) -> Result<(), AccessError> {
+        let len = bytes.len();
+        let mut done = 0;
+        while done < len {
+            let error = |why| AccessError { gpa: Gpa(gpa.0.wrapping_add(done as u64)), done, why };
+            let at = gpa.0.checked_add(done as u64).ok_or_else(|| error(AccessFailure::TooHigh))?;
+            let at = Gpa(at);
+            let room = (PAGE_SIZE - at.offset()) as usize;
+            let part = done..done.saturating_add(room).min(len);
+            let reach = self.reach(backing, space, at, bytes.access()).map_err(error)?;
+            let section = self.participant.section();
+            section.still_reaches(&reach).map_err(|_| error(AccessFailure::Busy))?;
+            let offset = at.offset() as usize;
+            // SAFETY: the host says that the page's 4096 bytes are there until an invalidation of
+            // the page, or the deletion of its slot, has returned; both wait for this section,
+            // in which the page has just been found to be under neither. `part` ends within the
+            // page.
+            unsafe { bytes.copy_at(reach.bytes, offset, part.clone()) };
+            drop(section);
+            done = part.end;
+        }
+        Ok(())
+    }
+
+    /// Finds the frame behind a page and where the host can touch it.
+    fn reach(
+        &mut self,
+        backing: &dyn Backing,
+        space: AddressSpace,
+        gpa: Gpa,
+        access: Access,
+    ) -> Result<Reach<'vm>, AccessFailure> {
+        let core = self.core();
+        let gfn = gpa.gfn();
+        let fault = PageFault { gpa, access, cause: Cause::Prefault };
+        let watch = self.participant.watch(space, gfn, Level::Size4K).ok_or(AccessFailure::Busy)?;
+        let (admission, request) = {
+            let section = self.participant.section();
+            let region = section.slots().find(space, gfn, &mut self.hint);
+            let region = *region.ok_or(AccessFailure::NoMemory)?;
+            let word = core.slots.word(region.id);
+            let root = RootName::NONE;
+            let admission = Admission { fault, root, region, word, largest: Level::Size4K };
+            match region.source {
+                Source::Linear { .. } if !word.is_live() => return Err(AccessFailure::Busy),
+                Source::Linear { .. } if !word.access().contains(access) => {
+                    return Err(AccessFailure::ReadOnly);
+                }
+                Source::Linear { .. } => (admission, None),
+                Source::Backed { .. } => match section.admit_in(watch, admission) {
+                    Ok(request) => (admission, Some(request)),
+                    Err(Refused::ReadOnly) => return Err(AccessFailure::ReadOnly),
+                    Err(_) => return Err(AccessFailure::Busy),
+                },
+            }
+        };
+        let (pfn, frame) = match request {
+            None => {
+                let Source::Linear { pfn, .. } = admission.region.source else {
+                    return Err(AccessFailure::Busy);
+                };
+                (Pfn(pfn.0 + (gfn.0 - admission.region.range.start().0)), None)
+            }
+            Some(request) => match backing.find(&request.query()) {
+                Resolution::Frame(found) if !found.access.contains(access) => {
+                    return Err(AccessFailure::ReadOnly);
+                }
+                Resolution::Frame(found) => (found.pfn, Some(request.resolve(found))),
+                Resolution::Hole | Resolution::Poisoned => return Err(AccessFailure::Hole),
+                Resolution::Pending | Resolution::Retry => return Err(AccessFailure::Busy),
+            },
+        };
+        let bytes = backing.bytes(pfn).ok_or(AccessFailure::Unreachable)?;
+        Ok(Reach { admission, bytes, frame })
+    }
+}
+
+impl Section<'_> {
+    /// Whether what was found outside of the section is still so.
+    fn still_reaches(&self, reach: &Reach<'_>) -> Result<(), Refused> {
+        match &reach.frame {
+            Some(frame) => self.holds(frame, page(reach.admission.fault.gpa.gfn())),
+            None if self.inside.core.slots.word(reach.admission.region.id)
+                == reach.admission.word =>
+            {
+                Ok(())
+            }
+            None => Err(Refused::Stale),
+        }
+    }
+}
+
+fn page(gfn: Gfn) -> GfnRange {
+    gfn.leaf(Level::Size4K)
+}
+
+/// The caller's buffer, and which way the bytes go.
+enum Bytes<'b> {
+    /// From the guest.
+    Out(&'b mut [u8]),
+    /// To the guest.
+    In(&'b [u8]),
+}
+
+impl Bytes<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Bytes::Out(buffer) => buffer.len(),
+            Bytes::In(bytes) => bytes.len(),
+        }
+    }
+
+    fn access(&self) -> Access {
+        match self {
+            Bytes::Out(_) => Access::READ,
+            Bytes::In(_) => Access::WRITE,
+        }
+    }
+
+    /// Copies one part of the buffer from or to a page.
+    ///
+    /// The accesses are volatile: a guest may use the same bytes at the same time, and what it
+    /// then sees or leaves is its own affair.
+    ///
+    /// # Safety
+    ///
+    /// `page` points at 4096 readable and writable bytes, and `offset` plus the length of `part`
+    /// is at most 4096.
+    unsafe fn copy_at(&mut self, page: NonNull<u8>, offset: usize, part: core::ops::Range<usize>) {
+        const WORD: usize = size_of::<u64>();
+        let mut at = offset;
+        match self {
+            Bytes::Out(buffer) => {
+                let buffer = buffer.get_mut(part).unwrap_or_default();
+                let mut words = buffer.chunks_exact_mut(WORD);
+                for word in &mut words {
+                    // SAFETY: within the page by the caller's promise.
+                    let value = unsafe { page.add(at).cast::<[u8; WORD]>().read_volatile() };
+                    word.copy_from_slice(&value);
+                    at += WORD;
+                }
+                for byte in words.into_remainder() {
+                    // SAFETY: within the page by the caller's promise.
+                    *byte = unsafe { page.add(at).read_volatile() };
+                    at += 1;
+                }
+            }
+            Bytes::In(bytes) => {
+                let bytes = bytes.get(part).unwrap_or_default();
+                let (words, rest) = bytes.as_chunks::<WORD>();
+                for word in words {
+                    // SAFETY: within the page by the caller's promise.
+                    unsafe { page.add(at).cast::<[u8; WORD]>().write_volatile(*word) };
+                    at += WORD;
+                }
+                for byte in rest {
+                    // SAFETY: within the page by the caller's promise.
+                    unsafe { page.add(at).write_volatile(*byte) };
+                    at += 1;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! A guest's page fault, and how it ended.
+
+use core::fmt;
+
+use crate::addr::{Gpa, Level};
+use crate::entry::access::Access;
+use crate::state::broken::Broken;
+
+/// What a guest's access met.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PageFault {
+    /// Where, in bytes.
+    pub gpa: Gpa,
+    /// What the access wants. A guest's page-table walk is a read, or a write where it sets A or
+    /// D; hardware says so.
+    pub access: Access,
+    /// Who asks.
+    pub cause: Cause,
+}
+
+/// Who asks for a mapping.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cause {
+    /// The guest's access: it will be repeated at once, so A may be set.
+    Guest,
+    /// Nobody yet: A is not set, nothing counts as used.
+    Prefault,
+}
+
+/// How a fault ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Outcome {
+    /// Mapped. Let the guest repeat the access.
+    Fixed(Level),
+    /// The tables allowed the access already. Let the guest repeat it.
+    Spurious,
+    /// Something is changing just there. Let the guest repeat the access.
+    Retry,
+    /// No memory here: emulate the access as MMIO.
+    Emulate,
+    /// A write to a read-only slot: emulate it or drop it.
+    WriteProtected,
+    /// The host will have the page later.
+    Pending,
+    /// The VMM has to decide: the page cannot be had.
+    Fault(MemoryFault),
+    /// Table pages ran out. Nothing has changed; ask again when the host has some.
+    OutOfMemory,
+    /// The VM is dead.
+    Dead(Broken),
+}
+
+/// Why a page cannot be had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MemoryFault {
+    /// A slot covers it, but its backing has nothing there.
+    Hole,
+    /// The host's page is broken.
+    Poisoned,
+    /// The backing does not allow the access.
+    Denied,
+    /// The address is beyond what the tables can translate.
+    TooHigh,
+}
+
+impl Outcome {
+    /// The name used in statistics.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Outcome::Fixed(_) => "fixed",
+            Outcome::Spurious => "spurious",
+            Outcome::Retry => "retry",
+            Outcome::Emulate => "emulate",
+            Outcome::WriteProtected => "write-protected",
+            Outcome::Pending => "pending",
+            Outcome::Fault(_) => "memory-fault",
+            Outcome::OutOfMemory => "out-of-memory",
+            Outcome::Dead(_) => "dead",
+        }
+    }
+}
+
+impl fmt::Display for MemoryFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            MemoryFault::Hole => "the slot's backing has nothing there",
+            MemoryFault::Poisoned => "the host's page is broken",
+            MemoryFault::Denied => "the backing does not allow the access",
+            MemoryFault::TooHigh => "the address is beyond what the tables translate",
+        })
+    }
+}

@@ -1,0 +1,71 @@
+//! Where the host finds the frames of a backed slot.
+
+use core::ptr::NonNull;
+
+use crate::addr::{Gfn, Level, Pfn};
+use crate::entry::access::{Access, MemoryType};
+use crate::state::slot::SlotId;
+
+/// What a fault wants to know.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FrameQuery {
+    /// The slot.
+    pub slot: SlotId,
+    /// The backing the slot was created with.
+    pub backing: u64,
+    /// The page of the backing, in 4 KiB pages: the slot's first plus the offset in the slot.
+    pub page: u64,
+    /// The guest frame.
+    pub gfn: Gfn,
+    /// What the access wants.
+    pub access: Access,
+    /// The largest leaf slot and format allow here; a larger answer is cut down.
+    pub largest: Level,
+}
+
+/// A host frame for a guest frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HostFrame {
+    /// The frame behind the very page asked for.
+    pub pfn: Pfn,
+    /// The naturally aligned block of this size around `pfn` backs the block of this size around
+    /// the page asked for.
+    pub level: Level,
+    /// What the host allows. Must contain what was asked for.
+    pub access: Access,
+    /// Memory type of the mapping.
+    pub memory: MemoryType,
+}
+
+/// The answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Resolution {
+    /// Here it is.
+    Frame(HostFrame),
+    /// Nothing backs this page: the fault ends as [`Outcome::Fault`](crate::tdp::Outcome::Fault).
+    Hole,
+    /// The page is broken (uncorrectable memory error).
+    Poisoned,
+    /// Not now; the caller is told and asks again when he likes.
+    Pending,
+    /// PageFault again at once.
+    Retry,
+}
+
+/// Finds host frames for `handle_fault` and for the library's own reads and writes of guest memory.
+///
+/// # Contract
+///
+/// While no invalidation covers a page, the answer for it does not name another frame: a frame
+/// changes only between `invalidate` of its old place and the end of that invalidation.
+pub trait Backing {
+    /// Finds the frame. May sleep, may allocate.
+    fn find(&self, query: &FrameQuery) -> Resolution;
+
+    /// Where the 4096 bytes of `pfn` can be reached by this processor, if at all. The pointer
+    /// stays valid until an invalidation that covers the frame has returned.
+    fn bytes(&self, pfn: Pfn) -> Option<NonNull<u8>> {
+        let _ = pfn;
+        None
+    }
+}

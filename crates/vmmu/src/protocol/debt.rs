@@ -1,0 +1,141 @@
+//! A flush is a debt: opened before the first clear, closed after the flush.
+//!
+//! The hazard: worker A takes a table out of the tree, gives its page back, and flushes. Between the
+//! two, a processor that has the table in a paging-structure cache walks memory that is somebody
+//! else's.
+//!
+//! The rule: entries can be cleared only in a section opened on a debt. Tables that were detached hang
+//! on the debt and are given back when it is settled: after the flush, because processors cache upper
+//! levels, and after a grace period, because sections may still be inside them. While a debt is open
+//! its range stands in the participant's [ledger](crate::state::ledger), where others who promise
+//! something about the range see it.
+//!
+//! A debt that is dropped unsettled frees nothing: what hangs on it is leaked, its range stays in the
+//! ledger for good, and the count of leaked debts shows it.
+
+use core::mem::ManuallyDrop;
+
+use crate::addr::{GfnRange, Level};
+use crate::entry::state::State;
+use crate::host::host::Host;
+use crate::protocol::local::Local;
+use crate::protocol::outstanding::Outstanding;
+use crate::protocol::section::{Clearing, Owing, Section};
+use crate::state::table::Table;
+
+/// Whether the flush itself is due.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Due {
+    /// Before anything is released or promised.
+    Yes,
+    /// No processor can hold translations of what is cleared: the debts of a drain after
+    /// `unload`.
+    Waived,
+}
+
+/// An open debt over a range; see the module.
+#[must_use = "a debt that is dropped unsettled leaks what hangs on it"]
+pub struct Debt<'p, H: Host> {
+    local: Local<'p, H>,
+    owed: Outstanding,
+    due: Due,
+    /// What `LedgerAfterClear` opens too late.
+    #[cfg(feature = "defects")]
+    late: GfnRange,
+}
+
+impl<'p, H: Host> Local<'p, H> {
+    /// Opens a debt over `range`, for work that promises nothing by itself.
+    pub fn debt(&mut self, range: GfnRange) -> Debt<'_, H> {
+        self.lend().into_debt(range, Due::Yes)
+    }
+
+    pub(crate) fn into_debt(self, range: GfnRange, due: Due) -> Debt<'p, H> {
+        if !defect!(LedgerAfterClear) {
+            self.words().ledger.open(range);
+        }
+        Debt {
+            local: self,
+            owed: Outstanding::new(),
+            due,
+            #[cfg(feature = "defects")]
+            late: range,
+        }
+    }
+}
+
+impl<H: Host> Debt<'_, H> {
+    /// A section whose entries can be cleared.
+    pub fn section(&mut self) -> Clearing<'_> {
+        Section::open(self.local.core(), self.local.words(), Owing(&self.owed))
+    }
+
+    /// Flushes if anything was cleared, waits for the sections that may still be in a detached
+    /// table, releases those tables, and closes the ledger.
+    pub fn settle(self) {
+        let mut this = ManuallyDrop::new(self);
+        let words = this.local.words();
+        #[cfg(feature = "defects")]
+        if defect!(LedgerAfterClear) {
+            words.ledger.open(this.late);
+        }
+        if defect!(LedgerClosedBeforeFlush) {
+            words.ledger.close();
+        }
+        if defect!(FreesTableBeforeFlush) {
+            this.free_detached();
+        }
+        if this.owed.owes_flush() && this.due == Due::Yes {
+            this.local.flush();
+        }
+        this.free_detached();
+        words.ledger.close();
+    }
+
+    /// Waits for the sections that may still be in a table that was detached, and gives these
+    /// tables back.
+    fn free_detached(&mut self) {
+        if !self.owed.has_retired() {
+            return;
+        }
+        self.local.synchronize();
+        let (core, host) = (self.local.core(), self.local.hooks());
+        let mut next = self.owed.take_retired();
+        while let Some(pfn) = next {
+            // SAFETY: the table was detached by this debt, the exclusion has ended every section
+            // that could reach it, and it has not been released yet.
+            let table = unsafe { Table::at(core.window, pfn) };
+            let link = table.cell(0).map(|cell| cell.get());
+            let state = link.map(|v| core.format.read(v, Level::Size4K));
+            next = match state {
+                Some(State::Dead { next }) => next,
+                _ => None,
+            };
+            self.local.words().counters.tables_unlinked.add(1);
+            host.release(pfn);
+        }
+    }
+
+    /// What was cleared will not be flushed: a defect.
+    pub(crate) fn forget_flush(&mut self) {
+        self.owed.forget_flush();
+    }
+}
+
+impl<H: Host> Drop for Debt<'_, H> {
+    fn drop(&mut self) {
+        let words = self.local.words();
+        if self.owed.is_nothing() {
+            words.ledger.close();
+        } else {
+            words.ledger.leak();
+            words.counters.debts_leaked.add(1);
+        }
+    }
+}
+
+impl<H: Host> core::fmt::Debug for Debt<'_, H> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Debt").field("owed", &self.owed).field("due", &self.due).finish()
+    }
+}

@@ -1,0 +1,132 @@
+//! A participant's own right to its words, and the chain of borrows that hangs on it.
+//!
+//! The hazard: a thread that waits for a grace period inside a section of its own waits for itself, for
+//! ever. A thread that calls a hook of the host inside a section may sleep there, and everybody who
+//! waits for a grace period waits with it.
+//!
+//! The rule is in the types. A [`Local`] is the exclusive right to one participant's words (the name is
+//! crossbeam-epoch's). It lends one thing at a time: a section, a debt, a revocation, or the host. So
+//! no section is nested in another, no grace period can be waited for inside one, and no hook can be
+//! called from one.
+//!
+//! ```text
+//! Participant > Local > [Quiesced >] [Debt >] Section > Page > Entry      Section > Insert
+//!               Local > host()        (the only door to hooks)
+//! ```
+
+use core::ops::{Deref, DerefMut};
+
+use crate::addr::{Gfn, Level};
+use crate::host::host::Host;
+use crate::host::observer::Event;
+use crate::protocol::section::{Plain, Section};
+use crate::protocol::watch::Watch;
+use crate::state::core::Core;
+use crate::state::participant::ParticipantWords;
+use crate::state::slot::AddressSpace;
+
+/// A registered place among the participants of a VM. Dropping it gives the place back.
+#[derive(Debug)]
+pub struct Participant<'vm, H: Host>(Local<'vm, H>);
+
+impl<'vm, H: Host> Participant<'vm, H> {
+    pub(crate) fn register(core: &'vm Core, host: &'vm H) -> Option<Self> {
+        let place = core.participants.register()?;
+        let words = core.participant(place)?;
+        Some(Participant(Local { core, host, place, words }))
+    }
+}
+
+impl<'vm, H: Host> Deref for Participant<'vm, H> {
+    type Target = Local<'vm, H>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl<H: Host> DerefMut for Participant<'_, H> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}
+
+impl<H: Host> Drop for Participant<'_, H> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.core.participants.unregister(self.0.place);
+    }
+}
+
+/// The exclusive right to one participant's line.
+pub struct Local<'p, H: Host> {
+    core: &'p Core,
+    host: &'p H,
+    pub(crate) place: u32,
+    words: &'p ParticipantWords,
+}
+
+impl<H: Host> core::fmt::Debug for Local<'_, H> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Local").field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+impl<'p, H: Host> Local<'p, H> {
+    /// The same right for as long as this one is borrowed.
+    pub(crate) fn lend(&mut self) -> Local<'_, H> {
+        Local { core: self.core, host: self.host, place: self.place, words: self.words }
+    }
+
+    #[inline]
+    pub(crate) fn core(&self) -> &'p Core {
+        self.core
+    }
+
+    #[inline]
+    pub(crate) fn words(&self) -> &'p ParticipantWords {
+        self.words
+    }
+
+    /// The only door to the hooks: while it is open no section can be.
+    pub fn host(&mut self) -> &H {
+        self.host
+    }
+
+    /// The hooks, for those whose exclusive right is elsewhere: the caller is in no section.
+    pub(crate) fn hooks(&self) -> &'p H {
+        self.host
+    }
+
+    /// Opens a section: reading, splitting, inserting with a permit.
+    #[inline]
+    pub fn section(&mut self) -> Section<'_> {
+        Section::open(self.core(), self.words(), Plain)
+    }
+
+    /// Opens the section that admits a watch written before: its fence stands between the two.
+    #[inline]
+    pub(crate) fn section_after_watch(&mut self) -> Section<'_> {
+        if defect!(WatchWithoutFence) {
+            return Section::unfenced(self.core(), self.words(), Plain);
+        }
+        self.section()
+    }
+
+    /// Waits for the sections of others that are open now, and for nothing else. A grace period.
+    pub fn synchronize(&mut self) {
+        let host = self.host;
+        self.core.participants.synchronize(self.place, || host.relax());
+        self.words().counters.grace_periods.add(1);
+        host.event(Event::GracePeriod);
+    }
+
+    /// Opens a watch over the leaf of `level` around `gfn`. `None`: the participant's own is
+    /// still out with an earlier request, and so are all spare ones; complete or drop one.
+    #[inline]
+    pub fn watch(&mut self, space: AddressSpace, gfn: Gfn, level: Level) -> Option<Watch<'p>> {
+        let core = self.core();
+        let place = core.participants.watch(self.place, space, gfn, level)?;
+        Some(Watch { core, place })
+    }
+}

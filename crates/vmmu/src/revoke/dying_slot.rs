@@ -1,0 +1,39 @@
+//! A slot that is being deleted.
+
+use crate::addr::GfnRange;
+use crate::revoke::chain::{Revocation, Sealed};
+use crate::state::core::Core;
+use crate::state::slot::{AddressSpace, SlotId};
+use crate::state::slot_set::SlotSet;
+use crate::table::walk::{Order, Target};
+
+/// A slot that is dying, made by the slot guard.
+#[derive(Debug)]
+pub struct SlotDying {
+    /// The VM whose slot it is.
+    pub(crate) vm: u64,
+    pub(crate) id: SlotId,
+    pub(crate) space: AddressSpace,
+    pub(crate) range: GfnRange,
+}
+
+impl Revocation for SlotDying {}
+
+impl Sealed for SlotDying {
+    /// The slot guard has put the word down already.
+    fn announce(&mut self, _: &Core) {}
+
+    fn hull(&self) -> GfnRange {
+        self.range
+    }
+}
+
+impl Target for SlotDying {
+    fn order(&self) -> Order {
+        Order::Leaves
+    }
+
+    fn piece(&self, _: &SlotSet, n: usize) -> Option<(usize, AddressSpace, GfnRange)> {
+        (n == 0).then_some((0, self.space, self.range))
+    }
+}

@@ -1,0 +1,53 @@
+//! Guest frames whose mappings must be made anew.
+
+use crate::addr::GfnRange;
+use crate::revoke::chain::{Revocation, Sealed};
+use crate::revoke::hull::with_huge_leaves;
+use crate::state::core::Core;
+use crate::state::slot::AddressSpace;
+use crate::state::slot_set::SlotSet;
+use crate::table::walk::{Order, Target};
+
+/// Guest frames whose mappings must be made anew, because what a new one would say has changed.
+///
+/// The caller has changed that before; requests under way, which may still know the old, are hit.
+#[derive(Debug)]
+pub struct GuestFrames {
+    /// Address space.
+    pub(crate) space: AddressSpace,
+    /// Frames.
+    pub(crate) range: GfnRange,
+    hull: GfnRange,
+}
+
+impl GuestFrames {
+    /// The frames.
+    pub fn new(space: AddressSpace, range: GfnRange) -> Self {
+        GuestFrames { space, range, hull: range }
+    }
+}
+
+impl Revocation for GuestFrames {}
+
+impl Sealed for GuestFrames {
+    fn announce(&mut self, _: &Core) {}
+
+    fn hit(&mut self, core: &Core, _: &SlotSet) {
+        core.participants.hit(|w| w.space == self.space && w.range.overlaps(self.range));
+        self.hull = with_huge_leaves(self.range, core.largest);
+    }
+
+    fn hull(&self) -> GfnRange {
+        self.hull
+    }
+}
+
+impl Target for GuestFrames {
+    fn order(&self) -> Order {
+        Order::Leaves
+    }
+
+    fn piece(&self, _: &SlotSet, n: usize) -> Option<(usize, AddressSpace, GfnRange)> {
+        (n == 0).then_some((0, self.space, self.range))
+    }
+}

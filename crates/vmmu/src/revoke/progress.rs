@@ -1,0 +1,19 @@
+//! Whether work in steps has come to its end.
+
+use crate::revoke::chain::PausedWalk;
+
+/// Whether work that is done in steps has come to its end.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Progress {
+    /// It is done.
+    Done,
+    /// Call again.
+    More,
+}
+
+impl Progress {
+    pub(crate) fn of<P>(rest: &Option<PausedWalk<P>>) -> Progress {
+        if rest.is_some() { Progress::More } else { Progress::Done }
+    }
+}

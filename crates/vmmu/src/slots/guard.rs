@@ -1,0 +1,117 @@
+//! The slot guard: the right to change slots and to invalidate roots.
+//!
+//! Taken outside of sections and held across them; host invalidations never take it. After each
+//! call that swaps the set, the holder excludes.
+
+use crate::host::host::Host;
+use crate::protocol::local::Local;
+use crate::revoke::chain::Revoked;
+use crate::revoke::dying_slot::SlotDying;
+use crate::revoke::roots::RootInvalid;
+use crate::slots::edit::{Edit, Room};
+use crate::slots::error::SlotError;
+use crate::state::core::Core;
+use crate::state::root::{PLACES, Phase};
+use crate::state::slot::{SlotId, SlotInfo, SlotSpec};
+use crate::sync::{MutexGuard, lock};
+
+/// Held: nobody else changes slots or invalidates roots.
+#[must_use]
+pub struct SlotGuard<'g> {
+    core: &'g Core,
+    revision: MutexGuard<'g, u64>,
+}
+
+impl core::fmt::Debug for SlotGuard<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("SlotGuard").field("revision", &*self.revision).finish_non_exhaustive()
+    }
+}
+
+impl<'p, H: Host> Local<'p, H> {
+    /// Takes the slot guard; waits for whoever has it.
+    pub fn slots(&mut self) -> SlotGuard<'p> {
+        let core = self.core();
+        SlotGuard { core, revision: lock(&core.slots.guard) }
+    }
+}
+
+impl SlotGuard<'_> {
+    fn edit(&mut self) -> Edit<'_> {
+        Edit::new(&self.core.slots, &mut self.revision)
+    }
+
+    /// The slot of that number.
+    pub fn info(&mut self, id: SlotId) -> Result<SlotInfo, SlotError> {
+        self.edit().info(id)
+    }
+
+    /// Makes room for a new slot: a step, after which the caller may have to synchronize and ask again.
+    /// Without it, deleting this slot or another may need memory.
+    pub fn make_room(&mut self, spec: &SlotSpec) -> Result<Room, SlotError> {
+        self.edit().make_room(spec)
+    }
+
+    /// Publishes a new slot as coming. Exclude, then let it [`come`](Self::come).
+    pub fn add(&mut self, spec: &SlotSpec) -> Result<(), SlotError> {
+        self.edit().add(spec)
+    }
+
+    /// Whether a slot could be moved to where `spec` says.
+    pub fn check_move(&mut self, spec: &SlotSpec) -> Result<(), SlotError> {
+        self.edit().check_move(spec)
+    }
+
+    /// Coming to live.
+    pub fn come(&mut self, spec: &SlotSpec) {
+        self.edit().come(spec);
+    }
+
+    /// Live with other flags. Exclude: requests admitted under the old ones are refused then.
+    pub fn revise(&mut self, spec: &SlotSpec) {
+        self.edit().revise(spec);
+    }
+
+    /// Live to dying: what to withdraw.
+    pub fn dying(&mut self, id: SlotId) -> Result<SlotDying, SlotError> {
+        let SlotInfo { spec, .. } = self.edit().info(id)?;
+        self.edit().die(&spec);
+        if defect!(SlotGoneBeforeLeaves) {
+            self.edit().remove(id);
+        }
+        Ok(SlotDying { vm: self.core.id, id, space: spec.space, range: spec.range })
+    }
+
+    /// Takes a dying slot out of the set, now that nothing of it is mapped. Exclude, then
+    /// [`free_id`](Self::free_id) it. Gives its number, or `None` for another VM's promise, or one of
+    /// another VM's slot.
+    pub fn remove(&mut self, gone: Revoked<SlotDying>) -> Option<SlotId> {
+        let SlotDying { vm, id, .. } = gone.open(self.core)?;
+        if vm != self.core.id {
+            return None;
+        }
+        self.edit().remove(id);
+        Some(id)
+    }
+
+    /// Makes the number of a removed slot free again.
+    pub fn free_id(&mut self, id: SlotId) {
+        self.edit().free_id(id);
+    }
+
+    /// Generation of the set.
+    pub fn generation(&mut self) -> u64 {
+        self.edit().generation()
+    }
+
+    /// Makes every root invalid that is valid now: what to withdraw. vCPUs make new ones while
+    /// this goes on; those stay, or it would never end.
+    pub fn invalidate(&mut self) -> RootInvalid {
+        let mut names = [None; PLACES];
+        let roots = self.core.roots.iter().filter(|root| root.phase == Phase::Valid);
+        for (place, root) in names.iter_mut().zip(roots) {
+            *place = self.core.roots.invalidate(root.name).then_some(root.name);
+        }
+        RootInvalid { names }
+    }
+}

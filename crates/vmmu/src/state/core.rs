@@ -1,0 +1,90 @@
+//! What all participants of one MMU share: the passive parts, without any host.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use crate::addr::{Level, Pfn};
+use crate::entry::format::Format;
+use crate::error::NoMemory;
+use crate::state::broken::Broken;
+use crate::state::invalidations::Invalidations;
+use crate::state::participant::{ParticipantWords, Participants};
+use crate::state::root::Roots;
+use crate::state::slots::Slots;
+use crate::state::vcpu::VcpuWords;
+use crate::sync;
+use crate::sync::{AtomicU64, Ordering};
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Core {
+    /// No two VMs have the same, and it is not an address: a VM may move.
+    pub id: u64,
+    pub format: Format,
+    pub window: u64,
+    /// The largest leaf of any slot.
+    pub largest: Level,
+    pub participants: Participants,
+    pub invalidations: Invalidations,
+    pub roots: Roots,
+    pub slots: Slots,
+    pub vcpus: Box<[VcpuWords]>,
+    /// Host frames no linear slot may cover.
+    pub reserved: Vec<(Pfn, Pfn)>,
+    dead: AtomicU64,
+}
+
+/// Sizes of a [`Core`].
+pub(crate) struct Sizes {
+    pub participants: usize,
+    pub vcpus: usize,
+    pub slots: usize,
+}
+
+impl Core {
+    pub(crate) fn new(
+        format: Format,
+        largest: Level,
+        window: u64,
+        sizes: &Sizes,
+        reserved: &[(Pfn, Pfn)],
+    ) -> Result<Core, NoMemory> {
+        let mut vcpus = Vec::new();
+        vcpus.try_reserve_exact(sizes.vcpus).map_err(|_| NoMemory)?;
+        vcpus.extend((0..sizes.vcpus).map(|_| VcpuWords::new()));
+        let mut kept = Vec::new();
+        kept.try_reserve_exact(reserved.len()).map_err(|_| NoMemory)?;
+        kept.extend_from_slice(reserved);
+        Ok(Core {
+            id: sync::unique(),
+            format,
+            window,
+            largest,
+            participants: Participants::new(sizes.participants)?,
+            invalidations: Invalidations::new(),
+            roots: Roots::new(),
+            slots: Slots::new(sizes.slots)?,
+            vcpus: vcpus.into_boxed_slice(),
+            reserved: kept,
+            dead: AtomicU64::new(0),
+        })
+    }
+
+    /// The first reason counts.
+    #[cold]
+    pub(crate) fn kill(&self, why: Broken) {
+        let _ = self.dead.compare_exchange(0, why.pack(), Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn broken(&self) -> Option<Broken> {
+        match self.dead.load(Ordering::Relaxed) {
+            0 => None,
+            word => Broken::unpack(word),
+        }
+    }
+
+    pub(crate) fn participant(&self, place: u32) -> Option<&ParticipantWords> {
+        self.participants.get(place)
+    }
+}

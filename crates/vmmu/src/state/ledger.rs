@@ -1,0 +1,89 @@
+//! A ledger names the guest frames whose entries a participant has cleared and not flushed yet.
+//!
+//! The hazard: worker A clears a leaf and has not flushed yet. Worker B has to tell the host that
+//! nobody reaches that page any more; it walks over the same entry, finds it empty, and has cleared
+//! nothing itself. If B returned now, a processor might still use the translation that A cleared.
+//!
+//! The rule: A writes the range into its ledger before its first clear, and takes it out after its
+//! flush. Before B promises anything, it reads the ledgers of all participants, and if one overlaps
+//! its range it flushes itself. B never waits for A.
+
+use crate::addr::GfnRange;
+use crate::sync::{AtomicU64, Counter, Ordering};
+
+/// The range of a participant's one open debt, and the hull of the leaked ones.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(crate) struct Ledger {
+    start: AtomicU64,
+    /// 0: no debt is open.
+    end: AtomicU64,
+    leaked_start: AtomicU64,
+    leaked_end: AtomicU64,
+    /// Debts ever opened, ended and leaked: what the participant itself knows of its ledger.
+    opened: Counter,
+    ended: Counter,
+    leaked: Counter,
+}
+
+impl Ledger {
+    pub(crate) fn new() -> Self {
+        Ledger {
+            start: AtomicU64::new(0),
+            end: AtomicU64::new(0),
+            leaked_start: AtomicU64::new(u64::MAX),
+            leaked_end: AtomicU64::new(0),
+            opened: Counter::default(),
+            ended: Counter::default(),
+            leaked: Counter::default(),
+        }
+    }
+
+    /// The words are ordered before any clear by the fence of the section that clears.
+    ///
+    /// A debt that is still here was forgotten: there is one at a time, and its end closes it.
+    pub(crate) fn open(&self, range: GfnRange) {
+        if self.opened.get() != self.ended.get() {
+            self.leak();
+        }
+        self.opened.add(1);
+        self.start.store(range.start().0, Ordering::Relaxed);
+        self.end.store(range.end().0, Ordering::Release);
+    }
+
+    pub(crate) fn close(&self) {
+        self.ended.add(1);
+        self.end.store(0, Ordering::Release);
+    }
+
+    /// The open debt will never be settled: it stays in the ledger, so that later promises flush
+    /// more, never less.
+    pub(crate) fn leak(&self) {
+        self.leaked.add(1);
+        let start = self.start.load(Ordering::Relaxed);
+        let end = self.end.load(Ordering::Relaxed);
+        let hull = self.leaked_start.load(Ordering::Relaxed).min(start);
+        self.leaked_start.store(hull, Ordering::Relaxed);
+        let hull = self.leaked_end.load(Ordering::Relaxed).max(end);
+        self.leaked_end.store(hull, Ordering::Release);
+        self.close();
+    }
+
+    /// Whether every debt there was is settled. Only for the participant itself.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.opened.get() == self.ended.get() && self.leaked.get() == 0
+    }
+
+    /// Whether a debt over `range` is open.
+    ///
+    /// Who asks has met an entry that is clear already. If the debtor cleared it, both words of
+    /// the debt were written before the clear that was seen, so they cannot be read torn.
+    pub(crate) fn is_open(&self, range: GfnRange) -> bool {
+        let overlaps = |start: &AtomicU64, end: &AtomicU64| {
+            let end = end.load(Ordering::Acquire);
+            let start = start.load(Ordering::Acquire);
+            start < range.end().0 && range.start().0 < end
+        };
+        overlaps(&self.start, &self.end) || overlaps(&self.leaked_start, &self.leaked_end)
+    }
+}

@@ -1,0 +1,315 @@
+//! Participants: everybody who may be inside the tables, with a set of words for each.
+//!
+//! The hazard: worker A takes a table out of the tree and wants to give its page back. vCPU B walked
+//! into that table a moment before. If A gives the page back at once, B reads, or even writes, memory
+//! that belongs to somebody else by then.
+//!
+//! The rule is that of RCU. A participant's *section count* is odd while it is inside a section.
+//! Whoever wants to free something waits for a *grace period* first
+//! ([`synchronize`](Participants::synchronize)): a full fence, then a wait until every count that is
+//! odd has changed. That fence pairs with the one that opens a section: either the section begins late
+//! enough to see the change, or the waiter sees the odd count and waits for its end. It waits for
+//! nothing else: no lock, no watch, no vCPU.
+//!
+//! A participant's first cache line is all that a fault writes besides the entry: the section count,
+//! the [watch](super::watch), and counters of faults that write an entry or repeat at once. Faults that
+//! end otherwise (a read-only slot, a hole, no pages) write one more line of the participant's own, but
+//! no entry. The second line holds the [ledger](super::ledger), which only range operations write.
+//! `tests/lines.rs` counts this.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use crate::addr::{Gfn, GfnRange, Level};
+use crate::error::NoMemory;
+use crate::state::ledger::Ledger;
+use crate::state::slot::AddressSpace;
+use crate::state::watch::{WatchWords, Watched};
+use crate::sync::{AtomicU64, Counter, Ordering, fence};
+
+/// Watches beyond the participants' own, for requests that outlive the next fault.
+const SPARES: usize = if cfg!(any(loom, shuttle)) { 1 } else { 16 };
+
+/// One participant.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub(crate) struct ParticipantWords {
+    sections: AtomicU64,
+    pub(crate) watch: WatchWords,
+    /// Leaves mapped, by level.
+    pub(crate) mapped: [Counter; 3],
+    /// Low halves: spurious faults, retries.
+    pub(crate) again: Pair,
+    /// Low halves: faults emulated, and those of them that an MMIO entry answered.
+    pub(crate) emulated: Pair,
+    pub(crate) ledger: Ledger,
+    pub(crate) counters: Counters,
+    taken: AtomicU64,
+}
+
+#[cfg(not(any(loom, shuttle)))]
+const _: () =
+    assert!(core::mem::offset_of!(ParticipantWords, ledger) == 64, "one line for a fault");
+
+/// Two counts in one word, because the first line has no room for two: the low 32 bits of each.
+/// Their carries are [`Counters`].
+#[derive(Debug, Default)]
+#[repr(transparent)]
+pub(crate) struct Pair(Counter);
+
+/// Which of a [`Pair`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Half {
+    First,
+    Second,
+}
+
+impl Pair {
+    /// Adds one; `carries` are those of this pair.
+    #[inline]
+    pub(crate) fn count(&self, half: Half, carries: &[Counter; 2]) {
+        let shift = 32 * half as u32;
+        let low = (self.0.get() >> shift) as u32;
+        if low == u32::MAX {
+            // What lies above the half is not to see the carry.
+            if let Some(carry) = carries.get(half as usize) {
+                carry.add(1);
+            }
+            self.0.add(0u64.wrapping_sub(u64::from(low) << shift));
+        } else {
+            self.0.add(1 << shift);
+        }
+    }
+
+    /// The count as last seen.
+    pub(crate) fn get(&self, half: Half, carries: &[Counter; 2]) -> u64 {
+        let carry = carries.get(half as usize).map_or(0, Counter::get);
+        carry << 32 | self.0.get() >> (32 * half as u32) & u64::from(u32::MAX)
+    }
+}
+
+/// Counters that faults do not touch where they write an entry.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub(crate) struct Counters {
+    /// Leaves unmapped, by level.
+    pub(crate) unmapped: [Counter; 3],
+    /// Carries of [`ParticipantWords::again`].
+    pub(crate) again: [Counter; 2],
+    /// Carries of [`ParticipantWords::emulated`].
+    pub(crate) emulated: [Counter; 2],
+    pub(crate) write_protected: Counter,
+    pub(crate) pending: Counter,
+    pub(crate) faulted: Counter,
+    pub(crate) out_of_memory: Counter,
+    pub(crate) splits: Counter,
+    pub(crate) tables_linked: Counter,
+    pub(crate) tables_unlinked: Counter,
+    pub(crate) flushes: Counter,
+    pub(crate) flushes_sent: Counter,
+    pub(crate) flushes_elided: Counter,
+    pub(crate) grace_periods: Counter,
+    pub(crate) debts_leaked: Counter,
+    pub(crate) foreign_debts: Counter,
+    pub(crate) invalidations: Counter,
+    pub(crate) zapped: Counter,
+}
+
+impl ParticipantWords {
+    /// A fault found what it wanted.
+    #[inline]
+    pub(crate) fn count_spurious(&self) {
+        self.again.count(Half::First, &self.counters.again);
+    }
+
+    /// A fault has to be tried again.
+    #[inline]
+    pub(crate) fn count_retry(&self) {
+        self.again.count(Half::Second, &self.counters.again);
+    }
+
+    /// A fault was where no slot is.
+    #[inline]
+    pub(crate) fn count_emulated(&self) {
+        self.emulated.count(Half::First, &self.counters.emulated);
+    }
+
+    /// An MMIO entry said so.
+    #[inline]
+    pub(crate) fn count_emulated_fast(&self) {
+        self.emulated.count(Half::Second, &self.counters.emulated);
+    }
+
+    /// Spurious faults, and those to be tried again.
+    pub(crate) fn again(&self) -> [u64; 2] {
+        [Half::First, Half::Second].map(|half| self.again.get(half, &self.counters.again))
+    }
+
+    /// Faults emulated, and those of them that an MMIO entry answered.
+    pub(crate) fn emulated(&self) -> [u64; 2] {
+        [Half::First, Half::Second].map(|half| self.emulated.get(half, &self.counters.emulated))
+    }
+
+    fn new() -> Self {
+        ParticipantWords {
+            sections: AtomicU64::new(0),
+            watch: WatchWords::new(),
+            mapped: Default::default(),
+            again: Pair::default(),
+            emulated: Pair::default(),
+            ledger: Ledger::new(),
+            counters: Counters::default(),
+            taken: AtomicU64::new(0),
+        }
+    }
+
+    /// Opens a section. Even after a section that was forgotten, the turn becomes odd.
+    #[inline]
+    pub(crate) fn enter(&self) {
+        self.enter_unfenced();
+        if !defect!(SectionWithoutFence) {
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    /// The turn alone, which orders nothing before what the section reads. It releases what the
+    /// section before it did: an exclusion that waits for that one may see only this store.
+    #[inline]
+    pub(crate) fn enter_unfenced(&self) {
+        let sections = self.sections.load(Ordering::Relaxed);
+        let order =
+            if defect!(CountWithoutRelease) { Ordering::Relaxed } else { Ordering::Release };
+        self.sections.store(sections.wrapping_add(1) | 1, order);
+    }
+
+    /// Leaves it.
+    #[inline]
+    pub(crate) fn leave(&self) {
+        let sections = self.sections.load(Ordering::Relaxed);
+        self.sections.store(sections.wrapping_add(1), Ordering::Release);
+    }
+}
+
+/// All participants, and the spare watches.
+#[derive(Debug)]
+pub(crate) struct Participants {
+    lines: Box<[ParticipantWords]>,
+    spares: Box<[WatchWords]>,
+}
+
+/// Which watch: a participant's own, or a spare one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum WatchPlace {
+    Own(u32),
+    Spare(u32),
+}
+
+fn boxed<T>(n: usize, new: fn() -> T) -> Result<Box<[T]>, NoMemory> {
+    let mut items = Vec::new();
+    items.try_reserve_exact(n).map_err(|_| NoMemory)?;
+    items.extend((0..n).map(|_| new()));
+    Ok(items.into_boxed_slice())
+}
+
+impl Participants {
+    pub(crate) fn new(places: usize) -> Result<Self, NoMemory> {
+        Ok(Participants {
+            lines: boxed(places, ParticipantWords::new)?,
+            spares: boxed(SPARES, WatchWords::new)?,
+        })
+    }
+
+    /// Takes a free place. A place whose last request is still out is not free.
+    pub(crate) fn register(&self) -> Option<u32> {
+        let free = |line: &&ParticipantWords| {
+            !line.watch.is_open()
+                && line.taken.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        };
+        let place = self.lines.iter().position(|line| free(&line))?;
+        Some(place as u32)
+    }
+
+    pub(crate) fn unregister(&self, place: u32) {
+        if let Some(line) = self.get(place) {
+            // A section that is open now was forgotten; nobody is to wait for it for ever.
+            if line.sections.load(Ordering::Relaxed) & 1 == 1 {
+                line.leave();
+            }
+            line.taken.store(0, Ordering::Release);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, place: u32) -> Option<&ParticipantWords> {
+        self.lines.get(place as usize)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &ParticipantWords> {
+        self.lines.iter()
+    }
+
+    #[cfg(feature = "record")]
+    pub(crate) fn spares(&self) -> &[WatchWords] {
+        &self.spares
+    }
+
+    /// Opens a watch: the participant's own, or a spare one while the own is still out.
+    #[inline]
+    pub(crate) fn watch(
+        &self,
+        place: u32,
+        space: AddressSpace,
+        gfn: Gfn,
+        level: Level,
+    ) -> Option<WatchPlace> {
+        let own = &self.get(place)?.watch;
+        if !own.is_open() {
+            own.open(space, gfn, level);
+            return Some(WatchPlace::Own(place));
+        }
+        let spare = self.spares.iter().position(|spare| spare.try_open(space, gfn, level))?;
+        Some(WatchPlace::Spare(spare as u32))
+    }
+
+    #[inline]
+    pub(crate) fn watch_words(&self, place: WatchPlace) -> Option<&WatchWords> {
+        match place {
+            WatchPlace::Own(n) => self.get(n).map(|line| &line.watch),
+            WatchPlace::Spare(n) => self.spares.get(n as usize),
+        }
+    }
+
+    /// Hits every watch for which `is_taken` says so.
+    pub(crate) fn hit(&self, is_taken: impl Fn(Watched) -> bool) {
+        let all = self.lines.iter().map(|line| &line.watch).chain(self.spares.iter());
+        for watch in all {
+            if watch.watched().is_some_and(&is_taken) {
+                watch.hit();
+            }
+        }
+    }
+
+    /// Waits for every section of the others that is open now.
+    pub(crate) fn synchronize(&self, own: u32, relax: impl Fn()) {
+        fence(Ordering::SeqCst);
+        for (place, line) in self.lines.iter().enumerate() {
+            let sections = line.sections.load(Ordering::Acquire);
+            if place == own as usize || sections & 1 == 0 {
+                continue;
+            }
+            while line.sections.load(Ordering::Acquire) == sections {
+                relax();
+            }
+        }
+    }
+
+    /// Whether anybody has a debt over `range`. The participant `own`, who asks, has settled his;
+    /// what he leaked or forgot before counts like the debts of others.
+    pub(crate) fn owes(&self, own: u32, range: GfnRange) -> bool {
+        let concerns = |place: usize, line: &ParticipantWords| {
+            place != own as usize || !line.ledger.is_settled()
+        };
+        let mut lines = self.lines.iter().enumerate();
+        lines.any(|(place, line)| concerns(place, line) && line.ledger.is_open(range))
+    }
+}

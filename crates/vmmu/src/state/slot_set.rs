@@ -1,0 +1,199 @@
+//! The slots of an MMU at one time, ordered for look-ups by guest frame and by host page.
+//!
+//! Both are binary searches in sorted arrays of plain values, so a copy costs one pass, and a section
+//! may read a set that nobody changes any more ([`slots`](super::slots)).
+
+use alloc::vec::Vec;
+
+use crate::addr::{Gfn, GfnRange, HostRange, Level};
+use crate::error::NoMemory;
+use crate::state::slot::{AddressSpace, SlotId, SlotSpec, Source};
+
+/// What never changes while a slot lives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Region {
+    pub range: GfnRange,
+    pub space: AddressSpace,
+    pub id: SlotId,
+    pub source: Source,
+}
+
+impl Region {
+    /// The pages of the backing behind `range`, which must lie in the region. `None` if linear.
+    #[inline]
+    pub(crate) fn host_range(&self, range: GfnRange) -> Option<HostRange> {
+        match self.source {
+            Source::Linear { .. } => None,
+            Source::Backed { backing, first } => Some(HostRange {
+                backing,
+                first: first.saturating_add(range.start().0.saturating_sub(self.range.start().0)),
+                pages: range.pages(),
+            }),
+        }
+    }
+
+    /// The part of the region that `host` backs.
+    pub(crate) fn guest_range(&self, host: &HostRange) -> Option<GfnRange> {
+        let Source::Backed { backing, first } = self.source else { return None };
+        let mine = HostRange { backing, first, pages: self.range.pages() };
+        if !mine.overlaps(host) {
+            return None;
+        }
+        let from = host.first.max(mine.first) - first;
+        let end = if defect!(EndWrapsAround) {
+            host.first.wrapping_add(host.pages).max(first)
+        } else {
+            host.end()
+        };
+        let to = end.min(mine.end()) - first;
+        let base = self.range.start().0;
+        GfnRange::new(Gfn(base + from), Gfn(base + to))
+    }
+
+    /// The largest leaf around `gfn` that lies wholly in the region (invariant 15), at most
+    /// `largest`.
+    #[inline]
+    pub(crate) fn level_at(&self, gfn: Gfn, largest: Level) -> Level {
+        let mut level = largest;
+        while level > Level::Size4K && !self.range.covers(gfn.leaf(level)) {
+            match level.below() {
+                Some(below) => level = below,
+                None => break,
+            }
+        }
+        level
+    }
+}
+
+/// A backed region seen from its backing; sorted by backing and first page.
+#[derive(Clone, Copy, Debug)]
+struct Backed {
+    backing: u64,
+    first: u64,
+    end: u64,
+    /// The largest `end` up to here within the backing: regions may alias one another's pages.
+    reach: u64,
+    region: Region,
+}
+
+/// Where the last lookup of a vCPU ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Hint(usize);
+
+/// One copy of the set.
+#[derive(Debug, Default)]
+pub(crate) struct SlotSet {
+    /// Rises with every change of what is memory. MMIO entries carry it.
+    pub generation: u64,
+    regions: [Vec<Region>; AddressSpace::COUNT],
+    backed: Vec<Backed>,
+}
+
+impl SlotSet {
+    /// The slot around `gfn`; tries where the last search ended first.
+    #[inline]
+    pub(crate) fn find(&self, space: AddressSpace, gfn: Gfn, hint: &mut Hint) -> Option<&Region> {
+        let regions = self.regions.get(usize::from(space.0))?;
+        if let Some(region) = regions.get(hint.0)
+            && region.range.contains(gfn)
+        {
+            return Some(region);
+        }
+        let after = regions.partition_point(|region| region.range.start() <= gfn);
+        let place = after.checked_sub(1)?;
+        let region = regions.get(place).filter(|region| region.range.contains(gfn))?;
+        hint.0 = place;
+        Some(region)
+    }
+
+    /// The first slot that ends after `gfn`.
+    pub(crate) fn next(&self, space: AddressSpace, gfn: Gfn) -> Option<&Region> {
+        let regions = self.regions.get(usize::from(space.0))?;
+        regions.get(regions.partition_point(|region| region.range.end() <= gfn))
+    }
+
+    /// The `n`-th region that has a page of `host`, in a fixed order of this copy.
+    pub(crate) fn backed_by(&self, host: &HostRange, n: usize) -> Option<(usize, &Region)> {
+        let key = |b: &Backed| (b.backing, b.reach);
+        let start = self.backed.partition_point(|b| key(b) <= (host.backing, host.first)).max(n);
+        let rest = self.backed.get(start..)?.iter().enumerate();
+        rest.take_while(|(_, b)| b.backing == host.backing && b.first < host.end())
+            .find(|(_, b)| b.end > host.first)
+            .map(|(i, b)| (start + i, &b.region))
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Region> {
+        self.regions.iter().flatten()
+    }
+
+    pub(crate) fn overlapping(&self, space: AddressSpace, range: GfnRange) -> Option<&Region> {
+        self.next(space, range.start()).filter(|region| region.range.overlaps(range))
+    }
+
+    pub(crate) fn by_id(&self, id: SlotId) -> Option<&Region> {
+        self.iter().find(|region| region.id == id)
+    }
+
+    /// Lengths of the vectors with one region more.
+    pub(crate) fn lengths_with(&self, spec: &SlotSpec) -> ([usize; AddressSpace::COUNT], usize) {
+        let mut regions = [0; AddressSpace::COUNT];
+        for (n, (length, list)) in regions.iter_mut().zip(&self.regions).enumerate() {
+            *length = list.len() + usize::from(n == usize::from(spec.space.0));
+        }
+        let is_backed = matches!(spec.source, Source::Backed { .. });
+        (regions, self.backed.len() + usize::from(is_backed))
+    }
+
+    /// Makes room for what `like` has, and for one region more.
+    pub(crate) fn reserve(&mut self, like: &SlotSet, more: &SlotSpec) -> Result<(), NoMemory> {
+        fn room<T>(to: &mut Vec<T>, n: usize) -> Result<(), NoMemory> {
+            to.try_reserve(n.saturating_sub(to.len())).map_err(|_| NoMemory)
+        }
+        let (regions, backed) = like.lengths_with(more);
+        for (to, length) in self.regions.iter_mut().zip(regions) {
+            room(to, length)?;
+        }
+        room(&mut self.backed, backed)
+    }
+
+    /// Whether there is room for one region more.
+    pub(crate) fn has_room(&self, more: &SlotSpec) -> bool {
+        let (regions, backed) = self.lengths_with(more);
+        let mut lists = self.regions.iter().zip(regions);
+        lists.all(|(list, length)| list.capacity() >= length) && self.backed.capacity() >= backed
+    }
+
+    /// Becomes `like` without `without` and with `with`. Allocates nothing if reserved.
+    pub(crate) fn rebuild(
+        &mut self,
+        like: &SlotSet,
+        without: Option<SlotId>,
+        with: Option<Region>,
+    ) {
+        self.generation = like.generation + 1;
+        self.backed.clear();
+        for (space, (to, from)) in self.regions.iter_mut().zip(&like.regions).enumerate() {
+            to.clear();
+            to.extend(from.iter().filter(|region| Some(region.id) != without).copied());
+            if let Some(region) = with.filter(|r| usize::from(r.space.0) == space) {
+                let place = to.partition_point(|r| r.range.start() < region.range.start());
+                to.insert(place, region);
+            }
+            self.backed.extend(to.iter().filter_map(|region| match region.source {
+                Source::Linear { .. } => None,
+                Source::Backed { backing, first } => {
+                    let end = first.saturating_add(region.range.pages());
+                    Some(Backed { backing, first, end, reach: end, region: *region })
+                }
+            }));
+        }
+        self.backed.sort_unstable_by_key(|b| (b.backing, b.first));
+        let mut before: Option<(u64, u64)> = None;
+        for backed in &mut self.backed {
+            if let Some((_, reach)) = before.filter(|(backing, _)| *backing == backed.backing) {
+                backed.reach = backed.reach.max(reach);
+            }
+            before = Some((backed.backing, backed.reach));
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The words by which a vCPU and those who flush its translations agree.
+//!
+//! The hazard: worker A clears a leaf and looks whether vCPU B is in the guest. B is just entering. If
+//! A sees it outside and sends no interrupt, and B does not see that a flush was asked for, B runs on
+//! the translation that A removed.
+//!
+//! The rule: B says that it is *in the guest*, passes a full fence, and then reads how many flushes are
+//! *wanted*. A raises that count, passes a full fence, and then reads B's mode. So either A sees B in
+//! the guest, or B sees the count.
+
+use crate::sync::{AtomicU64, Ordering, fence};
+
+/// One vCPU's words.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(crate) struct VcpuWords {
+    /// Odd while in the guest; written by the vCPU.
+    mode: AtomicU64,
+    /// Flushes asked for; written by anybody.
+    wanted: AtomicU64,
+    /// Flushes done; written by the vCPU.
+    done: AtomicU64,
+    taken: AtomicU64,
+}
+
+impl VcpuWords {
+    pub(crate) fn new() -> Self {
+        VcpuWords {
+            mode: AtomicU64::new(0),
+            wanted: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn take(&self) -> bool {
+        self.taken.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    pub(crate) fn give_back(&self) {
+        self.taken.store(0, Ordering::Release);
+    }
+
+    /// Says "in the guest" and fences: what is read after this decides about the entry. The store
+    /// releases what the guest did before: who waits for that may see only this one.
+    pub(crate) fn enter(&self) {
+        let mode = self.mode.load(Ordering::Relaxed);
+        self.mode.store(mode.wrapping_add(1) | 1, Ordering::Release);
+        if !defect!(FlushWithoutFences) {
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    /// Says "outside". What the guest did happened before.
+    pub(crate) fn leave(&self) {
+        let mode = self.mode.load(Ordering::Relaxed);
+        if mode & 1 == 1 {
+            self.mode.store(mode.wrapping_add(1), Ordering::Release);
+        }
+    }
+
+    /// Asks for one more flush.
+    pub(crate) fn want_flush(&self) {
+        self.wanted.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How many flushes have been asked for.
+    pub(crate) fn wanted(&self) -> u64 {
+        self.wanted.load(Ordering::Relaxed)
+    }
+
+    /// The mode word: which of its stays in the guest or outside it the vCPU is in.
+    pub(crate) fn mode(&self) -> u64 {
+        self.mode.load(Ordering::Acquire)
+    }
+
+    /// Whether a mode word says "in the guest".
+    pub(crate) fn is_in_guest(mode: u64) -> bool {
+        mode & 1 == 1
+    }
+
+    /// Whether the vCPU has done that many flushes.
+    pub(crate) fn has_flushed(&self, count: u64) -> bool {
+        self.done.load(Ordering::Acquire) >= count
+    }
+
+    /// Whether the vCPU exists.
+    pub(crate) fn is_taken(&self) -> bool {
+        self.taken.load(Ordering::Relaxed) != 0
+    }
+
+    /// The count of a flush that must be done before the guest runs, if there is one.
+    pub(crate) fn flush_wanted(&self) -> Option<u64> {
+        let wanted = self.wanted.load(Ordering::Acquire);
+        (wanted != self.done.load(Ordering::Relaxed)).then_some(wanted)
+    }
+
+    /// The translations have been, or at the entry that follows will be, dropped.
+    pub(crate) fn flush_done(&self, count: u64) {
+        self.done.store(count, Ordering::Release);
+    }
+}

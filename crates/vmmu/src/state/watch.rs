@@ -1,0 +1,104 @@
+//! A watch names the guest frames for which somebody is looking up a host frame.
+//!
+//! The hazard: vCPU A asks the host which frame backs a page, and is told. Before A writes the answer
+//! into the tables, the host gives that frame to somebody else; its invalidation finds nothing mapped
+//! and returns. If A then writes its answer, the guest reaches a frame that is no longer its own.
+//!
+//! The rule: A writes the pages into its watch, passes a full fence, and only then looks whether they
+//! are under invalidation. An invalidation announces its range, passes a full fence, and then sets the
+//! *hit* bit of every watch that overlaps it. So either A sees the range, or the invalidation sees the
+//! watch. A looks at the hit bit again in the section in which it writes the entry. Linux guards the
+//! same race with one sequence number for each VM (`mmu_invalidate_retry`); here an invalidation
+//! refuses only those who ask about its own pages.
+
+use crate::addr::{Gfn, GfnRange, Level};
+use crate::state::slot::AddressSpace;
+use crate::sync::{AtomicU64, Ordering};
+
+/// The frames somebody resolves outside of any section.
+#[derive(Debug)]
+pub(crate) struct WatchWords {
+    /// 0: closed. Else bit 0, level in bits 1 to 3, address space in bit 4, gfn from bit 8.
+    open: AtomicU64,
+    /// Bit 0: hit. Above it, how often the watch has been opened.
+    hits: AtomicU64,
+}
+
+/// What an open watch names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Watched {
+    pub space: AddressSpace,
+    pub range: GfnRange,
+}
+
+impl WatchWords {
+    pub(crate) fn new() -> Self {
+        WatchWords { open: AtomicU64::new(0), hits: AtomicU64::new(0) }
+    }
+
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.load(Ordering::Acquire) != 0
+    }
+
+    /// Opens it over the leaf of `level` around `gfn`. The section that follows orders this
+    /// before everything it reads.
+    #[inline]
+    pub(crate) fn open(&self, space: AddressSpace, gfn: Gfn, level: Level) {
+        let count = self.hits.load(Ordering::Relaxed) >> 1;
+        self.hits.store((count + 1) << 1, Ordering::Relaxed);
+        let gfn = gfn.align_down(level);
+        let word = 1 | (level as u64) << 1 | u64::from(space.0) << 4 | gfn.0 << 8;
+        self.open.store(word, Ordering::Release);
+    }
+
+    /// Takes a spare one, if it is closed.
+    pub(crate) fn try_open(&self, space: AddressSpace, gfn: Gfn, level: Level) -> bool {
+        // A closed watch is first claimed with the widest range there is, so that an invalidation
+        // between the two steps hits too much rather than too little.
+        let claim = self.open.compare_exchange(0, WIDEST, Ordering::AcqRel, Ordering::Relaxed);
+        if claim.is_ok() {
+            self.open(space, gfn, level);
+        }
+        claim.is_ok()
+    }
+
+    #[inline]
+    pub(crate) fn close(&self) {
+        self.open.store(0, Ordering::Release);
+    }
+
+    #[inline]
+    pub(crate) fn watched(&self) -> Option<Watched> {
+        let word = self.open.load(Ordering::Acquire);
+        if word == 0 {
+            return None;
+        }
+        let gfn = Gfn(word >> 8);
+        let level = match word >> 1 & 7 {
+            1 => Level::Size4K,
+            2 => Level::Size2M,
+            3 => Level::Size1G,
+            _ => return Some(Watched { space: AddressSpace(0), range: GfnRange::ALL }),
+        };
+        Some(Watched { space: AddressSpace((word >> 4 & 1) as u8), range: gfn.leaf(level) })
+    }
+
+    /// Somebody takes the watched frames back.
+    pub(crate) fn hit(&self) {
+        self.hits.fetch_or(1, Ordering::AcqRel);
+    }
+
+    #[inline]
+    pub(crate) fn is_hit(&self) -> bool {
+        self.hits.load(Ordering::Acquire) & 1 != 0
+    }
+
+    /// How often it has been opened: the name of a request in it.
+    pub(crate) fn count(&self) -> u64 {
+        self.hits.load(Ordering::Relaxed) >> 1
+    }
+}
+
+/// Level 7 is none: all frames.
+const WIDEST: u64 = 1 | 7 << 1;

@@ -1,0 +1,187 @@
+//! A withdrawal is a chain of values: publish, synchronize, walk, finish. No step can be left out, and
+//! only the last makes a promise, of what was withdrawn and of nothing else.
+//!
+//! A walk before the exclusion can be overtaken by an insert.
+//! ```compile_fail,E0599
+//! # use vmmu::{host::Host, protocol::*};
+//! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) -> Revoked<HostPages> {
+//!     local.announce(pages).walk(|page| page.each(|entry| entry.zap())).finish()
+//! }
+//! ```
+//! ```
+//! # use vmmu::{host::Host, protocol::*};
+//! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) -> Revoked<HostPages> {
+//!     local.announce(pages).synchronize().walk(|page| page.each(|entry| entry.zap())).finish()
+//! }
+//! ```
+//!
+//! Finished before the walk:
+//! ```compile_fail,E0599
+//! # use vmmu::{host::Host, protocol::*};
+//! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) -> Revoked<HostPages> {
+//!     local.announce(pages).synchronize().finish()
+//! }
+//! ```
+//! ```
+//! # use vmmu::{host::Host, protocol::*};
+//! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) -> Revoked<HostPages> {
+//!     local.announce(pages).synchronize().walk(|page| page.each(|entry| entry.zap())).finish()
+//! }
+//! ```
+//!
+//! A walk that has stopped half way, finished:
+//! ```compile_fail,E0599
+//! # use vmmu::{host::Host, protocol::*};
+//! fn finish<H: Host>(local: &mut Local<'_, H>, paused: PausedWalk<HostPages>) {
+//!     let _promise = paused.finish();
+//! }
+//! ```
+//! ```
+//! # use vmmu::{host::Host, protocol::*};
+//! fn finish<H: Host>(local: &mut Local<'_, H>, paused: PausedWalk<HostPages>) {
+//!     let walk = local.resume(paused).map(|rest| rest.walk(|page| page.each(|entry| entry.zap())));
+//!     let _promise = walk.map(|walked| walked.finish());
+//! }
+//! ```
+//!
+//! A slot removed from the set before the promise that nothing of it is left:
+//! ```compile_fail,E0308
+//! # use vmmu::{host::Host, protocol::*, slot::*};
+//! fn remove<H: Host>(guard: &mut SlotGuard<'_>, walked: Walked<'_, H, SlotDying>) {
+//!     guard.remove(walked);
+//! }
+//! ```
+//! ```
+//! # use vmmu::{host::Host, protocol::*, slot::*};
+//! fn remove<H: Host>(guard: &mut SlotGuard<'_>, walked: Walked<'_, H, SlotDying>) {
+//!     guard.remove(walked.finish());
+//! }
+//! ```
+//!
+//! A forged promise:
+//! ```compile_fail,E0451
+//! # use vmmu::{protocol::*, slot::*};
+//! fn remove(guard: &mut SlotGuard<'_>, promise: Revoked<SlotDying>, what: SlotDying) {
+//!     guard.remove(Revoked { vm: 1, what });
+//! }
+//! ```
+//! ```
+//! # use vmmu::{protocol::*, slot::*};
+//! fn remove(guard: &mut SlotGuard<'_>, promise: Revoked<SlotDying>, what: SlotDying) {
+//!     guard.remove(promise);
+//! }
+//! ```
+//!
+//! The promise of something else: that the frames were zapped says nothing about new leaves.
+//! ```compile_fail,E0308
+//! # use vmmu::{protocol::*, slot::*};
+//! fn remove(guard: &mut SlotGuard<'_>, zapped: Revoked<GuestFrames>, dying: Revoked<SlotDying>) {
+//!     guard.remove(zapped);
+//! }
+//! ```
+//! ```
+//! # use vmmu::{protocol::*, slot::*};
+//! fn remove(guard: &mut SlotGuard<'_>, zapped: Revoked<GuestFrames>, dying: Revoked<SlotDying>) {
+//!     guard.remove(dying);
+//! }
+//! ```
+//!
+//! A promise used twice:
+//! ```compile_fail,E0382
+//! # use vmmu::{protocol::*, slot::*};
+//! fn remove(guard: &mut SlotGuard<'_>, promise: Revoked<SlotDying>) {
+//!     guard.remove(promise);
+//!     guard.remove(promise);
+//! }
+//! ```
+//! ```
+//! # use vmmu::{protocol::*, slot::*};
+//! fn remove(guard: &mut SlotGuard<'_>, promise: Revoked<SlotDying>) {
+//!     guard.remove(promise);
+//! }
+//! ```
+//!
+//! A waived flush without `unload`: vCPUs may still run on the invalid root.
+//! ```compile_fail,E0308
+//! # use vmmu::{host::Host, protocol::*};
+//! fn unload<H: Host>(local: &mut Local<'_, H>, root: RootInvalid) -> Revoked<Unloaded> {
+//!     let withdrawn = local.announce(root).synchronize();
+//!     withdrawn.walk(|page| page.each(|entry| entry.detach())).finish()
+//! }
+//! ```
+//! ```
+//! # use vmmu::{host::Host, protocol::*};
+//! fn unload<H: Host>(local: &mut Local<'_, H>, root: RootInvalid) -> Revoked<Unloaded> {
+//!     let withdrawn = local.announce(root).synchronize().unload();
+//!     withdrawn.walk(|page| page.each(|entry| entry.detach())).finish()
+//! }
+//! ```
+//!
+//! The same by calling the root unloaded:
+//! ```compile_fail,E0423
+//! # use vmmu::{host::Host, protocol::*};
+//! fn unload<H: Host>(local: &mut Local<'_, H>, root: RootInvalid) {
+//!     let _published = local.announce(Unloaded(root));
+//! }
+//! ```
+//! ```
+//! # use vmmu::{host::Host, protocol::*};
+//! fn unload<H: Host>(local: &mut Local<'_, H>, root: RootInvalid) {
+//!     let _published = local.announce(root);
+//! }
+//! ```
+//!
+//! Or by a publication of one's own that waives:
+//! ```compile_fail,E0277
+//! # use vmmu::internals::*;
+//! struct Mine(HostPages);
+//! impl Revocation for Mine {
+//!     const WAIVED: bool = true;
+//! }
+//! ```
+//! ```
+//! # use vmmu::internals::*;
+//! struct Mine(HostPages);
+//! ```
+//!
+//! Teardown with a request out:
+//! ```compile_fail,E0505
+//! # use vmmu::{host::*, tdp::*, Mmu};
+//! fn teardown<H: Host>(vm: Mmu<H>, fault: PageFault) {
+//!     let request = match vm.vcpu(VcpuId(0)).map(|mut vcpu| vcpu.begin_fault(fault)) {
+//!         Some(FaultStep::Resolve(request)) => request,
+//!         _ => return,
+//!     };
+//!     let _host = vm.teardown();
+//!     drop(request);
+//! }
+//! ```
+//! ```
+//! # use vmmu::{host::*, tdp::*, Mmu};
+//! fn teardown<H: Host>(vm: Mmu<H>, fault: PageFault) {
+//!     let request = match vm.vcpu(VcpuId(0)).map(|mut vcpu| vcpu.begin_fault(fault)) {
+//!         Some(FaultStep::Resolve(request)) => request,
+//!         _ => return,
+//!     };
+//!     drop(request);
+//!     let _host = vm.teardown();
+//! }
+//! ```
+//!
+//! Teardown with a range under invalidation:
+//! ```compile_fail,E0505
+//! # use vmmu::{host::*, HostRange, Mmu};
+//! fn teardown<H: Host>(vm: Mmu<H>, range: HostRange) {
+//!     let begun = vm.worker().map(|mut worker| worker.invalidate_range(range));
+//!     let _host = vm.teardown();
+//!     drop(begun);
+//! }
+//! ```
+//! ```
+//! # use vmmu::{host::*, HostRange, Mmu};
+//! fn teardown<H: Host>(vm: Mmu<H>, range: HostRange) {
+//!     let begun = vm.worker().map(|mut worker| worker.invalidate_range(range));
+//!     drop(begun);
+//!     let _host = vm.teardown();
+//! }
+//! ```
