@@ -52,7 +52,7 @@ defects! {
     AdmitsUnderInvalidation admits_under_invalidation ["D-a6", "D-x3"];
     /// A watch is admitted for leaves of which other pages are under invalidation.
     BelievesWholeBlock believes_whole_block ["D-a10"];
-    /// An invalidation hits the watches before it has published its range.
+    /// An invalidation hits the watches before it has announced its range.
     HitsBeforeAnnouncement hits_before_announcement ["D-a2"];
     /// An invalidation hits no watch.
     HitsNoWatch hits_no_watch ["D-w4", "D-a9", "D-x4"];
@@ -102,7 +102,7 @@ defects! {
     MapsReservedFrames maps_reserved_frames ["B11"];
     /// A slot leaves the set while its leaves are mapped.
     SlotGoneBeforeLeaves slot_gone_before_leaves ["D-k1"];
-    /// An invalidation is published as the guest frames that are known to hold its pages.
+    /// An invalidation is announced as the guest frames that are known to hold its pages.
     AnnouncesInGuestFrames announces_in_guest_frames ["D-k3"];
     /// A new slot is live at once, and watches on frames of no known slot are not hit.
     SlotLiveAtOnce slot_live_at_once ["D-k5"];
@@ -120,9 +120,9 @@ defects! {
     DrainWithoutGracePeriod drain_without_grace_period ["D-r2"];
     /// A section looks at the top table of a root that is retiring.
     LooksAtRetiringRoot looks_at_retiring_root ["D-r3"];
-    /// A turn that becomes odd does not carry what the section before it did.
+    /// A section count that becomes odd does not carry what the section before it did.
     CountWithoutRelease count_without_release ["D-r4"];
-    /// A withdrawal walks without having excluded.
+    /// A revocation walks without having waited for a grace period.
     WalkWithoutGracePeriod walk_without_grace_period ["D-w3", "D-e4"];
 }
 

@@ -12,7 +12,7 @@
 //! use vmmu::entry::{Access, MemoryType, npt};
 //! use vmmu::host::{Contents, Cpus, Observer, Placement, TablePage, TablePages, VcpuId};
 //! use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
-//! use vmmu::tdp::{PageFault, Cause, Outcome};
+//! use vmmu::{PageFault, Cause, Outcome};
 //! use vmmu::{Config, Processor, Mmu};
 //!
 //! # use std::alloc::{Layout, alloc, dealloc};
@@ -80,7 +80,7 @@
 //! * *Modify is not insert*: only a permit, which an invalid root, a range under invalidation or a
 //!   changed slot cannot give, lets anybody populate an entry.
 //! * *A lock is a value*, and *a flush is a debt* opened before the first clear.
-//! * *The fault path shares nothing it does not have to*: its participant's line, and the entry.
+//! * *The fault path shares nothing it does not have to*: its participant's words, and the entry.
 //! * *No panic* that a guest, a host hook or a failed allocation can reach. Contradictions kill the
 //!   VM ([`Broken`]), not the host.
 //!

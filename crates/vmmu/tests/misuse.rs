@@ -158,8 +158,8 @@ fn who_leaked_a_debt_flushes_before_his_own_promises_too() {
         let mut debtor = vm.participant().unwrap();
         owe(&mut debtor, root(vm), NEAR, |debt| drop(debt));
         let before = vm.stats().flushes;
-        let withdrawn = debtor.announce(GuestFrames::new(SPACE, range(NEAR, 1))).synchronize();
-        let _promise = withdrawn.walk(|page| page.each(|entry| entry.zap())).finish();
+        let quiesced = debtor.announce(GuestFrames::new(SPACE, range(NEAR, 1))).synchronize();
+        let _promise = quiesced.walk(|page| page.each(|entry| entry.zap())).finish();
         assert_eq!(vm.stats().flushes - before, 1);
     });
 }
@@ -210,7 +210,7 @@ fn ends(f: impl FnOnce() + Send) {
     });
 }
 
-/// Whether an exclusion by `participant`, begun now, ends: at once, or only after `then`.
+/// Whether a grace period by `participant`, begun now, ends: at once, or only after `then`.
 fn excludes_after(participant: &mut Participant<'_, TestHost>, then: impl FnOnce()) {
     thread::scope(|scope| {
         let (done, is_done) = mpsc::channel();
@@ -381,8 +381,8 @@ fn a_promise_made_in_another_vm_removes_no_slot_here() {
         let (mut theirs, mut mine) = (a.participant().unwrap(), b.participant().unwrap());
         // It is this VM's slot, but the tables that were walked are the other one's.
         let dying = mine.slots().dying(SlotId(0)).unwrap();
-        let withdrawn = theirs.announce(dying).synchronize();
-        let promise = withdrawn.walk(|page| page.each(|entry| entry.zap())).finish();
+        let quiesced = theirs.announce(dying).synchronize();
+        let promise = quiesced.walk(|page| page.each(|entry| entry.zap())).finish();
         assert_eq!(mine.slots().remove(promise), None);
     });
 }

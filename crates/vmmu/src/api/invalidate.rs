@@ -25,7 +25,7 @@ pub struct Invalidation<'vm> {
 
 impl Drop for Invalidation<'_> {
     fn drop(&mut self) {
-        self.core.invalidations.withdraw(self.place);
+        self.core.invalidations.remove(self.place);
     }
 }
 
@@ -62,14 +62,14 @@ impl<'vm, H: Host> Worker<'vm, H> {
     /// Takes no sleeping lock, waits for no vCPU's resolving.
     pub fn invalidate_range(&mut self, range: HostRange) -> Invalidation<'vm> {
         let core = self.core();
-        let place = self.withdraw_pages(HostPages::new(range));
+        let place = self.take_back(HostPages::new(range));
         Invalidation { core, place }
     }
 
     /// The same for notifiers with separate callbacks: [`invalidate_end`](Self::invalidate_end)
     /// with the same range follows, as often as this was called.
     pub fn invalidate_begin(&mut self, range: HostRange) {
-        self.withdraw_pages(HostPages::named(range));
+        self.take_back(HostPages::named(range));
     }
 
     /// Ends what [`invalidate_begin`](Self::invalidate_begin) began.
@@ -77,7 +77,7 @@ impl<'vm, H: Host> Worker<'vm, H> {
         if self.core().invalidations.end(&range) { Ok(()) } else { Err(NotInvalidating(range)) }
     }
 
-    fn withdraw_pages(&mut self, pages: HostPages) -> InvalidationPlace {
+    fn take_back(&mut self, pages: HostPages) -> InvalidationPlace {
         let core = self.core();
         self.participant.words().counters.invalidations.add(1);
         let walked = self
@@ -85,9 +85,9 @@ impl<'vm, H: Host> Worker<'vm, H> {
             .announce(pages)
             .synchronize()
             .walk(|page| page.each(|entry| entry.zap()));
-        let promise = walked.finish();
-        // It is this VM's promise, of a range that was published.
-        promise.open(core).and_then(|pages| pages.place()).unwrap_or(InvalidationPlace::Overflow)
+        let revoked = walked.finish();
+        // It is this VM's promise, of a range that was announced.
+        revoked.open(core).and_then(|pages| pages.place()).unwrap_or(InvalidationPlace::Overflow)
     }
 
     /// Drops every mapping of guest frames, so that faults make them anew: leaves only, and an

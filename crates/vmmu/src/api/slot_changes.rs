@@ -105,9 +105,9 @@ impl<H: Host> Worker<'_, H> {
         let SlotInfo { spec, .. } = guard.info(id)?;
         guard.revise(&SlotSpec { largest, ..spec });
         let changed = GuestFrames::new(spec.space, spec.range);
-        let withdrawn = self.participant.announce(changed).synchronize();
+        let quiesced = self.participant.announce(changed).synchronize();
         if largest < spec.largest {
-            let walked = withdrawn.walk(|page| {
+            let walked = quiesced.walk(|page| {
                 page.each(|entry| if entry.level() > largest { entry.zap() } else { Ok(()) })
             });
             let _gone = walked.finish();

@@ -44,7 +44,7 @@ pub struct Stats {
     pub flushes_sent: u64,
     /// vCPUs that needed no interrupt.
     pub flushes_elided: u64,
-    /// Exclusions.
+    /// Grace periods.
     pub grace_periods: u64,
     /// Invalidations by the host.
     pub invalidations: u64,

@@ -20,7 +20,7 @@ pub enum Event {
         /// How it ended.
         outcome: Outcome,
     },
-    /// A withdrawal began to wait for the sections open now.
+    /// A revocation began to wait for the sections open now.
     GracePeriod,
     /// A flush reached every vCPU it had to.
     Flushed {

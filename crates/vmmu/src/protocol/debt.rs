@@ -102,7 +102,7 @@ impl<H: Host> Debt<'_, H> {
         let (core, host) = (self.local.core(), self.local.hooks());
         let mut next = self.owed.take_retired();
         while let Some(pfn) = next {
-            // SAFETY: the table was detached by this debt, the exclusion has ended every section
+            // SAFETY: the table was detached by this debt, the grace period has ended every section
             // that could reach it, and it has not been released yet.
             let table = unsafe { Table::at(core.window, pfn) };
             let link = table.cell(0).map(|cell| cell.get());

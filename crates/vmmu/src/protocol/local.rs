@@ -58,7 +58,7 @@ impl<H: Host> Drop for Participant<'_, H> {
     }
 }
 
-/// The exclusive right to one participant's line.
+/// The exclusive right to one participant's words.
 pub struct Local<'p, H: Host> {
     core: &'p Core,
     host: &'p H,

@@ -50,7 +50,7 @@ impl Liability for Owing<'_> {
     }
 }
 
-/// What everything lent by a section needs: the VM, the participant's line, what may be written.
+/// What everything lent by a section needs: the VM, the participant's words, what may be written.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Inside<'s, L: Liability> {
     pub core: &'s Core,
@@ -101,7 +101,7 @@ impl<'s, L: Liability> Section<'s, L> {
         Section { inside: Inside { core, words, kind, _here: PhantomData } }
     }
 
-    /// A section whose turn is not ordered before what it reads: a defect.
+    /// A section whose count is not ordered before what it reads: a defect.
     pub(crate) fn unfenced(core: &'s Core, words: &'s ParticipantWords, kind: L) -> Self {
         words.enter_unfenced();
         Section { inside: Inside { core, words, kind, _here: PhantomData } }

@@ -43,10 +43,10 @@ pub trait Revocation: Sealed {
 
 pub(crate) trait Sealed: Target {
     /// Makes it visible to everybody who asks for a permit, and hits the watches it concerns.
-    /// `slots` are those of a section opened after the publication of what stands in words.
+    /// `slots` are those of a section opened after the announcement of what stands in words.
     fn announce(&mut self, core: &Core);
 
-    /// Hits watches; in a section after [`publish`](Self::publish).
+    /// Hits watches; in a section after [`announce`](Self::announce).
     fn hit(&mut self, core: &Core, slots: &SlotSet) {
         let _ = (core, slots);
     }
@@ -54,14 +54,14 @@ pub(crate) trait Sealed: Target {
     /// Guest frames whose debts of others concern the promise.
     fn hull(&self) -> GfnRange;
 
-    /// Publishes what the slots that are known now say: a defect.
+    /// Announces what the slots that are known now say: a defect.
     #[cfg(feature = "defects")]
     fn in_guest_frames(&mut self, slots: &SlotSet) {
         let _ = slots;
     }
 }
 
-/// Announced, not yet excluded.
+/// Announced, not yet synchronized.
 #[must_use]
 #[derive(Debug)]
 pub struct Announced<'p, H: Host, P: Revocation> {
@@ -86,7 +86,7 @@ pub struct Walked<'p, H: Host, P: Revocation> {
     what: P,
 }
 
-/// A walk that stopped before its end. A plain value: it holds no turn.
+/// A walk that stopped before its end. A plain value: it holds no right of a participant.
 #[must_use = "the range stays refused until the walk is resumed and finished"]
 #[derive(Debug)]
 pub struct PausedWalk<P> {
@@ -105,7 +105,7 @@ pub enum Walk<'p, H: Host, P: Revocation> {
     More(PausedWalk<P>),
 }
 
-/// What was withdrawn is gone: from the tables and from every processor.
+/// What was revoked is gone: from the tables and from every processor.
 #[must_use]
 #[derive(Debug)]
 pub struct Revoked<P> {
@@ -121,7 +121,7 @@ impl<P> Revoked<P> {
 }
 
 impl<H: Host> Local<'_, H> {
-    /// Publishes a withdrawal.
+    /// Announces a revocation.
     pub fn announce<P: Revocation>(&mut self, mut what: P) -> Announced<'_, H, P> {
         #[cfg(feature = "defects")]
         self.spoil(&mut what);
@@ -132,7 +132,7 @@ impl<H: Host> Local<'_, H> {
         Announced { local: self.lend(), what }
     }
 
-    /// The fence that opens the section stands between the publication and the look at the
+    /// The fence that opens the section stands between the announcement and the look at the
     /// watches: a watch that is not seen here is admitted after it and sees the range.
     fn hit<P: Revocation>(&mut self, what: &mut P) {
         let section = self.section();
@@ -141,7 +141,7 @@ impl<H: Host> Local<'_, H> {
         }
     }
 
-    /// What defects do before the publication.
+    /// What defects do before the announcement.
     #[cfg(feature = "defects")]
     fn spoil<P: Revocation>(&mut self, what: &mut P) {
         if defect!(HitsBeforeAnnouncement) {
@@ -176,7 +176,7 @@ impl<H: Host> Local<'_, H> {
         visit: impl FnMut(&Page<'_, Owing<'_>>) -> Then,
     ) -> Option<Revoked<P>> {
         match self.resume(left.take()?) {
-            Ok(withdrawn) => match withdrawn.walk_some(budget, visit) {
+            Ok(quiesced) => match quiesced.walk_some(budget, visit) {
                 Walk::Whole(walked) => return Some(walked.finish()),
                 Walk::More(rest) => *left = Some(rest),
             },

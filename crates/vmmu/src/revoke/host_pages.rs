@@ -18,7 +18,7 @@ pub struct HostPages {
     /// Whoever says the same range ends it.
     is_named: bool,
     hull: GfnRange,
-    /// What `AnnouncesInGuestFrames` publishes instead.
+    /// What `AnnouncesInGuestFrames` announces instead.
     #[cfg(feature = "defects")]
     known: HostRange,
 }
@@ -42,7 +42,7 @@ impl HostPages {
         HostPages { is_named: true, ..Self::new(range) }
     }
 
-    /// Where it is published.
+    /// Where it is announced.
     pub(crate) fn place(&self) -> Option<InvalidationPlace> {
         self.place
     }

@@ -21,7 +21,7 @@ pub enum Room {
     AfterGracePeriod,
 }
 
-/// Changes under the slot guard: the caller holds it and excludes after each.
+/// Changes under the slot guard: the caller holds it and waits for a grace period after each.
 pub(crate) struct Edit<'g> {
     slots: &'g Slots,
     revision: &'g mut u64,
@@ -105,7 +105,7 @@ impl<'g> Edit<'g> {
         }
     }
 
-    /// Publishes a new slot as coming. Checked against everything but the host's reservations.
+    /// Announces a new slot as coming. Checked against everything but the host's reservations.
     pub(crate) fn add(&mut self, spec: &SlotSpec) -> Result<(), SlotError> {
         self.check_add(spec)?;
         let region =
@@ -118,7 +118,7 @@ impl<'g> Edit<'g> {
         Ok(())
     }
 
-    /// Coming to live, after the exclusion that followed [`add`](Self::add).
+    /// Coming to live, after the grace period that followed [`add`](Self::add).
     pub(crate) fn come(&mut self, spec: &SlotSpec) {
         self.set_word(spec.id, SlotState::Live, spec);
     }
@@ -133,7 +133,7 @@ impl<'g> Edit<'g> {
         self.set_word(spec.id, SlotState::Dying, spec);
     }
 
-    /// Takes a dying slot whose leaves are gone out of the set. The caller excludes, then
+    /// Takes a dying slot whose leaves are gone out of the set. The caller waits for a grace period, then
     /// [`free_id`](Self::free_id)s it.
     pub(crate) fn remove(&mut self, id: SlotId) {
         let (now, next) = self.copies();

@@ -1,7 +1,7 @@
 //! The slot guard: the right to change slots and to invalidate roots.
 //!
 //! Taken outside of sections and held across them; host invalidations never take it. After each
-//! call that swaps the set, the holder excludes.
+//! call that swaps the set, the holder waits for a grace period.
 
 use crate::host::host::Host;
 use crate::protocol::local::Local;
@@ -52,7 +52,7 @@ impl SlotGuard<'_> {
         self.edit().make_room(spec)
     }
 
-    /// Publishes a new slot as coming. Exclude, then let it [`come`](Self::come).
+    /// Announces a new slot as coming. Exclude, then let it [`come`](Self::come).
     pub fn add(&mut self, spec: &SlotSpec) -> Result<(), SlotError> {
         self.edit().add(spec)
     }
@@ -72,7 +72,7 @@ impl SlotGuard<'_> {
         self.edit().revise(spec);
     }
 
-    /// Live to dying: what to withdraw.
+    /// Live to dying: what to revoke.
     pub fn dying(&mut self, id: SlotId) -> Result<SlotDying, SlotError> {
         let SlotInfo { spec, .. } = self.edit().info(id)?;
         self.edit().die(&spec);
@@ -104,7 +104,7 @@ impl SlotGuard<'_> {
         self.edit().generation()
     }
 
-    /// Makes every root invalid that is valid now: what to withdraw. vCPUs make new ones while
+    /// Makes every root invalid that is valid now: what to revoke. vCPUs make new ones while
     /// this goes on; those stay, or it would never end.
     pub fn invalidate(&mut self) -> RootInvalid {
         let mut names = [None; PLACES];

@@ -50,7 +50,7 @@ pub(crate) struct Invalidations {
     places: [InvalidationWords; PLACES],
 }
 
-/// Names the place of one published range.
+/// Names the place of one announced range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum InvalidationPlace {
     At(usize),
@@ -96,7 +96,7 @@ impl Invalidations {
     }
 
     /// Ends what the caller holds.
-    pub(crate) fn withdraw(&self, place: InvalidationPlace) {
+    pub(crate) fn remove(&self, place: InvalidationPlace) {
         match place {
             InvalidationPlace::At(n) => {
                 if let Some(place) = self.places.get(n) {
@@ -157,7 +157,7 @@ impl Invalidations {
         if self.named.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less).is_err() {
             return false;
         }
-        self.withdraw(InvalidationPlace::Overflow);
+        self.remove(InvalidationPlace::Overflow);
         true
     }
 

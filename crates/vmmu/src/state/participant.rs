@@ -163,7 +163,7 @@ impl ParticipantWords {
         }
     }
 
-    /// Opens a section. Even after a section that was forgotten, the turn becomes odd.
+    /// Opens a section. Even after a section that was forgotten, the count becomes odd.
     #[inline]
     pub(crate) fn enter(&self) {
         self.enter_unfenced();
@@ -172,8 +172,8 @@ impl ParticipantWords {
         }
     }
 
-    /// The turn alone, which orders nothing before what the section reads. It releases what the
-    /// section before it did: an exclusion that waits for that one may see only this store.
+    /// The count alone, which orders nothing before what the section reads. It releases what the
+    /// section before it did: a grace period that waits for that one may see only this store.
     #[inline]
     pub(crate) fn enter_unfenced(&self) {
         let sections = self.sections.load(Ordering::Relaxed);
@@ -193,7 +193,7 @@ impl ParticipantWords {
 /// All participants, and the spare watches.
 #[derive(Debug)]
 pub(crate) struct Participants {
-    lines: Box<[ParticipantWords]>,
+    all: Box<[ParticipantWords]>,
     spares: Box<[WatchWords]>,
 }
 
@@ -214,38 +214,38 @@ fn boxed<T>(n: usize, new: fn() -> T) -> Result<Box<[T]>, NoMemory> {
 impl Participants {
     pub(crate) fn new(places: usize) -> Result<Self, NoMemory> {
         Ok(Participants {
-            lines: boxed(places, ParticipantWords::new)?,
+            all: boxed(places, ParticipantWords::new)?,
             spares: boxed(SPARES, WatchWords::new)?,
         })
     }
 
     /// Takes a free place. A place whose last request is still out is not free.
     pub(crate) fn register(&self) -> Option<u32> {
-        let free = |line: &&ParticipantWords| {
-            !line.watch.is_open()
-                && line.taken.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        let free = |words: &&ParticipantWords| {
+            !words.watch.is_open()
+                && words.taken.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         };
-        let place = self.lines.iter().position(|line| free(&line))?;
+        let place = self.all.iter().position(|words| free(&words))?;
         Some(place as u32)
     }
 
     pub(crate) fn unregister(&self, place: u32) {
-        if let Some(line) = self.get(place) {
+        if let Some(words) = self.get(place) {
             // A section that is open now was forgotten; nobody is to wait for it for ever.
-            if line.sections.load(Ordering::Relaxed) & 1 == 1 {
-                line.leave();
+            if words.sections.load(Ordering::Relaxed) & 1 == 1 {
+                words.leave();
             }
-            line.taken.store(0, Ordering::Release);
+            words.taken.store(0, Ordering::Release);
         }
     }
 
     #[inline]
     pub(crate) fn get(&self, place: u32) -> Option<&ParticipantWords> {
-        self.lines.get(place as usize)
+        self.all.get(place as usize)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &ParticipantWords> {
-        self.lines.iter()
+        self.all.iter()
     }
 
     #[cfg(feature = "record")]
@@ -274,14 +274,14 @@ impl Participants {
     #[inline]
     pub(crate) fn watch_words(&self, place: WatchPlace) -> Option<&WatchWords> {
         match place {
-            WatchPlace::Own(n) => self.get(n).map(|line| &line.watch),
+            WatchPlace::Own(n) => self.get(n).map(|words| &words.watch),
             WatchPlace::Spare(n) => self.spares.get(n as usize),
         }
     }
 
     /// Hits every watch for which `is_taken` says so.
     pub(crate) fn hit(&self, is_taken: impl Fn(Watched) -> bool) {
-        let all = self.lines.iter().map(|line| &line.watch).chain(self.spares.iter());
+        let all = self.all.iter().map(|words| &words.watch).chain(self.spares.iter());
         for watch in all {
             if watch.watched().is_some_and(&is_taken) {
                 watch.hit();
@@ -292,12 +292,12 @@ impl Participants {
     /// Waits for every section of the others that is open now.
     pub(crate) fn synchronize(&self, own: u32, relax: impl Fn()) {
         fence(Ordering::SeqCst);
-        for (place, line) in self.lines.iter().enumerate() {
-            let sections = line.sections.load(Ordering::Acquire);
+        for (place, words) in self.all.iter().enumerate() {
+            let sections = words.sections.load(Ordering::Acquire);
             if place == own as usize || sections & 1 == 0 {
                 continue;
             }
-            while line.sections.load(Ordering::Acquire) == sections {
+            while words.sections.load(Ordering::Acquire) == sections {
                 relax();
             }
         }
@@ -306,10 +306,10 @@ impl Participants {
     /// Whether anybody has a debt over `range`. The participant `own`, who asks, has settled his;
     /// what he leaked or forgot before counts like the debts of others.
     pub(crate) fn owes(&self, own: u32, range: GfnRange) -> bool {
-        let concerns = |place: usize, line: &ParticipantWords| {
-            place != own as usize || !line.ledger.is_settled()
+        let concerns = |place: usize, words: &ParticipantWords| {
+            place != own as usize || !words.ledger.is_settled()
         };
-        let mut lines = self.lines.iter().enumerate();
-        lines.any(|(place, line)| concerns(place, line) && line.ledger.is_open(range))
+        let mut all = self.all.iter().enumerate();
+        all.any(|(place, words)| concerns(place, words) && words.ledger.is_open(range))
     }
 }

@@ -5,7 +5,7 @@
 //! generation; it is looked up in every section, never turned into a pointer that outlives one.
 //!
 //! A place goes `free → valid → invalid → retiring → free`. It becomes free, and its generation
-//! can be reused, only after the exclusion that follows `retiring`: a section that has read the
+//! can be reused, only after the grace period that follows `retiring`: a section that has read the
 //! place while it was taken cannot meet its next tenant.
 //!
 //! Hardware: a vCPU enters the guest only after it has said so in its mode word, fenced, and seen
@@ -185,17 +185,17 @@ impl Roots {
         Ok(self.at(place))
     }
 
-    /// Valid to invalid. The caller excludes next. Returns whether it was valid.
+    /// Valid to invalid. The caller waits for a grace period next. Returns whether it was valid.
     pub(crate) fn invalidate(&self, name: RootName) -> bool {
         self.step(name, VALID, INVALID)
     }
 
-    /// Invalid to retiring. The caller excludes next.
+    /// Invalid to retiring. The caller waits for a grace period next.
     pub(crate) fn retire(&self, name: RootName) -> bool {
         self.step(name, INVALID, RETIRING)
     }
 
-    /// Retiring to free, after the exclusion.
+    /// Retiring to free, after the grace period.
     pub(crate) fn free(&self, name: RootName) -> bool {
         self.step(name, RETIRING, FREE)
     }

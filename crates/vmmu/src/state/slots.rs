@@ -27,7 +27,7 @@ pub struct Slots {
 
 // SAFETY: the sets are the only part that is not Sync by itself. The current one is only read,
 // and only inside sections (`current`); the other one is only touched by the holder of the guard
-// (`Edit`), who excludes all sections between making a set current and touching its predecessor.
+// (`Edit`), who waits for a grace period between making a set current and touching its predecessor.
 unsafe impl Sync for Slots {}
 // SAFETY: plain owned data.
 unsafe impl Send for Slots {}
@@ -62,7 +62,7 @@ impl Slots {
         let [a, b] = &self.sets;
         let set = if self.current.load(Ordering::Acquire) & 1 == 0 { a } else { b };
         // SAFETY: only the set that is not current is ever written (`Edit::swap`), and only after
-        // an exclusion that ends every section in which it may have been current.
+        // a grace period that ends every section in which it may have been current.
         unsafe { &*set.get() }
     }
 

@@ -208,7 +208,7 @@ pub(crate) fn descend<'s, L: Liability>(
     let mut shift = (number - 1) * INDEX_BITS;
     let mut pfn = root.top;
     loop {
-        // SAFETY: a root's top table is released only after an exclusion that follows its
+        // SAFETY: a root's top table is released only after a grace period that follows its
         // retiring, and this section has found the root not yet retiring; every other table is
         // read from a linked entry in this section, so it too is released only afterwards.
         let table = unsafe { Table::at(inside.core.window, pfn) };

@@ -58,7 +58,7 @@ fn fault_on_a_spare() {
 }
 
 /// Two hosts' callbacks at once: the second begins to take pages back that include the first's. It
-/// has nothing to walk; what it could spoil is what it publishes and hits.
+/// has nothing to walk; what it could spoil is what it announces and hits.
 fn fault_beside_a_beginning() {
     let rig = Rig::new(1, 2);
     let (mut guest, mut second) = (with_tables(&rig), rig.participant());

@@ -1,7 +1,7 @@
-//! A withdrawal is a chain of values: publish, synchronize, walk, finish. No step can be left out, and
-//! only the last makes a promise, of what was withdrawn and of nothing else.
+//! A revocation is a chain of values: publish, synchronize, walk, finish. No step can be left out, and
+//! only the last makes a promise, of what was revoked and of nothing else.
 //!
-//! A walk before the exclusion can be overtaken by an insert.
+//! A walk before the grace period can be overtaken by an insert.
 //! ```compile_fail,E0599
 //! # use vmmu::{host::Host, protocol::*};
 //! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) -> Revoked<HostPages> {
@@ -105,15 +105,15 @@
 //! ```compile_fail,E0308
 //! # use vmmu::{host::Host, protocol::*};
 //! fn unload<H: Host>(local: &mut Local<'_, H>, root: RootInvalid) -> Revoked<Unloaded> {
-//!     let withdrawn = local.announce(root).synchronize();
-//!     withdrawn.walk(|page| page.each(|entry| entry.detach())).finish()
+//!     let revoked = local.announce(root).synchronize();
+//!     quiesced.walk(|page| page.each(|entry| entry.detach())).finish()
 //! }
 //! ```
 //! ```
 //! # use vmmu::{host::Host, protocol::*};
 //! fn unload<H: Host>(local: &mut Local<'_, H>, root: RootInvalid) -> Revoked<Unloaded> {
-//!     let withdrawn = local.announce(root).synchronize().unload();
-//!     withdrawn.walk(|page| page.each(|entry| entry.detach())).finish()
+//!     let revoked = local.announce(root).synchronize().unload();
+//!     quiesced.walk(|page| page.each(|entry| entry.detach())).finish()
 //! }
 //! ```
 //!
@@ -131,7 +131,7 @@
 //! }
 //! ```
 //!
-//! Or by a publication of one's own that waives:
+//! Or by a announcement of one's own that waives:
 //! ```compile_fail,E0277
 //! # use vmmu::internals::*;
 //! struct Mine(HostPages);

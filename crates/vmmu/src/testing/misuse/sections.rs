@@ -21,7 +21,7 @@
 //! }
 //! ```
 //!
-//! An exclusion begun inside: it would wait for this very section if it did not skip its own line.
+//! A grace period begun inside: it would wait for this very section if it did not skip its own line.
 //! ```compile_fail,E0499
 //! # use vmmu::{host::Host, protocol::*};
 //! fn wait<H: Host>(local: &mut Local<'_, H>) {
@@ -39,14 +39,14 @@
 //! }
 //! ```
 //!
-//! A withdrawal begun inside:
+//! A revocation begun inside:
 //! ```compile_fail,E0499
 //! # use vmmu::{host::Host, protocol::*};
 //! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) {
 //!     let section = local.section();
-//!     let published = local.announce(pages);
+//!     let announced = local.announce(pages);
 //!     drop(section);
-//!     drop(published);
+//!     drop(announced);
 //! }
 //! ```
 //! ```
@@ -54,12 +54,12 @@
 //! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) {
 //!     let section = local.section();
 //!     drop(section);
-//!     let published = local.announce(pages);
-//!     drop(published);
+//!     let announced = local.announce(pages);
+//!     drop(announced);
 //! }
 //! ```
 //!
-//! The slot guard taken inside; it may wait for somebody who excludes.
+//! The slot guard taken inside; it may wait for somebody who waits for a grace period.
 //! ```compile_fail,E0499
 //! # use vmmu::{host::Host, protocol::*};
 //! fn lock<H: Host>(local: &mut Local<'_, H>) {
@@ -210,9 +210,9 @@
 //! A table carried out of a walk's closure; the walk leaves its section after each.
 //! ```compile_fail,E0521
 //! # use vmmu::{host::Host, protocol::*};
-//! fn keep<H: Host>(withdrawn: Quiesced<'_, H, HostPages>) {
+//! fn keep<H: Host>(revoked: Quiesced<'_, H, HostPages>) {
 //!     let mut kept = None;
-//!     let _walked = withdrawn.walk(|page| {
+//!     let _walked = quiesced.walk(|page| {
 //!         kept = Some(page);
 //!         Then::Next
 //!     });
@@ -220,9 +220,9 @@
 //! ```
 //! ```
 //! # use vmmu::{host::Host, protocol::*};
-//! fn keep<H: Host>(withdrawn: Quiesced<'_, H, HostPages>) {
+//! fn keep<H: Host>(revoked: Quiesced<'_, H, HostPages>) {
 //!     let mut kept = None;
-//!     let _walked = withdrawn.walk(|page| {
+//!     let _walked = quiesced.walk(|page| {
 //!         kept = Some(page.range());
 //!         Then::Next
 //!     });
@@ -232,9 +232,9 @@
 //! An entry of it carried out likewise:
 //! ```compile_fail,E0521
 //! # use vmmu::{host::Host, protocol::*};
-//! fn keep<H: Host>(withdrawn: Quiesced<'_, H, HostPages>) {
+//! fn keep<H: Host>(revoked: Quiesced<'_, H, HostPages>) {
 //!     let mut kept = None;
-//!     let _walked = withdrawn.walk(|page| {
+//!     let _walked = quiesced.walk(|page| {
 //!         kept = page.entries().next();
 //!         Then::Next
 //!     });
@@ -242,9 +242,9 @@
 //! ```
 //! ```
 //! # use vmmu::{host::Host, protocol::*};
-//! fn keep<H: Host>(withdrawn: Quiesced<'_, H, HostPages>) {
+//! fn keep<H: Host>(revoked: Quiesced<'_, H, HostPages>) {
 //!     let mut kept = None;
-//!     let _walked = withdrawn.walk(|page| {
+//!     let _walked = quiesced.walk(|page| {
 //!         kept = page.entries().next().map(|entry| entry.value());
 //!         Then::Next
 //!     });
