@@ -5,6 +5,7 @@ mod boot;
 mod control;
 mod cpuid;
 mod guests;
+mod imports;
 mod json;
 mod machine;
 mod probe;

@@ -1,6 +1,7 @@
 //! What a processor is told when it enters a guest.
 
 use crate::entry::{Entry, base, shift};
+use crate::want::{Part, Wants};
 use crate::{Access, Allows, Ept, Exit, Npt, Paging, ept, npt};
 
 /// The nested tables' format.
@@ -24,25 +25,6 @@ pub struct Context {
     pub root: u64,
     /// The guest's own paging.
     pub paging: Paging,
-}
-
-/// Which address the nested tables translate.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Part {
-    /// The guest's final one.
-    Final,
-    /// That of an entry in one of the guest's tables.
-    Table,
-}
-
-/// What is wanted of the nested tables.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Wants {
-    pub part: Part,
-    /// What has to be allowed; also what a fault reports.
-    pub needs: Allows,
-    /// Whether the leaf's dirty flag is to be set.
-    pub dirties: bool,
 }
 
 /// Which accessed and dirty flags the nested tables have.

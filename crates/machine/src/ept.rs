@@ -24,8 +24,8 @@
 //!
 //! A guest-physical address with more bits than the tables translate is a violation.
 
-use crate::context::{Part, Wants};
 use crate::entry::{Entry, address, beyond, misaligned};
+use crate::want::{Part, Wants};
 use crate::{Allows, Exit};
 
 const READ: u64 = 1;

@@ -1,6 +1,6 @@
 //! How an access ends.
 
-use crate::npt;
+use crate::fault::Fault;
 
 /// Where an access ended.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -20,7 +20,7 @@ pub struct Reached {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Exit {
     /// VMEXIT_NPF.
-    NestedFault(npt::Fault),
+    NestedFault(Fault),
     /// EPT violation.
     EptViolation {
         /// The exit qualification ([`qualification`](crate::qualification)).

@@ -19,7 +19,7 @@
 
 use crate::entry::Entry;
 use crate::npt::{LongMode, long_mode};
-use crate::{Access, Allows, Exit, Nested};
+use crate::{Access, Allows, Exit};
 
 /// The accessed flag of the guest's entries.
 pub(crate) const ACCESSED: u64 = 1 << 5;
@@ -90,10 +90,9 @@ impl Long {
         }
     }
 
-    /// Reads an entry of the guest's tables.
-    pub(crate) fn entry(&self, word: u64, level: u8, nested: &Nested) -> Entry {
+    /// Reads an entry of the guest's tables, on a processor that reserves bit 8 of pointers or not.
+    pub(crate) fn entry(&self, word: u64, level: u8, bit8_reserved: bool) -> Entry {
         let Long { phys_bits, nx, gib_pages, .. } = *self;
-        let bit8_reserved = !nested.is_intel();
         long_mode(word, level, &LongMode { phys_bits, nx, gib_pages, bit8_reserved })
     }
 

@@ -84,13 +84,16 @@ mod counts;
 mod entry;
 mod ept;
 mod exit;
+mod fault;
 mod guest;
 mod habits;
 mod log;
 mod memory;
 pub mod npt;
 mod processor;
+mod translation;
 mod walk;
+mod want;
 
 pub use access::Access;
 pub(crate) use access::Allows;

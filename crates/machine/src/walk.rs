@@ -7,10 +7,11 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cache::{Kind, Line, Owner};
-use crate::context::{Flags, Part, Wants};
+use crate::context::Flags;
 use crate::entry::{Entry, base, offset, shift, within};
 use crate::exit::Failed;
 use crate::guest::{self, Long, page_fault};
+use crate::want::{Part, Wants};
 use crate::{Access, Allows, Context, Exit, Memory, Processor};
 
 /// What a walk may do besides looking.
@@ -262,7 +263,7 @@ impl Processor {
             };
             let entry = word(memory, place)?;
             let found = read(memory, entry);
-            match long.entry(found, level, nested) {
+            match long.entry(found, level, !nested.is_intel()) {
                 Entry::Absent => return Err(long.fault(address, access, 0).into()),
                 Entry::Wrong => {
                     let why = page_fault::PRESENT | page_fault::RESERVED;

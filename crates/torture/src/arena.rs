@@ -22,6 +22,9 @@ pub const WORDS: usize = 16;
 const PAGE_WORDS: usize = 512;
 const PAGE: u64 = 4096;
 
+/// Host-physical address width of the software processors, in bits.
+pub const PHYS_BITS: u8 = 46;
+
 /// Pages of the huge area: one 1 GiB block, of which only what is used takes memory.
 pub const HUGE: u64 = 1 << 18;
 /// Pages of the block area: 2 MiB blocks.

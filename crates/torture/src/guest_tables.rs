@@ -12,7 +12,7 @@ use vmmu::addr::{Gfn, GfnRange, Level, Pfn};
 use vmmu::entry::MemoryType;
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
 
-use crate::arena::{Arena, GUEST_TABLES};
+use crate::arena::{Arena, GUEST_TABLES, PHYS_BITS};
 use crate::model::{DEVICES, Pages, SITES};
 
 /// First gfn of the slot they lie in.
@@ -55,7 +55,7 @@ pub fn write(arena: &Arena) -> Paging {
         }
     }
     DEVICES.for_each(|gfn| tables.map(gfn, 1));
-    Paging::Long(Long { phys_bits: crate::run::PHYS_BITS, ..Long::new(START << 12) })
+    Paging::Long(Long { phys_bits: PHYS_BITS, ..Long::new(START << 12) })
 }
 
 struct Tables<'a> {

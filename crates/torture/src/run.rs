@@ -15,7 +15,7 @@ use vmmu::host::VcpuId;
 use vmmu::{Config, Mmu, Role, Stats};
 
 use crate::Violation;
-use crate::arena::Arena;
+use crate::arena::{Arena, PHYS_BITS};
 use crate::guest::Guest;
 use crate::guest_tables;
 use crate::host::Host;
@@ -26,8 +26,6 @@ use crate::play::{Actor, Places, Play, Tally};
 use crate::store::{Answered, Hands, Store};
 use crate::turns::Turns;
 
-/// Host-physical address width of the software processors, in bits.
-pub const PHYS_BITS: u8 = 46;
 /// Threads of the host.
 const HOSTS: usize = 3;
 /// The most vCPUs: every thread has a word of its own in each page.

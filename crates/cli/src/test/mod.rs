@@ -3,6 +3,7 @@
 mod context;
 mod corpus;
 mod hostile;
+mod imports;
 mod measures;
 mod models;
 mod runs;
@@ -75,6 +76,7 @@ const fn step(
 const STEPS: &[Step] = &[
     step("format", "cargo fmt --check", Needs::Nothing, source::format),
     step("lints", "clippy, also of the bare-metal binaries", Needs::Nothing, source::lints),
+    step("imports", "no file imports upwards or in a circle", Needs::Nothing, imports::imports),
     step("build", "the bare-metal binaries", Needs::Nothing, source::build),
     step("units", "unit and integration tests of every crate", Needs::Nothing, source::units),
     step("docs", "doc tests and documentation", Needs::Nothing, source::documentation),
