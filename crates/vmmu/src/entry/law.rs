@@ -22,6 +22,7 @@
 //! call it.
 
 use crate::addr::{Level, Pfn};
+use crate::entry::access::Access;
 use crate::entry::cell::Value;
 use crate::entry::format::{Format, soft};
 
@@ -289,7 +290,7 @@ fn leaf_to_leaf(format: &Format, old: u64, new: u64) -> Result<Consequences, Ill
     owed.external = before != after;
     let unseen = defect!(NoFlushForSoftlyProtected)
         && old & format.write == 0
-        && before.difference(after) == super::Access::WRITE;
+        && before.difference(after) == Access::WRITE;
     if !after.contains(before) && !unseen {
         owed.flush = FlushDue::BeforeReliance;
     } else if taken(format.write) || taken(format.dirty) {

@@ -1,7 +1,5 @@
 //! Whether work in steps has come to its end.
 
-use crate::revoke::chain::PausedWalk;
-
 /// Whether work that is done in steps has come to its end.
 #[must_use]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -13,7 +11,7 @@ pub enum Progress {
 }
 
 impl Progress {
-    pub(crate) fn of<P>(rest: &Option<PausedWalk<P>>) -> Progress {
+    pub(crate) fn of<P>(rest: &Option<P>) -> Progress {
         if rest.is_some() { Progress::More } else { Progress::Done }
     }
 }

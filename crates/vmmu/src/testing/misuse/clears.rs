@@ -2,7 +2,7 @@
 //!
 //! Without a debt: entries of a plain section cannot be cleared.
 //! ```compile_fail,E0599
-//! # use vmmu::{addr::*, host::Host, protocol::*, RootName};
+//! # use vmmu::{addr::*, host::Host, internals::*, RootName};
 //! fn clear<H: Host>(local: &mut Local<'_, H>, root: RootName, gfn: Gfn) {
 //!     let section = local.section();
 //!     if let Some(entry) = section.entry(root, gfn, Level::Size4K) {
@@ -11,7 +11,7 @@
 //! }
 //! ```
 //! ```
-//! # use vmmu::{addr::*, host::Host, protocol::*, RootName};
+//! # use vmmu::{addr::*, host::Host, internals::*, RootName};
 //! fn clear<H: Host>(local: &mut Local<'_, H>, root: RootName, gfn: Gfn) {
 //!     let mut debt = local.debt(gfn.leaf(Level::Size1G));
 //!     {
@@ -40,13 +40,13 @@
 //!
 //! On another participant's debt: there is no place to say so.
 //! ```compile_fail,E0061
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn clear<'s, H: Host>(entry: Entry<'s, Owing<'s>>, other: &mut Debt<'_, H>) {
 //!     let _ = entry.zap(other);
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn clear<'s, H: Host>(entry: Entry<'s, Owing<'s>>, other: &mut Debt<'_, H>) {
 //!     let _ = entry.zap();
 //! }
@@ -54,7 +54,7 @@
 //!
 //! On another VM's debt: a section that clears comes from a debt, and then it is that VM's.
 //! ```compile_fail,E0308
-//! # use vmmu::{addr::*, host::Host, protocol::*, RootName};
+//! # use vmmu::{addr::*, host::Host, internals::*, RootName};
 //! fn zap(section: &Clearing<'_>, root: RootName) {
 //!     let _ = section.entry(root, Gfn(0), Level::Size4K).map(|entry| entry.zap());
 //! }
@@ -63,7 +63,7 @@
 //! }
 //! ```
 //! ```
-//! # use vmmu::{addr::*, host::Host, protocol::*, RootName};
+//! # use vmmu::{addr::*, host::Host, internals::*, RootName};
 //! fn zap(section: &Clearing<'_>, root: RootName) {
 //!     let _ = section.entry(root, Gfn(0), Level::Size4K).map(|entry| entry.zap());
 //! }
@@ -88,7 +88,7 @@
 //!
 //! Two debts at once; the ledger has room for one.
 //! ```compile_fail,E0499
-//! # use vmmu::{addr::*, host::Host, protocol::*};
+//! # use vmmu::{addr::*, host::Host, internals::*};
 //! fn owe<H: Host>(local: &mut Local<'_, H>, a: GfnRange, b: GfnRange) {
 //!     let first = local.debt(a);
 //!     let second = local.debt(b);
@@ -97,7 +97,7 @@
 //! }
 //! ```
 //! ```
-//! # use vmmu::{addr::*, host::Host, protocol::*};
+//! # use vmmu::{addr::*, host::Host, internals::*};
 //! fn owe<H: Host>(local: &mut Local<'_, H>, a: GfnRange, b: GfnRange) {
 //!     let first = local.debt(a);
 //!     first.settle();
@@ -108,7 +108,7 @@
 //!
 //! Settled inside its own section: the flush would come before the last clear.
 //! ```compile_fail,E0505
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn settle<H: Host>(mut debt: Debt<'_, H>) {
 //!     let section = debt.section();
 //!     debt.settle();
@@ -116,7 +116,7 @@
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn settle<H: Host>(mut debt: Debt<'_, H>) {
 //!     let section = debt.section();
 //!     drop(section);
@@ -126,14 +126,14 @@
 //!
 //! Settled twice:
 //! ```compile_fail,E0382
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn settle<H: Host>(debt: Debt<'_, H>) {
 //!     debt.settle();
 //!     debt.settle();
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn settle<H: Host>(debt: Debt<'_, H>) {
 //!     debt.settle();
 //! }
@@ -142,14 +142,14 @@
 //! Dropped as a statement, where that lint is an error:
 //! ```compile_fail
 //! #![deny(unused_must_use)]
-//! # use vmmu::{addr::*, host::Host, protocol::*};
+//! # use vmmu::{addr::*, host::Host, internals::*};
 //! fn forget<H: Host>(local: &mut Local<'_, H>, range: GfnRange) {
 //!     local.debt(range);
 //! }
 //! ```
 //! ```
 //! #![deny(unused_must_use)]
-//! # use vmmu::{addr::*, host::Host, protocol::*};
+//! # use vmmu::{addr::*, host::Host, internals::*};
 //! fn forget<H: Host>(local: &mut Local<'_, H>, range: GfnRange) {
 //!     local.debt(range).settle();
 //! }

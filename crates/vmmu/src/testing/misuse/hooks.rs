@@ -3,7 +3,7 @@
 //!
 //! A hook called inside a section:
 //! ```compile_fail,E0499
-//! # use vmmu::{host::*, protocol::*};
+//! # use vmmu::{host::*, internals::*};
 //! fn kick<H: Host>(local: &mut Local<'_, H>) {
 //!     let section = local.section();
 //!     local.host().kick(VcpuId(0));
@@ -11,7 +11,7 @@
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::*, protocol::*};
+//! # use vmmu::{host::*, internals::*};
 //! fn kick<H: Host>(local: &mut Local<'_, H>) {
 //!     let section = local.section();
 //!     drop(section);
@@ -21,7 +21,7 @@
 //!
 //! A hook called inside a walk, whose closure runs in sections:
 //! ```compile_fail,E0500
-//! # use vmmu::{host::*, protocol::*};
+//! # use vmmu::{host::*, internals::*};
 //! fn walk<H: Host>(local: &mut Local<'_, H>, pages: HostPages) {
 //!     let walked = local.announce(pages).synchronize().walk(|page| {
 //!         local.host().kick(VcpuId(0));
@@ -31,7 +31,7 @@
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::*, protocol::*};
+//! # use vmmu::{host::*, internals::*};
 //! fn walk<H: Host>(local: &mut Local<'_, H>, pages: HostPages) {
 //!     let walked = local.announce(pages).synchronize().walk(|page| {
 //!         page.each(|entry| entry.zap())
@@ -43,7 +43,7 @@
 //!
 //! A hook called while a debt is open: it could wait for somebody who waits for the debt.
 //! ```compile_fail,E0499
-//! # use vmmu::{addr::*, host::*, protocol::*};
+//! # use vmmu::{addr::*, host::*, internals::*};
 //! fn owe<H: Host>(local: &mut Local<'_, H>, range: GfnRange) {
 //!     let debt = local.debt(range);
 //!     local.host().kick(VcpuId(0));
@@ -51,7 +51,7 @@
 //! }
 //! ```
 //! ```
-//! # use vmmu::{addr::*, host::*, protocol::*};
+//! # use vmmu::{addr::*, host::*, internals::*};
 //! fn owe<H: Host>(local: &mut Local<'_, H>, range: GfnRange) {
 //!     let debt = local.debt(range);
 //!     debt.settle();
@@ -61,7 +61,7 @@
 //!
 //! A section opened while the host is held, that is before its last use:
 //! ```compile_fail,E0499
-//! # use vmmu::{host::*, protocol::*};
+//! # use vmmu::{host::*, internals::*};
 //! fn open<H: Host>(local: &mut Local<'_, H>) {
 //!     let host = local.host();
 //!     let section = local.section();
@@ -70,7 +70,7 @@
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::*, protocol::*};
+//! # use vmmu::{host::*, internals::*};
 //! fn open<H: Host>(local: &mut Local<'_, H>) {
 //!     let host = local.host();
 //!     host.kick(VcpuId(0));
@@ -83,7 +83,7 @@
 //! room by an invalidation.
 //! ```compile_fail,E0499
 //! # use std::cell::RefCell;
-//! # use vmmu::{host::*, tdp::*, HostRange, VcpuMmu, Worker};
+//! # use vmmu::{host::*, *, HostRange, VcpuMmu, Worker};
 //! struct Reclaim<'a, 'vm, H: Host>(RefCell<&'a mut Worker<'vm, H>>, HostRange);
 //! impl<H: Host> Backing for Reclaim<'_, '_, H> {
 //!     fn find(&self, _: &FrameQuery) -> Resolution {
@@ -99,7 +99,7 @@
 //! With a worker of its own:
 //! ```
 //! # use std::cell::RefCell;
-//! # use vmmu::{host::*, tdp::*, HostRange, VcpuMmu, Worker};
+//! # use vmmu::{host::*, *, HostRange, VcpuMmu, Worker};
 //! struct Reclaim<'a, 'vm, H: Host>(RefCell<&'a mut Worker<'vm, H>>, HostRange);
 //! impl<H: Host> Backing for Reclaim<'_, '_, H> {
 //!     fn find(&self, _: &FrameQuery) -> Resolution {

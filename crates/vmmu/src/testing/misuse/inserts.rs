@@ -2,7 +2,7 @@
 //!
 //! Without a permit: an entry can be modified, not filled.
 //! ```compile_fail,E0599
-//! # use vmmu::{addr::*, host::Host, protocol::*, tdp::*, RootName};
+//! # use vmmu::{addr::*, host::Host, internals::*, *, RootName};
 //! fn map(section: &Section<'_>, root: RootName, frame: &ResolvedFault<'_>, full: ReservedPages<'_>) {
 //!     if let Some(place) = section.entry(root, Gfn(0), Level::Size4K) {
 //!         let _mapped = place.map(full);
@@ -10,7 +10,7 @@
 //! }
 //! ```
 //! ```
-//! # use vmmu::{addr::*, host::Host, protocol::*, tdp::*, RootName};
+//! # use vmmu::{addr::*, host::Host, internals::*, *, RootName};
 //! fn map(section: &Section<'_>, root: RootName, frame: &ResolvedFault<'_>, full: ReservedPages<'_>) {
 //!     if let Ok(place) = section.permit(frame, Level::Size4K) {
 //!         let _mapped = place.map(full);
@@ -20,13 +20,13 @@
 //!
 //! A forged permit:
 //! ```compile_fail,E0451
-//! # use vmmu::{addr::*, protocol::*};
+//! # use vmmu::{addr::*, internals::*};
 //! fn forge<'s>(permit: Insert<'s, Plain>) -> Insert<'s, Plain> {
 //!     Insert { gfn: Gfn(0), ..permit }
 //! }
 //! ```
 //! ```
-//! # use vmmu::{addr::*, protocol::*};
+//! # use vmmu::{addr::*, internals::*};
 //! fn forge<'s>(permit: Insert<'s, Plain>) -> Insert<'s, Plain> {
 //!     permit
 //! }
@@ -35,7 +35,7 @@
 //! Populating in the walk that drains an invalid root: the walk lends entries and no section, and
 //! has the local.
 //! ```compile_fail,E0500
-//! # use vmmu::{addr::*, host::Host, protocol::*, tdp::*};
+//! # use vmmu::{addr::*, host::Host, internals::*, *};
 //! fn drain<H: Host>(local: &mut Local<'_, H>, root: RootInvalid, frame: ResolvedFault<'_>, cache: &mut Cache) {
 //!     let walk = local.announce(root).synchronize().unload().walk_some(1, |page| {
 //!         let section = local.section();
@@ -48,7 +48,7 @@
 //! ```
 //! Between the steps of a drain it can be tried, and is refused for the invalid root:
 //! ```
-//! # use vmmu::{addr::*, host::Host, protocol::*, tdp::*};
+//! # use vmmu::{addr::*, host::Host, internals::*, *};
 //! fn drain<H: Host>(local: &mut Local<'_, H>, root: RootInvalid, frame: ResolvedFault<'_>, cache: &mut Cache) {
 //!     let walk = local.announce(root).synchronize().unload().walk_some(1, |page| {
 //!         page.each(|entry| entry.detach())
@@ -64,13 +64,13 @@
 //!
 //! A cache that may lack a table in the middle of a section, where nothing can be allocated:
 //! ```compile_fail,E0308
-//! # use vmmu::internals::*;
+//! # use vmmu::{MissingPages, internals::*};
 //! fn map(permit: Insert<'_, Plain>, cache: &mut Cache) -> Result<Mapped, MissingPages> {
 //!     Ok(permit.map(cache))
 //! }
 //! ```
 //! ```
-//! # use vmmu::internals::*;
+//! # use vmmu::{MissingPages, internals::*};
 //! fn map(permit: Insert<'_, Plain>, cache: &mut Cache) -> Result<Mapped, MissingPages> {
 //!     Ok(permit.map(cache.reserved()?))
 //! }
@@ -78,13 +78,13 @@
 //!
 //! A host frame that was found without a watch:
 //! ```compile_fail,E0308
-//! # use vmmu::{addr::*, host::HostFrame, protocol::*, tdp::*};
+//! # use vmmu::{addr::*, host::HostFrame, internals::*, *};
 //! fn permit(section: &Section<'_>, request: Request<'_>, found: HostFrame) {
 //!     let _permit = section.permit(&found, Level::Size4K);
 //! }
 //! ```
 //! ```
-//! # use vmmu::{addr::*, host::HostFrame, protocol::*, tdp::*};
+//! # use vmmu::{addr::*, host::HostFrame, internals::*, *};
 //! fn permit(section: &Section<'_>, request: Request<'_>, found: HostFrame) {
 //!     let _permit = section.permit(&request.resolve(found), Level::Size4K);
 //! }
@@ -93,13 +93,13 @@
 //! A watch resolved before a section has admitted it: whether its range is under invalidation has
 //! not been asked yet.
 //! ```compile_fail,E0599
-//! # use vmmu::{host::*, protocol::*, tdp::*, RootName};
+//! # use vmmu::{host::*, internals::*, *, RootName};
 //! fn find<H: Host>(local: &mut Local<'_, H>, watch: Watch<'_>, root: RootName, fault: PageFault, found: HostFrame) {
 //!     let _frame = watch.resolve(found);
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::*, protocol::*, tdp::*, RootName};
+//! # use vmmu::{host::*, internals::*, *, RootName};
 //! fn find<H: Host>(local: &mut Local<'_, H>, watch: Watch<'_>, root: RootName, fault: PageFault, found: HostFrame) {
 //!     let request = local.section().admit(watch, root, fault);
 //!     let _frame = request.map(|request| request.resolve(found));
@@ -108,7 +108,7 @@
 //!
 //! A watch closed before the leaf is there: the permit borrows the frame, and that has the watch.
 //! ```compile_fail,E0505
-//! # use vmmu::{addr::*, protocol::*, tdp::*};
+//! # use vmmu::{addr::*, internals::*, *};
 //! fn map(section: &Section<'_>, frame: ResolvedFault<'_>, full: ReservedPages<'_>) {
 //!     if let Ok(permit) = section.permit(&frame, Level::Size4K) {
 //!         drop(frame);
@@ -117,7 +117,7 @@
 //! }
 //! ```
 //! ```
-//! # use vmmu::{addr::*, protocol::*, tdp::*};
+//! # use vmmu::{addr::*, internals::*, *};
 //! fn map(section: &Section<'_>, frame: ResolvedFault<'_>, full: ReservedPages<'_>) {
 //!     if let Ok(permit) = section.permit(&frame, Level::Size4K) {
 //!         let _mapped = permit.map(full);
@@ -128,7 +128,7 @@
 //!
 //! A frame used twice:
 //! ```compile_fail,E0382
-//! # use vmmu::{host::Host, tdp::*, Worker};
+//! # use vmmu::{host::Host, *, Worker};
 //! fn complete<'vm, H: Host>(worker: &mut Worker<'vm, H>, frame: ResolvedFault<'vm>) {
 //!     let _first = worker.complete(frame);
 //!     let _second = worker.complete(frame);
@@ -136,7 +136,7 @@
 //! ```
 //! What comes back for want of table pages can be used:
 //! ```
-//! # use vmmu::{host::Host, tdp::*, Worker};
+//! # use vmmu::{host::Host, *, Worker};
 //! fn complete<'vm, H: Host>(worker: &mut Worker<'vm, H>, frame: ResolvedFault<'vm>) {
 //!     let _first = worker.complete(frame);
 //!     let _second = _first.map_err(|short| worker.complete(short.frame));
@@ -145,14 +145,14 @@
 //!
 //! A request answered twice:
 //! ```compile_fail,E0382
-//! # use vmmu::{host::HostFrame, tdp::*};
+//! # use vmmu::{host::HostFrame, *};
 //! fn answer(request: Request<'_>, found: HostFrame) {
 //!     let _first = request.resolve(found);
 //!     let _second = request.resolve(found);
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::HostFrame, tdp::*};
+//! # use vmmu::{host::HostFrame, *};
 //! fn answer(request: Request<'_>, found: HostFrame) {
 //!     let _first = request.resolve(found);
 //! }

@@ -3,13 +3,13 @@
 //!
 //! A walk before the grace period can be overtaken by an insert.
 //! ```compile_fail,E0599
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) -> Revoked<HostPages> {
 //!     local.announce(pages).walk(|page| page.each(|entry| entry.zap())).finish()
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) -> Revoked<HostPages> {
 //!     local.announce(pages).synchronize().walk(|page| page.each(|entry| entry.zap())).finish()
 //! }
@@ -17,13 +17,13 @@
 //!
 //! Finished before the walk:
 //! ```compile_fail,E0599
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) -> Revoked<HostPages> {
 //!     local.announce(pages).synchronize().finish()
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) -> Revoked<HostPages> {
 //!     local.announce(pages).synchronize().walk(|page| page.each(|entry| entry.zap())).finish()
 //! }
@@ -31,13 +31,13 @@
 //!
 //! A walk that has stopped half way, finished:
 //! ```compile_fail,E0599
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn finish<H: Host>(local: &mut Local<'_, H>, paused: PausedWalk<HostPages>) {
 //!     let _promise = paused.finish();
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn finish<H: Host>(local: &mut Local<'_, H>, paused: PausedWalk<HostPages>) {
 //!     let walk = local.resume(paused).map(|rest| rest.walk(|page| page.each(|entry| entry.zap())));
 //!     let _promise = walk.map(|walked| walked.finish());
@@ -46,13 +46,13 @@
 //!
 //! A slot removed from the set before the promise that nothing of it is left:
 //! ```compile_fail,E0308
-//! # use vmmu::{host::Host, protocol::*, slot::*};
+//! # use vmmu::{host::Host, internals::*, slot::*};
 //! fn remove<H: Host>(guard: &mut SlotGuard<'_>, walked: Walked<'_, H, SlotDying>) {
 //!     guard.remove(walked);
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::Host, protocol::*, slot::*};
+//! # use vmmu::{host::Host, internals::*, slot::*};
 //! fn remove<H: Host>(guard: &mut SlotGuard<'_>, walked: Walked<'_, H, SlotDying>) {
 //!     guard.remove(walked.finish());
 //! }
@@ -60,13 +60,13 @@
 //!
 //! A forged promise:
 //! ```compile_fail,E0451
-//! # use vmmu::{protocol::*, slot::*};
+//! # use vmmu::{internals::*, slot::*};
 //! fn remove(guard: &mut SlotGuard<'_>, promise: Revoked<SlotDying>, what: SlotDying) {
 //!     guard.remove(Revoked { vm: 1, what });
 //! }
 //! ```
 //! ```
-//! # use vmmu::{protocol::*, slot::*};
+//! # use vmmu::{internals::*, slot::*};
 //! fn remove(guard: &mut SlotGuard<'_>, promise: Revoked<SlotDying>, what: SlotDying) {
 //!     guard.remove(promise);
 //! }
@@ -74,13 +74,13 @@
 //!
 //! The promise of something else: that the frames were zapped says nothing about new leaves.
 //! ```compile_fail,E0308
-//! # use vmmu::{protocol::*, slot::*};
+//! # use vmmu::{internals::*, slot::*};
 //! fn remove(guard: &mut SlotGuard<'_>, zapped: Revoked<GuestFrames>, dying: Revoked<SlotDying>) {
 //!     guard.remove(zapped);
 //! }
 //! ```
 //! ```
-//! # use vmmu::{protocol::*, slot::*};
+//! # use vmmu::{internals::*, slot::*};
 //! fn remove(guard: &mut SlotGuard<'_>, zapped: Revoked<GuestFrames>, dying: Revoked<SlotDying>) {
 //!     guard.remove(dying);
 //! }
@@ -88,14 +88,14 @@
 //!
 //! A promise used twice:
 //! ```compile_fail,E0382
-//! # use vmmu::{protocol::*, slot::*};
+//! # use vmmu::{internals::*, slot::*};
 //! fn remove(guard: &mut SlotGuard<'_>, promise: Revoked<SlotDying>) {
 //!     guard.remove(promise);
 //!     guard.remove(promise);
 //! }
 //! ```
 //! ```
-//! # use vmmu::{protocol::*, slot::*};
+//! # use vmmu::{internals::*, slot::*};
 //! fn remove(guard: &mut SlotGuard<'_>, promise: Revoked<SlotDying>) {
 //!     guard.remove(promise);
 //! }
@@ -103,29 +103,29 @@
 //!
 //! A waived flush without `unload`: vCPUs may still run on the invalid root.
 //! ```compile_fail,E0308
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn unload<H: Host>(local: &mut Local<'_, H>, root: RootInvalid) -> Revoked<Unloaded> {
-//!     let revoked = local.announce(root).synchronize();
+//!     let quiesced = local.announce(root).synchronize();
 //!     quiesced.walk(|page| page.each(|entry| entry.detach())).finish()
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn unload<H: Host>(local: &mut Local<'_, H>, root: RootInvalid) -> Revoked<Unloaded> {
-//!     let revoked = local.announce(root).synchronize().unload();
+//!     let quiesced = local.announce(root).synchronize().unload();
 //!     quiesced.walk(|page| page.each(|entry| entry.detach())).finish()
 //! }
 //! ```
 //!
 //! The same by calling the root unloaded:
 //! ```compile_fail,E0423
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn unload<H: Host>(local: &mut Local<'_, H>, root: RootInvalid) {
 //!     let _published = local.announce(Unloaded(root));
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn unload<H: Host>(local: &mut Local<'_, H>, root: RootInvalid) {
 //!     let _published = local.announce(root);
 //! }
@@ -146,7 +146,7 @@
 //!
 //! Teardown with a request out:
 //! ```compile_fail,E0505
-//! # use vmmu::{host::*, tdp::*, Mmu};
+//! # use vmmu::{host::*, *, Mmu};
 //! fn teardown<H: Host>(vm: Mmu<H>, fault: PageFault) {
 //!     let request = match vm.vcpu(VcpuId(0)).map(|mut vcpu| vcpu.begin_fault(fault)) {
 //!         Some(FaultStep::Resolve(request)) => request,
@@ -157,7 +157,7 @@
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::*, tdp::*, Mmu};
+//! # use vmmu::{host::*, *, Mmu};
 //! fn teardown<H: Host>(vm: Mmu<H>, fault: PageFault) {
 //!     let request = match vm.vcpu(VcpuId(0)).map(|mut vcpu| vcpu.begin_fault(fault)) {
 //!         Some(FaultStep::Resolve(request)) => request,

@@ -2,7 +2,7 @@
 //!
 //! Nested:
 //! ```compile_fail,E0499
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn twice<H: Host>(local: &mut Local<'_, H>) {
 //!     let outer = local.section();
 //!     let inner = local.section();
@@ -12,7 +12,7 @@
 //! ```
 //! One after the other:
 //! ```
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn twice<H: Host>(local: &mut Local<'_, H>) {
 //!     let outer = local.section();
 //!     drop(outer);
@@ -23,7 +23,7 @@
 //!
 //! A grace period begun inside: it would wait for this very section if it did not skip its own line.
 //! ```compile_fail,E0499
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn wait<H: Host>(local: &mut Local<'_, H>) {
 //!     let section = local.section();
 //!     local.synchronize();
@@ -31,7 +31,7 @@
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn wait<H: Host>(local: &mut Local<'_, H>) {
 //!     let section = local.section();
 //!     drop(section);
@@ -41,7 +41,7 @@
 //!
 //! A revocation begun inside:
 //! ```compile_fail,E0499
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) {
 //!     let section = local.section();
 //!     let announced = local.announce(pages);
@@ -50,7 +50,7 @@
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) {
 //!     let section = local.section();
 //!     drop(section);
@@ -61,7 +61,7 @@
 //!
 //! The slot guard taken inside; it may wait for somebody who waits for a grace period.
 //! ```compile_fail,E0499
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn lock<H: Host>(local: &mut Local<'_, H>) {
 //!     let section = local.section();
 //!     let guard = local.slots();
@@ -71,7 +71,7 @@
 //! ```
 //! Held across sections:
 //! ```
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn lock<H: Host>(local: &mut Local<'_, H>) {
 //!     let guard = local.slots();
 //!     let section = local.section();
@@ -82,7 +82,7 @@
 //!
 //! A watch opened inside; the fence that opens the section would not order it.
 //! ```compile_fail,E0499
-//! # use vmmu::{addr::*, entry::Access, host::Host, protocol::*, slot::*, tdp::*, RootName};
+//! # use vmmu::{addr::*, entry::Access, host::Host, internals::*, slot::*, *, RootName};
 //! fn watch<H: Host>(local: &mut Local<'_, H>, root: RootName, fault: PageFault) {
 //!     let section = local.section();
 //!     let watch = local.watch(AddressSpace(0), fault.gpa.gfn(), Level::Size2M);
@@ -90,7 +90,7 @@
 //! }
 //! ```
 //! ```
-//! # use vmmu::{addr::*, entry::Access, host::Host, protocol::*, slot::*, tdp::*, RootName};
+//! # use vmmu::{addr::*, entry::Access, host::Host, internals::*, slot::*, *, RootName};
 //! fn watch<H: Host>(local: &mut Local<'_, H>, root: RootName, fault: PageFault) {
 //!     let watch = local.watch(AddressSpace(0), fault.gpa.gfn(), Level::Size2M);
 //!     let section = local.section();
@@ -100,7 +100,7 @@
 //!
 //! A section sent to a thread; its turn would be left by a thread that never entered.
 //! ```compile_fail,E0277
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn send<H: Host>(local: &mut Local<'_, H>) {
 //!     let section = local.section();
 //!     std::thread::scope(|scope| {
@@ -110,7 +110,7 @@
 //! ```
 //! The turn can go, nothing of it being open:
 //! ```
-//! # use vmmu::{host::Host, protocol::*};
+//! # use vmmu::{host::Host, internals::*};
 //! fn send<H: Host>(local: &mut Local<'_, H>) {
 //!     std::thread::scope(|scope| {
 //!         scope.spawn(move || drop(local.section()));
@@ -120,7 +120,7 @@
 //!
 //! A section lent to a thread, which the section of this one does not speak for:
 //! ```compile_fail,E0277
-//! # use vmmu::{addr::*, host::Host, protocol::*, RootName};
+//! # use vmmu::{addr::*, host::Host, internals::*, RootName};
 //! fn lend<H: Host>(local: &mut Local<'_, H>, root: RootName) {
 //!     let section = local.section();
 //!     std::thread::scope(|scope| {
@@ -129,7 +129,7 @@
 //! }
 //! ```
 //! ```
-//! # use vmmu::{addr::*, host::Host, protocol::*, RootName};
+//! # use vmmu::{addr::*, host::Host, internals::*, RootName};
 //! fn lend<H: Host>(local: &mut Local<'_, H>, root: RootName) {
 //!     let section = local.section();
 //!     std::thread::scope(|scope| {
@@ -161,7 +161,7 @@
 //!
 //! An entry, that is a reference into a table, kept after the section:
 //! ```compile_fail,E0597
-//! # use vmmu::{addr::*, host::Host, protocol::*, RootName};
+//! # use vmmu::{addr::*, host::Host, internals::*, RootName};
 //! fn read<H: Host>(local: &mut Local<'_, H>, root: RootName, gfn: Gfn) {
 //!     let entry;
 //!     {
@@ -172,7 +172,7 @@
 //! }
 //! ```
 //! ```
-//! # use vmmu::{addr::*, host::Host, protocol::*, RootName};
+//! # use vmmu::{addr::*, host::Host, internals::*, RootName};
 //! fn read<H: Host>(local: &mut Local<'_, H>, root: RootName, gfn: Gfn) {
 //!     let entry;
 //!     {
@@ -185,7 +185,7 @@
 //!
 //! A permit kept after it: what the permit rests on may have changed.
 //! ```compile_fail,E0597
-//! # use vmmu::{addr::*, host::Host, protocol::*, tdp::*};
+//! # use vmmu::{addr::*, host::Host, internals::*, *};
 //! fn map<H: Host>(local: &mut Local<'_, H>, frame: &ResolvedFault<'_>, full: ReservedPages<'_>) {
 //!     let permit;
 //!     {
@@ -196,7 +196,7 @@
 //! }
 //! ```
 //! ```
-//! # use vmmu::{addr::*, host::Host, protocol::*, tdp::*};
+//! # use vmmu::{addr::*, host::Host, internals::*, *};
 //! fn map<H: Host>(local: &mut Local<'_, H>, frame: &ResolvedFault<'_>, full: ReservedPages<'_>) {
 //!     let permit;
 //!     {
@@ -209,8 +209,8 @@
 //!
 //! A table carried out of a walk's closure; the walk leaves its section after each.
 //! ```compile_fail,E0521
-//! # use vmmu::{host::Host, protocol::*};
-//! fn keep<H: Host>(revoked: Quiesced<'_, H, HostPages>) {
+//! # use vmmu::{host::Host, internals::*};
+//! fn keep<H: Host>(quiesced: Quiesced<'_, H, HostPages>) {
 //!     let mut kept = None;
 //!     let _walked = quiesced.walk(|page| {
 //!         kept = Some(page);
@@ -219,8 +219,8 @@
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::Host, protocol::*};
-//! fn keep<H: Host>(revoked: Quiesced<'_, H, HostPages>) {
+//! # use vmmu::{host::Host, internals::*};
+//! fn keep<H: Host>(quiesced: Quiesced<'_, H, HostPages>) {
 //!     let mut kept = None;
 //!     let _walked = quiesced.walk(|page| {
 //!         kept = Some(page.range());
@@ -231,8 +231,8 @@
 //!
 //! An entry of it carried out likewise:
 //! ```compile_fail,E0521
-//! # use vmmu::{host::Host, protocol::*};
-//! fn keep<H: Host>(revoked: Quiesced<'_, H, HostPages>) {
+//! # use vmmu::{host::Host, internals::*};
+//! fn keep<H: Host>(quiesced: Quiesced<'_, H, HostPages>) {
 //!     let mut kept = None;
 //!     let _walked = quiesced.walk(|page| {
 //!         kept = page.entries().next();
@@ -241,8 +241,8 @@
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::Host, protocol::*};
-//! fn keep<H: Host>(revoked: Quiesced<'_, H, HostPages>) {
+//! # use vmmu::{host::Host, internals::*};
+//! fn keep<H: Host>(quiesced: Quiesced<'_, H, HostPages>) {
 //!     let mut kept = None;
 //!     let _walked = quiesced.walk(|page| {
 //!         kept = page.entries().next().map(|entry| entry.value());
