@@ -11,7 +11,7 @@ use bench::{BACKING, Memory, Order, Rig, amd, intel, range, write};
 use gungraun::{library_benchmark, library_benchmark_group, main};
 use vmmu::addr::{Gpa, Level};
 use vmmu::slot::AddressSpace;
-use vmmu::{HostRange, Processor, Role};
+use vmmu::{HostRange, Processor};
 
 /// Entries of a table.
 const TABLE: u64 = 512;
@@ -86,7 +86,7 @@ fn fault_mmio(rig: &'static mut Rig) -> &'static mut Rig {
 fn translate(rig: &'static mut Rig) -> u64 {
     let mut found = 0;
     for n in 0..TABLE {
-        found += u64::from(rig.vcpu.translate(Role::PLAIN, Gpa(n << 12)).is_some());
+        found += u64::from(rig.vcpu.translate(Gpa(n << 12)).is_some());
     }
     found
 }
@@ -99,7 +99,7 @@ fn zapped(rig: &'static mut Rig) {
 #[bench::page_x1(full(Memory::Backed), 1)]
 #[bench::table_x512(full(Memory::Backed), TABLE)]
 fn zap(rig: &'static mut Rig, pages: u64) -> &'static mut Rig {
-    rig.vcpu.zap(AddressSpace(0), range(0, pages));
+    rig.worker.zap(AddressSpace::Normal, range(0, pages));
     rig
 }
 
@@ -107,7 +107,7 @@ fn zap(rig: &'static mut Rig, pages: u64) -> &'static mut Rig {
 #[bench::page_x1(full(Memory::Backed), 1)]
 #[bench::table_x512(full(Memory::Backed), TABLE)]
 fn invalidate(rig: &'static mut Rig, pages: u64) -> &'static mut Rig {
-    drop(rig.vcpu.invalidate_range(HostRange { backing: BACKING, first: 0, pages }));
+    drop(rig.worker.invalidate_range(HostRange { backing: BACKING, first: 0, pages }));
     rig
 }
 
@@ -118,7 +118,7 @@ fn invalidate(rig: &'static mut Rig, pages: u64) -> &'static mut Rig {
 #[bench::of_4096_same_x256(Rig::with_slots(4096, Order::Same))]
 #[bench::of_4096_random_x256(Rig::with_slots(4096, Order::Random))]
 fn slot(rig: &'static mut Rig) -> u64 {
-    rig.vcpu.look_up(&rig.frames)
+    rig.worker.look_up(&rig.frames)
 }
 
 #[library_benchmark]
@@ -126,6 +126,7 @@ fn slot(rig: &'static mut Rig) -> u64 {
 fn enter_and_exit(rig: &'static mut Rig) -> u64 {
     let mut entered = 0;
     for _ in 0..256 {
+        rig.vcpu.load_root().unwrap();
         if let Ok(guest) = rig.vcpu.before_enter(Processor(0)) {
             guest.after_exit();
             entered += 1;

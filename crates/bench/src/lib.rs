@@ -14,9 +14,9 @@ use vmmu::host::{
     Backing, Contents, Cpus, FrameQuery, HostFrame, Observer, Placement, Resolution, TablePage,
     TablePages, VcpuId,
 };
-use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
+use vmmu::slot::{AddressSpace, LinearFrames, Mutability, SlotId, SlotSpec, Source};
 use vmmu::{Cause, Outcome, PageFault};
-use vmmu::{Config, Mmu, Processor, VcpuMmu};
+use vmmu::{Config, Mmu, VcpuMmu, Worker};
 
 /// Table pages a host has.
 const STOCK: usize = 512;
@@ -72,7 +72,8 @@ impl Observer for ListHost {}
 #[derive(Debug)]
 pub struct Computed(Level);
 
-impl Backing for Computed {
+// SAFETY: no guest runs; the frames are numbers.
+unsafe impl Backing for Computed {
     fn find(&self, query: &FrameQuery) -> Resolution {
         Resolution::Frame(HostFrame {
             pfn: Pfn(FRAMES + query.page),
@@ -87,7 +88,9 @@ impl Backing for Computed {
 #[derive(Debug)]
 pub struct Rig {
     /// The vCPU, which is a worker too.
-    pub vcpu: VcpuMmu<'static, ListHost>,
+    pub vcpu: VcpuMmu<&'static Mmu<ListHost>>,
+    /// For what no vCPU does.
+    pub worker: Worker<&'static Mmu<ListHost>>,
     /// For faults in backed slots.
     pub backing: Computed,
     /// Frames to look up, in the order in which that is done.
@@ -131,7 +134,10 @@ impl Rig {
         let rig = Self::without_slots(format, level, 1);
         let pages = Level::Size1G.pages();
         let source = match memory {
-            Memory::Linear => Source::Linear { pfn: Pfn(FRAMES), memory: MemoryType::WriteBack },
+            Memory::Linear => {
+                // SAFETY: no guest runs; the frames are numbers.
+                Source::Linear(unsafe { LinearFrames::new(Pfn(FRAMES), MemoryType::WriteBack) })
+            }
             Memory::Backed => Source::Backed { backing: BACKING, first: 0 },
         };
         rig.create(0, range(0, pages), source);
@@ -142,22 +148,23 @@ impl Rig {
         let config = Config { slots, largest: level, ..Config::new(format, 1) };
         let vm: &'static _ = Box::leak(Box::new(Mmu::new(ListHost::new(), &config).expect("a VM")));
         let mut vcpu = vm.vcpu(VcpuId(0)).expect("a vCPU");
-        drop(vcpu.before_enter(Processor(0)).expect("a root"));
+        vcpu.load_root().expect("a root");
         vcpu.reserve(0).expect("table pages");
+        let worker = vm.worker().expect("a worker");
         let backing = Computed(level);
-        Box::leak(Box::new(Rig { vcpu, backing, frames: Vec::new(), vm }))
+        Box::leak(Box::new(Rig { vcpu, worker, backing, frames: Vec::new(), vm }))
     }
 
     fn create(&mut self, n: u32, range: GfnRange, source: Source) {
         let spec = SlotSpec {
             id: SlotId(n),
-            space: AddressSpace(0),
+            space: AddressSpace::Normal,
             range,
             source,
             mutability: Mutability::ReadWrite,
             largest: Level::Size1G,
         };
-        self.vcpu.create_slot(&spec).expect("a slot");
+        self.worker.create_slot(&spec).expect("a slot");
     }
 
     /// Slots of one page with one page between them; 256 frames of them to look up, all the same
@@ -166,7 +173,10 @@ impl Rig {
         let rig = Self::without_slots(amd(), Level::Size4K, slots);
         for n in 0..slots {
             let gfn = 2 * u64::from(n);
-            let source = Source::Linear { pfn: Pfn(FRAMES + gfn), memory: MemoryType::WriteBack };
+            // SAFETY: no guest runs; the frames are numbers.
+            let source = Source::Linear(unsafe {
+                LinearFrames::new(Pfn(FRAMES + gfn), MemoryType::WriteBack)
+            });
             rig.create(n, range(gfn, 1), source);
         }
         // Multiplying by an odd number visits all slots, far from one another.

@@ -10,7 +10,7 @@ use std::thread;
 use fastrand::Rng;
 use vmmu::addr::{Gfn, Level, Pfn};
 use vmmu::entry::{Access, Format};
-use vmmu::host::{Backing, FrameQuery, HostFrame, Resolution};
+use vmmu::host::{Backing, FrameQuery, GuestMemory, HostFrame, Resolution};
 use vmmu::slot::SlotId;
 
 use crate::report::{Breaches, Report, Rule, Verdict};
@@ -112,7 +112,10 @@ fn frame<B: Backing>(
 ///
 /// The bytes of its frames are read, overwritten and restored. Nothing may be invalidated or moved
 /// meanwhile, and nobody else may use them.
-pub fn check_backing<B: Backing + Sync>(backing: &B, options: &BackingOptions) -> Report {
+pub fn check_backing<B: Backing + GuestMemory + Sync>(
+    backing: &B,
+    options: &BackingOptions,
+) -> Report {
     let mut report = Report::new("backing");
     let [retry, same, write, contains, read, size, place, whole, possible, bytes @ ..] = RULES;
     let mut rng = Rng::with_seed(options.seed);
@@ -210,7 +213,7 @@ pub fn check_backing<B: Backing + Sync>(backing: &B, options: &BackingOptions) -
     report
 }
 
-fn stays_the_same<B: Backing + Sync>(
+fn stays_the_same<B: Backing + GuestMemory + Sync>(
     backing: &B,
     options: &BackingOptions,
     answers: &[(u64, Access, HostFrame)],
@@ -293,7 +296,7 @@ impl Bytes {
     }
 }
 
-fn check_bytes<B: Backing + Sync>(
+fn check_bytes<B: Backing + GuestMemory + Sync>(
     report: &mut Report,
     backing: &B,
     answers: &[(u64, Access, HostFrame)],
@@ -309,7 +312,7 @@ fn check_bytes<B: Backing + Sync>(
         let mut breaches = Breaches::default();
         for &pfn in &frames {
             let Some(at) = backing.bytes(pfn) else { continue };
-            match at.addr().get().is_multiple_of(8) {
+            match at.addr().get().is_multiple_of(4096) {
                 true => usable.push(pfn),
                 false => breaches.add(|| format!("frame {pfn} at {at:?}")),
             }

@@ -26,7 +26,7 @@
 //!         0
 //!     }
 //!     fn take(&self, placement: Placement) -> Option<TablePage> {
-//!         # if ask.below.is_some() { return None; }
+//!         # if placement.below.is_some() { return None; }
 //!         let page = unsafe { alloc(Layout::from_size_align(4096, 4096).ok()?) };
 //!         let pfn = Pfn(page.expose_provenance() as u64 >> 12);
 //!         Some(TablePage { pfn, contents: Contents::Unknown })

@@ -20,11 +20,13 @@ use vmmu::entry::ept::EptOptions;
 use vmmu::entry::npt::NptOptions;
 use vmmu::entry::{Access, Format, FormatError, Record, ept, npt};
 use vmmu::host::{
-    Backing, Cpus, Event, FrameQuery, Host, Observer, Placement, Resolution, TablePage, TablePages,
-    VcpuId,
+    Backing, Cpus, Event, FrameQuery, GuestMemory, Host, Observer, Placement, Resolution,
+    TablePage, TablePages, VcpuId, Wait,
 };
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
-use vmmu::{AccessError, AccessFailure, Config, Flush, Mmu, Processor, VcpuMmu, Worker};
+use vmmu::{
+    AccessError, AccessFailure, Config, EnterError, Flush, Mmu, Processor, VcpuMmu, Worker,
+};
 use vmmu::{Cause, Outcome, PageFault};
 
 use crate::report::{Breaches, Report, Rule, Verdict};
@@ -196,8 +198,8 @@ impl<H: Host> Cpus for Judged<'_, H> {
         self.host.kick(vcpu);
     }
 
-    fn relax(&self) {
-        self.host.relax();
+    fn wait(&self, wait: Wait) {
+        self.host.wait(wait);
     }
 }
 
@@ -254,7 +256,7 @@ struct Run<'o, 'b, B> {
     done: Done,
 }
 
-impl<B: Backing> Run<'_, '_, B> {
+impl<B: Backing + GuestMemory> Run<'_, '_, B> {
     /// Somewhere in the slot, mostly where something has happened lately: what a processor has
     /// cached must be touched again soon after it was taken back.
     fn word(&mut self) -> u64 {
@@ -268,7 +270,7 @@ impl<B: Backing> Run<'_, '_, B> {
     }
 
     /// One access of the guest's.
-    fn access<H: Host>(&mut self, vcpu: &mut VcpuMmu<'_, Judged<'_, H>>, memory: &Judged<'_, H>) {
+    fn access<H: Host>(&mut self, vcpu: &mut VcpuMmu<&Mmu<Judged<'_, H>>>, memory: &Judged<'_, H>) {
         let gpa = self.word();
         let kind = match self.rng.u8(..8) {
             0..4 => machine::Access::Read,
@@ -284,8 +286,12 @@ impl<B: Backing> Run<'_, '_, B> {
         let on = self.rng.u32(..self.options.processors);
         let mut last = None;
         for _ in 0..self.options.patience {
+            if let Err(error) = vcpu.load_root() {
+                return self.wrong.stuck.add(|| format!("no root: {error}"));
+            }
             let entry = match vcpu.before_enter(Processor(on)) {
                 Ok(entry) => entry,
+                Err(EnterError::LoadRoot) => continue,
                 Err(error) => return self.wrong.stuck.add(|| format!("no entry: {error}")),
             };
             let context = Context {
@@ -381,9 +387,9 @@ impl<B: Backing> Run<'_, '_, B> {
     }
 
     /// A read or write by the library.
-    fn copy<H: Host>(&mut self, worker: &mut Worker<'_, H>) {
+    fn copy<H: Host>(&mut self, worker: &mut Worker<&Mmu<H>>) {
         let gpa = self.word();
-        let (backing, space) = (self.backing, AddressSpace(0));
+        let (backing, space) = (self.backing, AddressSpace::Normal);
         let mut failed = |end: Result<(), AccessError>| match end {
             Ok(()) => false,
             // The host's right.
@@ -393,7 +399,7 @@ impl<B: Backing> Run<'_, '_, B> {
                     AccessFailure::Unreachable
                         | AccessFailure::Hole
                         | AccessFailure::ReadOnly
-                        | AccessFailure::Busy
+                        | AccessFailure::Busy(_)
                 );
                 self.wrong.library.add_if(!fine, || format!("{gpa:#x}: {:?}", error.why));
                 true
@@ -429,10 +435,10 @@ impl<B: Backing> Run<'_, '_, B> {
 /// [`invalidate_begin`](Worker::invalidate_begin) and [`invalidate_end`](Worker::invalidate_end)),
 /// and in between puts the page's contents elsewhere. A page that the backing cannot give again is
 /// left out from then on; contents may not change. The vCPUs are outside the guest meanwhile.
-pub fn check_together<H: Host, B: Backing>(
+pub fn check_together<H: Host, B: Backing + GuestMemory>(
     host: &H,
     backing: &B,
-    mut take_back: impl FnMut(&mut Worker<'_, Judged<'_, H>>, u64),
+    mut take_back: impl FnMut(&mut Worker<&Mmu<Judged<'_, H>>>, u64),
     options: &TogetherOptions,
 ) -> Report {
     let mut report = Report::new("host, backing and library together");
@@ -506,16 +512,19 @@ pub fn check_together<H: Host, B: Backing>(
 }
 
 /// Everything in turns.
-fn play<H: Host, B: Backing>(
+fn play<H: Host, B: Backing + GuestMemory>(
     vm: &Mmu<Judged<'_, H>>,
     run: &mut Run<'_, '_, B>,
-    take_back: &mut impl FnMut(&mut Worker<'_, Judged<'_, H>>, u64),
+    take_back: &mut impl FnMut(&mut Worker<&Mmu<Judged<'_, H>>>, u64),
 ) -> Verdict {
     let options = run.options;
-    let Some(mut worker) = vm.worker() else { return Verdict::Failed("no worker".into()) };
+    let mut worker = match vm.worker() {
+        Ok(worker) => worker,
+        Err(error) => return Verdict::Failed(format!("no worker: {error}")),
+    };
     let made = worker.create_slot(&SlotSpec {
         id: SlotId(0),
-        space: AddressSpace(0),
+        space: AddressSpace::Normal,
         range: options.range,
         source: Source::Backed { backing: options.backing, first: options.first },
         mutability: Mutability::ReadWrite,
@@ -524,7 +533,7 @@ fn play<H: Host, B: Backing>(
     if let Err(error) = made {
         return Verdict::Failed(format!("no slot: {error}"));
     }
-    let mut vcpus: Vec<_> = (0..options.vcpus).filter_map(|id| vm.vcpu(VcpuId(id))).collect();
+    let mut vcpus: Vec<_> = (0..options.vcpus).filter_map(|id| vm.vcpu(VcpuId(id)).ok()).collect();
     if vcpus.is_empty() {
         return Verdict::Failed("no vCPU".into());
     }
@@ -549,7 +558,7 @@ fn play<H: Host, B: Backing>(
     Verdict::Passed(format!("{} steps", options.steps))
 }
 
-fn at_the_end<H: Host, B: Backing>(
+fn at_the_end<H: Host, B: Backing + GuestMemory>(
     report: &mut Report,
     vm: &mut Mmu<Judged<'_, H>>,
     backing: &B,

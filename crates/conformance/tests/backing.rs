@@ -47,9 +47,16 @@ fn each_bad_backing_is_caught() {
 #[test]
 fn a_backing_without_bytes_is_not_judged_by_them() {
     struct Bare(Frames);
-    impl vmmu::host::Backing for Bare {
+    // SAFETY: what is named is memory of the test.
+    unsafe impl vmmu::host::Backing for Bare {
         fn find(&self, query: &vmmu::host::FrameQuery) -> vmmu::host::Resolution {
             self.0.find(query)
+        }
+    }
+    // SAFETY: it names nothing.
+    unsafe impl vmmu::host::GuestMemory for Bare {
+        fn bytes(&self, _: vmmu::addr::Pfn) -> Option<std::ptr::NonNull<vmmu::host::GuestPage>> {
+            None
         }
     }
     let report = check_backing(&Bare(Frames::new(BadFrames::No)), &options());
@@ -58,7 +65,7 @@ fn a_backing_without_bytes_is_not_judged_by_them() {
 
 #[test]
 fn contents_are_as_before() {
-    use vmmu::host::Backing;
+    use vmmu::host::GuestMemory;
     let frames = Frames::new(BadFrames::No);
     let pfn = vmmu::addr::Pfn(0x40_0000);
     let word = |frames: &Frames| frames.bytes(pfn).unwrap().cast::<u64>();

@@ -6,7 +6,7 @@ use conformance::{Judged, Report, Tables, TogetherOptions, check_together};
 use support::{BadFrames, BadPool, Frames, OnEvent, Pool, Whole, assert_broken, assert_kept};
 use vmmu::entry::ept::EptOptions;
 use vmmu::entry::npt::NptOptions;
-use vmmu::{HostRange, Worker};
+use vmmu::{HostRange, Mmu, Worker};
 
 const BACKING: u64 = 7;
 
@@ -29,7 +29,7 @@ enum Bad {
     DoesNothing,
 }
 
-fn take_back(frames: &Frames, bad: Bad) -> impl FnMut(&mut Worker<'_, Judged<'_, Whole>>, u64) {
+fn take_back(frames: &Frames, bad: Bad) -> impl FnMut(&mut Worker<&Mmu<Judged<'_, Whole>>>, u64) {
     let mut count = 0;
     move |worker, page| {
         count += 1;

@@ -8,7 +8,7 @@ use vmmu::addr::{Gpa, Hpa, Pfn};
 use vmmu::entry::Access as Wants;
 use vmmu::slot::AddressSpace;
 use vmmu::{Cause, FaultStep, Outcome, PageFault};
-use vmmu::{EnterError, Flush, Role, VcpuMmu};
+use vmmu::{EnterError, Flush, LoadError, Mmu, Role, VcpuMmu, Worker};
 
 use crate::Violation;
 use crate::arena::{Arena, Owner};
@@ -24,7 +24,9 @@ const PATIENCE: u32 = 6;
 /// A vCPU and its thread.
 pub struct Guest<'p, 'r, 'vm> {
     pub actor: Actor<'p, 'r, 'vm>,
-    pub vcpu: VcpuMmu<'vm, Host>,
+    pub vcpu: VcpuMmu<&'vm Mmu<Host>>,
+    /// For what the library does on its own in the thread of this vCPU.
+    pub worker: Worker<&'vm Mmu<Host>>,
     /// Its number among the vCPUs.
     pub number: usize,
     pub role: Role,
@@ -64,13 +66,13 @@ impl<'vm> Guest<'_, '_, 'vm> {
         if !matches!(op, Op::Read { .. } | Op::Write { .. } | Op::Starve { .. }) {
             self.actor.ran(op.name());
         }
-        let space = self.role.space.0;
+        let space = self.role.space as u8;
         match op {
             Op::Run { processor, accesses } => self.run(*processor, accesses),
             Op::Role(n) => {
                 let roles = [(0, 0), (0, 1), (1, 0)];
                 let (space, flavour) = roles[*n as usize % roles.len()];
-                self.role = Role { space: AddressSpace(space), flavour };
+                self.role = Role { space: AddressSpace::ALL[space], flavour };
                 self.vcpu.set_role(self.role);
                 Ok(())
             }
@@ -88,7 +90,7 @@ impl<'vm> Guest<'_, '_, 'vm> {
                 self.actor.did(op, fault? == Outcome::OutOfMemory);
                 Ok(())
             }
-            op => self.actor.access_by_library(&mut self.vcpu, space, op),
+            op => self.actor.access_by_library(&mut self.worker, space, op),
         }
     }
 
@@ -108,7 +110,7 @@ impl<'vm> Guest<'_, '_, 'vm> {
                 drop(posted);
                 return Ok(());
             }
-            FaultStep::MissingPages(_) => return Ok(()),
+            FaultStep::LoadRoot | FaultStep::MissingPages(_) => return Ok(()),
             FaultStep::Done(outcome) => outcome,
         };
         self.actor.met(outcome.name());
@@ -131,7 +133,7 @@ impl<'vm> Guest<'_, '_, 'vm> {
                 Some(Left::Kicked) => self.actor.met("interrupt"),
                 Some(Left::Fault(exit)) => {
                     let access = accesses.get(next).unwrap_or(access);
-                    let spot = Spot::of(self.role.space.0, access.at);
+                    let spot = Spot::of(self.role.space as u8, access.at);
                     if !self.fix(spot, access.touch, exit)? {
                         next += 1;
                         tries = 0;
@@ -158,7 +160,7 @@ impl<'vm> Guest<'_, '_, 'vm> {
         next: &mut usize,
     ) -> Result<Option<Left>, Violation> {
         let actor = &mut self.actor;
-        let (play, space) = (actor.play, self.role.space.0);
+        let (play, space) = (actor.play, self.role.space as u8);
         let host = play.vm.host();
         // There are more processors than vCPUs.
         let processors = play.processors;
@@ -171,9 +173,17 @@ impl<'vm> Guest<'_, '_, 'vm> {
             }
             play.turns.point();
         };
+        match self.vcpu.load_root() {
+            Ok(()) => {}
+            Err(LoadError::RootsBusy) => return Ok(None),
+            Err(why) => return Err(actor.bad(format!("a vCPU has no root: {why}"))),
+        }
         let inside = match self.vcpu.before_enter(vmmu::Processor(n as u32)) {
             Ok(inside) => inside,
-            Err(EnterError::RootsBusy) => return Ok(None),
+            Err(EnterError::LoadRoot) => {
+                actor.met("root gone before the entry");
+                return Ok(None);
+            }
             Err(why) => return Err(actor.bad(format!("a vCPU cannot enter: {why}"))),
         };
         let tag = self.number as u16 + 1;

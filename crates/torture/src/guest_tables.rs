@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use machine::{Long, Paging};
 use vmmu::addr::{Gfn, GfnRange, Level, Pfn};
 use vmmu::entry::MemoryType;
-use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
+use vmmu::slot::{AddressSpace, LinearFrames, Mutability, SlotId, SlotSpec, Source};
 
 use crate::arena::{Arena, GUEST_TABLES, PHYS_BITS};
 use crate::model::{DEVICES, Pages, SITES};
@@ -34,9 +34,10 @@ pub fn slot() -> SlotSpec {
     let memory = MemoryType::WriteBack;
     SlotSpec {
         id: SLOT,
-        space: AddressSpace(0),
+        space: AddressSpace::Normal,
         range: GfnRange::sized(Gfn(START), GUEST_TABLES).expect("short"),
-        source: Source::Linear { pfn: Pfn(Arena::GUEST_TABLES_HOME), memory },
+        // SAFETY: the arena has these frames for the guest's tables and for nothing else.
+        source: Source::Linear(unsafe { LinearFrames::new(Pfn(Arena::GUEST_TABLES_HOME), memory) }),
         mutability: Mutability::ReadWrite,
         largest: Level::Size4K,
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use vmmu::addr::Pfn;
-use vmmu::host::{Contents, Cpus, Event, Observer, Placement, TablePage, TablePages, VcpuId};
+use vmmu::host::{Contents, Cpus, Event, Observer, Placement, TablePage, TablePages, VcpuId, Wait};
 
 use crate::Violation;
 use crate::arena::Arena;
@@ -120,7 +120,7 @@ impl Cpus for Host {
         self.turns.point();
     }
 
-    fn relax(&self) {
+    fn wait(&self, _: Wait) {
         self.turns.relax();
     }
 }

@@ -3,8 +3,10 @@
 
 use vmmu::addr::{Gfn, GfnRange, Level, Pfn};
 use vmmu::entry::MemoryType;
-use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
-use vmmu::{AccessError, AccessFailure, Deletion, Drain, HostRange, Progress, Role, Worker, Zap};
+use vmmu::slot::{AddressSpace, LinearFrames, Mutability, SlotId, SlotSpec, Source};
+use vmmu::{
+    AccessError, AccessFailure, Deletion, Drain, HostRange, Mmu, Progress, Role, Worker, Zap,
+};
 
 use crate::Violation;
 use crate::arena::{Arena, BLOCKS};
@@ -17,7 +19,7 @@ use crate::store::{Answered, Change};
 /// A thread of the host, and what it has begun.
 pub struct Keeper<'p, 'r, 'vm> {
     pub actor: Actor<'p, 'r, 'vm>,
-    pub worker: Worker<'vm, Host>,
+    pub worker: Worker<&'vm Mmu<Host>>,
     pub long: Option<HostRange>,
     pub deletion: Option<(Deletion, Place<'r>, SlotId)>,
     pub zap: Option<Zap>,
@@ -36,13 +38,21 @@ fn spec(id: SlotId, site: usize, view: View, largest: Level) -> SlotSpec {
     let source = match view.pages {
         Pages::Blocks(first) => Source::Backed { backing: BLOCK_BACKING, first },
         Pages::Huge => Source::Backed { backing: HUGE_BACKING, first: 0 },
-        Pages::Linear => {
-            Source::Linear { pfn: Pfn(Arena::LINEAR_HOME), memory: MemoryType::WriteBack }
-        }
+        // SAFETY: the arena has these frames for the linear slot and for nothing else.
+        Pages::Linear => Source::Linear(unsafe {
+            LinearFrames::new(Pfn(Arena::LINEAR_HOME), MemoryType::WriteBack)
+        }),
     };
     let mutability = if view.read_only { Mutability::ReadOnly } else { Mutability::ReadWrite };
     let range = GfnRange::sized(Gfn(place.start), place.pages).expect("sites are short");
-    SlotSpec { id, space: AddressSpace(place.space), range, source, mutability, largest }
+    SlotSpec {
+        id,
+        space: AddressSpace::ALL[usize::from(place.space)],
+        range,
+        source,
+        mutability,
+        largest,
+    }
 }
 
 /// The page of the model that may be where `pages` begins, if the host may change it.
@@ -368,7 +378,7 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
                     };
                 }
                 Err(short) => {
-                    frame = short.frame;
+                    frame = short.resolved;
                     self.worker
                         .reserve(0)
                         .map_err(|why| self.actor.bad(format!("no tables: {why}")))?;
@@ -398,10 +408,10 @@ pub fn finish(mut keeper: Keeper<'_, '_, '_>) -> Result<crate::play::Tally, Viol
 }
 
 impl Actor<'_, '_, '_> {
-    /// The library reads, writes, exchanges or translates on its own; a vCPU is a worker too.
+    /// The library reads, writes, exchanges or translates on its own.
     pub fn access_by_library(
         &mut self,
-        worker: &mut Worker<'_, Host>,
+        worker: &mut Worker<&Mmu<Host>>,
         space: u8,
         op: &Op,
     ) -> Result<(), Violation> {
@@ -429,7 +439,7 @@ impl Actor<'_, '_, '_> {
 
     fn library_reads(
         &mut self,
-        worker: &mut Worker<'_, Host>,
+        worker: &mut Worker<&Mmu<Host>>,
         spot: Spot,
         word: u8,
     ) -> Result<bool, Violation> {
@@ -455,7 +465,7 @@ impl Actor<'_, '_, '_> {
 
     fn library_writes(
         &mut self,
-        worker: &mut Worker<'_, Host>,
+        worker: &mut Worker<&Mmu<Host>>,
         spot: Spot,
     ) -> Result<bool, Violation> {
         // Which page it writes is known only while nobody changes the slot.
@@ -482,7 +492,7 @@ impl Actor<'_, '_, '_> {
 
     fn library_exchanges(
         &mut self,
-        worker: &mut Worker<'_, Host>,
+        worker: &mut Worker<&Mmu<Host>>,
         spot: Spot,
     ) -> Result<bool, Violation> {
         let (word, value) = (self.word(), self.next_value());
@@ -531,7 +541,7 @@ impl Actor<'_, '_, '_> {
             AccessFailure::NoMemory => seen.nothing(),
             AccessFailure::ReadOnly => is_write && seen.some(true),
             AccessFailure::Hole => self.hands.answered.get() == Answered::Hole,
-            AccessFailure::Busy => true,
+            AccessFailure::Busy(_) => true,
             _ => false,
         };
         if is_right {

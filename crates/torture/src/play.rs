@@ -124,7 +124,7 @@ impl Spot {
     }
 
     pub fn space(&self) -> AddressSpace {
-        AddressSpace(self.space)
+        AddressSpace::ALL[usize::from(self.space)]
     }
 
     /// The place that `at` means in an address space.
@@ -361,7 +361,7 @@ impl<'vm> Actor<'_, '_, 'vm> {
     /// A whole fault by a vCPU, judged.
     pub fn fault(
         &self,
-        vcpu: &mut vmmu::VcpuMmu<'vm, Host>,
+        vcpu: &mut vmmu::VcpuMmu<&'vm vmmu::Mmu<Host>>,
         spot: Spot,
         access: Access,
         cause: Cause,

@@ -348,7 +348,7 @@ fn actor<'p, 'r, 'vm>(
     settings: &Settings,
     number: usize,
 ) -> Result<Actor<'p, 'r, 'vm>, Violation> {
-    let worker = play.vm.worker().ok_or_else(|| Violation::new("no place for a worker".into()))?;
+    let worker = play.vm.worker().map_err(|why| Violation::new(format!("a worker: {why}")))?;
     let hands = Hands {
         store: play.store,
         model: play.model,
@@ -366,8 +366,9 @@ fn guest<'p, 'r, 'vm>(
     number: usize,
 ) -> Result<Guest<'p, 'r, 'vm>, Violation> {
     let vcpu = play.vm.vcpu(VcpuId(number as u32));
-    let vcpu = vcpu.ok_or_else(|| Violation::new(format!("no vCPU {number}")))?;
-    Ok(Guest { actor: actor(play, settings, number)?, vcpu, number, role: Role::PLAIN })
+    let vcpu = vcpu.map_err(|why| Violation::new(format!("vCPU {number}: {why}")))?;
+    let worker = play.vm.worker().map_err(|why| Violation::new(format!("a worker: {why}")))?;
+    Ok(Guest { actor: actor(play, settings, number)?, vcpu, worker, number, role: Role::PLAIN })
 }
 
 fn keeper<'p, 'r, 'vm>(
@@ -375,7 +376,7 @@ fn keeper<'p, 'r, 'vm>(
     settings: &Settings,
     number: usize,
 ) -> Result<Keeper<'p, 'r, 'vm>, Violation> {
-    let worker = play.vm.worker().ok_or_else(|| Violation::new("no place for a worker".into()))?;
+    let worker = play.vm.worker().map_err(|why| Violation::new(format!("a worker: {why}")))?;
     let actor = actor(play, settings, number)?;
     Ok(Keeper { actor, worker, long: None, deletion: None, zap: None, drain: None })
 }

@@ -15,8 +15,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use vmmu::addr::{Level, Pfn};
 use vmmu::check::Witness;
 use vmmu::entry::{Access, MemoryType};
-use vmmu::host::{Backing, FrameQuery, HostFrame, Resolution};
-use vmmu::{HostRange, Worker};
+use vmmu::host::{Backing, FrameQuery, GuestMemory, GuestPage, HostFrame, Resolution};
+use vmmu::{HostRange, Mmu, Worker};
 
 use crate::Violation;
 use crate::arena::{Arena, BLOCKS, WORDS};
@@ -90,7 +90,7 @@ impl Store {
     /// at them.
     pub fn change(
         &self,
-        worker: &mut Worker<'_, Host>,
+        worker: &mut Worker<&Mmu<Host>>,
         host: &Host,
         model: &Model,
         pages: Range<usize>,
@@ -247,7 +247,7 @@ pub struct Hands<'r, 'vm> {
     pub store: &'r Store,
     pub model: &'r Model,
     pub host: &'vm Host,
-    pub worker: RefCell<Worker<'vm, Host>>,
+    pub worker: RefCell<Worker<&'vm Mmu<Host>>>,
     pub answered: Cell<Answered>,
     pub rng: RefCell<fastrand::Rng>,
 }
@@ -305,7 +305,8 @@ fn frame(pfn: u64, level: Level, access: Access) -> Resolution {
     Resolution::Frame(HostFrame { pfn: Pfn(pfn), level, access, memory: MemoryType::WriteBack })
 }
 
-impl Backing for Hands<'_, '_> {
+// SAFETY: the arena knows whose each frame is, and the torture moves pages inside invalidations.
+unsafe impl Backing for Hands<'_, '_> {
     fn find(&self, query: &FrameQuery) -> Resolution {
         let found = self.answer(query).unwrap_or_else(|violation| {
             self.host.turns().fail(violation);
@@ -319,9 +320,12 @@ impl Backing for Hands<'_, '_> {
         });
         found
     }
+}
 
-    fn bytes(&self, pfn: Pfn) -> Option<NonNull<u8>> {
-        self.host.arena().bytes(pfn.0)
+// SAFETY: pages of the arena, mapped for as long as the torture runs.
+unsafe impl GuestMemory for Hands<'_, '_> {
+    fn bytes(&self, pfn: Pfn) -> Option<NonNull<GuestPage>> {
+        self.host.arena().bytes(pfn.0).map(NonNull::cast)
     }
 }
 

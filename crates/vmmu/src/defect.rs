@@ -122,6 +122,10 @@ defects! {
     LooksAtRetiringRoot looks_at_retiring_root ["D-r3"];
     /// A section count that becomes odd does not carry what the section before it did.
     CountWithoutRelease count_without_release ["D-r4"];
+    /// A translation of an address beyond the tables answers for a low one.
+    TranslatesBeyondTables translates_beyond_tables ["F-M8"];
+    /// A copy from a linear page does not look again whether its slot is still there.
+    CopiesWithoutLook copies_without_look ["F-b"];
     /// A revocation walks without having waited for a grace period.
     WalkWithoutGracePeriod walk_without_grace_period ["D-w3", "D-e4"];
 }

@@ -27,6 +27,32 @@ pub enum Cause {
     Prefault,
 }
 
+/// Why something cannot be done just now, though nothing is wrong. The library does not wait for
+/// these, because the caller may be the one who has to end them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Busy {
+    /// The page is under an invalidation by the host: it can be had after the invalidation's end.
+    Invalidation,
+    /// The backing has the page later ([`Resolution::Pending`](crate::host::Resolution::Pending)).
+    Pending,
+    /// The slot is being deleted.
+    SlotDying,
+    /// Too many requests are out: complete or drop one.
+    Requests,
+}
+
+impl fmt::Display for Busy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Busy::Invalidation => "under an invalidation by the host",
+            Busy::Pending => "the backing has it later",
+            Busy::SlotDying => "its slot is being deleted",
+            Busy::Requests => "too many requests are out: complete or drop one",
+        })
+    }
+}
+
 /// How a fault ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]

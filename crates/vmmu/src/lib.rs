@@ -11,7 +11,7 @@
 //! use vmmu::addr::{Gfn, GfnRange, Gpa, Level, Pfn};
 //! use vmmu::entry::{Access, MemoryType, npt};
 //! use vmmu::host::{Contents, Cpus, Observer, Placement, TablePage, TablePages, VcpuId};
-//! use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
+//! use vmmu::slot::{AddressSpace, LinearFrames, Mutability, SlotId, SlotSpec, Source};
 //! use vmmu::{PageFault, Cause, Outcome};
 //! use vmmu::{Config, Processor, Mmu};
 //!
@@ -42,24 +42,27 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let format = npt::format(npt::NptOptions::default())?;
-//! let vm = Mmu::new(MyHost, &Config::new(format, 1)).map_err(|error| error.why.to_string())?;
-//! let mut worker = vm.worker().ok_or("no place")?;
+//! let mmu = Mmu::new(MyHost, &Config::new(format, 1)).map_err(|error| error.why.to_string())?;
+//! let mut worker = mmu.worker()?;
 //! worker.create_slot(&SlotSpec {
 //!     id: SlotId(0),
-//!     space: AddressSpace(0),
+//!     space: AddressSpace::Normal,
 //!     range: GfnRange::sized(Gfn(0), 0x10000).ok_or("too long")?, // 256 MiB of guest memory
-//!     source: Source::Linear { pfn: Pfn(0x100000), memory: MemoryType::WriteBack },
+//!     // SAFETY: this host gives these frames to the guest and uses them for nothing else.
+//!     source: Source::Linear(unsafe { LinearFrames::new(Pfn(0x100000), MemoryType::WriteBack) }),
 //!     mutability: Mutability::ReadWrite,
 //!     largest: Level::Size2M,
 //! })?;
 //!
-//! let mut vcpu = vm.vcpu(VcpuId(0)).ok_or("no such vCPU")?; // in its thread
+//! let mut vcpu = mmu.vcpu(VcpuId(0))?; // in its thread
+//! vcpu.load_root()?; // may sleep: interrupts are on
 //! let entry = vcpu.before_enter(Processor(0))?;
 //! let (_ncr3, _flush) = (entry.root(), entry.flush()); // into the VMCB, then VMRUN
 //! entry.after_exit();
 //! let fault = PageFault { gpa: Gpa(0x1234567), access: Access::WRITE, cause: Cause::Guest };
 //! # struct NoBacking;
-//! # impl vmmu::host::Backing for NoBacking {
+//! # // SAFETY: it names nothing.
+//! # unsafe impl vmmu::host::Backing for NoBacking {
 //! #     fn find(&self, _: &vmmu::host::FrameQuery) -> vmmu::host::Resolution {
 //! #         vmmu::host::Resolution::Hole
 //! #     }
@@ -68,7 +71,7 @@
 //! assert_eq!(vcpu.handle_fault(&backing, fault), Outcome::Fixed(Level::Size2M)); // on a nested fault
 //!
 //! drop((worker, vcpu));
-//! vm.teardown(); // by value: every table page goes back
+//! mmu.teardown(); // by value: every table page goes back
 //! # Ok(())
 //! # }
 //! ```
@@ -167,7 +170,7 @@ pub mod slot {
     pub use crate::slots::edit::Room;
     pub use crate::slots::error::SlotError;
     pub use crate::state::slot::{
-        AddressSpace, Mutability, SlotId, SlotInfo, SlotSpec, SlotState, Source,
+        AddressSpace, LinearFrames, Mutability, SlotId, SlotInfo, SlotSpec, SlotState, Source,
     };
 }
 
@@ -205,18 +208,21 @@ pub mod internals {
 }
 
 pub use addr::HostRange;
-pub use api::drain::Drain;
 pub use api::dump::DumpError;
-pub use api::invalidate::{Invalidation, NotInvalidating, Zap};
+pub use api::hold::Hold;
 pub use api::memory::{AccessError, AccessFailure, GuestWord, Translation};
 pub use api::mmu::{Config, Mmu, NewError, NewReason};
-pub use api::slot_changes::Deletion;
+pub use api::notify::WouldWait;
 pub use api::stats::Stats;
-pub use api::vcpu::{EnterError, Flush, InGuest, Processor, VcpuMmu};
-pub use api::worker::Worker;
+pub use api::vcpu::{EnterError, Entered, Flush, InGuest, LoadError, Processor, VcpuMmu};
+pub use api::worker::{HandleError, Worker};
 pub use error::NoMemory;
-pub use fault::{Cause, MemoryFault, Outcome, PageFault};
+pub use fault::{Busy, Cause, MemoryFault, Outcome, PageFault};
+pub use revoke::invalidation::{Invalidation, NotInvalidating};
 pub use revoke::progress::Progress;
+pub use revoke::zap::Zap;
+pub use slots::deletion::Deletion;
+pub use slots::drain::Drain;
 pub use state::broken::Broken;
 pub use state::root::{Phase, Role, RootName};
 pub use table::cache::MissingPages;

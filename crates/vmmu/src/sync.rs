@@ -14,9 +14,14 @@ mod imp {
     pub use core::sync::atomic::{AtomicU64, fence};
     pub use spin::mutex::{SpinMutex as Mutex, SpinMutexGuard as MutexGuard};
 
-    /// Locks, spinning.
-    pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-        mutex.lock()
+    /// Locks; calls `wait` as long as somebody else has it.
+    pub fn lock_or_wait<T>(mutex: &Mutex<T>, mut wait: impl FnMut()) -> MutexGuard<'_, T> {
+        loop {
+            match mutex.try_lock() {
+                Some(guard) => return guard,
+                None => wait(),
+            }
+        }
     }
 }
 
@@ -31,13 +36,13 @@ mod imp {
         crate::watched::wait();
     }
 
-    /// Locks, spinning.
-    pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    /// Locks; calls `wait` as long as somebody else has it.
+    pub fn lock_or_wait<T>(mutex: &Mutex<T>, mut wait: impl FnMut()) -> MutexGuard<'_, T> {
         super::note(mutex);
         loop {
             match mutex.try_lock() {
                 Some(guard) => return guard,
-                None => spin_loop(),
+                None => wait(),
             }
         }
     }
@@ -53,9 +58,10 @@ mod imp {
         loom::thread::yield_now();
     }
 
-    /// Locks. A poisoned lock means that the model has failed already.
+    /// Locks: the model checker waits by itself. A poisoned lock means that the model has failed
+    /// already.
     #[expect(clippy::unwrap_used, reason = "only built for models")]
-    pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    pub fn lock_or_wait<T>(mutex: &Mutex<T>, _: impl FnMut()) -> MutexGuard<'_, T> {
         mutex.lock().unwrap()
     }
 }
@@ -70,9 +76,10 @@ mod imp {
         shuttle::thread::yield_now();
     }
 
-    /// Locks. A poisoned lock means that the model has failed already.
+    /// Locks: the model checker waits by itself. A poisoned lock means that the model has failed
+    /// already.
     #[expect(clippy::unwrap_used, reason = "only built for models")]
-    pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    pub fn lock_or_wait<T>(mutex: &Mutex<T>, _: impl FnMut()) -> MutexGuard<'_, T> {
         mutex.lock().unwrap()
     }
 }

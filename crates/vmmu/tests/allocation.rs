@@ -15,8 +15,8 @@ use vmmu::addr::{Gfn, Gpa, Level, Pfn};
 use vmmu::check::Witness;
 use vmmu::entry::{Access, MemoryType};
 use vmmu::host::{
-    Backing, Contents, Cpus, FrameQuery, HostFrame, Observer, Placement, Resolution, TablePage,
-    TablePages, VcpuId,
+    Backing, Contents, Cpus, FrameQuery, GuestMemory, GuestPage, HostFrame, Observer, Placement,
+    Resolution, TablePage, TablePages, VcpuId,
 };
 use vmmu::slot::{AddressSpace, SlotId, SlotInfo, SlotSpec};
 use vmmu::{
@@ -142,13 +142,17 @@ impl Observer for Frugal {}
 /// Every page is in the frame of its number.
 struct Identity;
 
-impl Backing for Identity {
+// SAFETY: what is named is memory of the test.
+unsafe impl Backing for Identity {
     fn find(&self, query: &FrameQuery) -> Resolution {
         let (access, memory) = (Access::all(), MemoryType::WriteBack);
         Resolution::Frame(HostFrame { pfn: Pfn(query.page), level: Level::Size2M, access, memory })
     }
+}
 
-    fn bytes(&self, _: Pfn) -> Option<NonNull<u8>> {
+// SAFETY: aligned pages of the test, which live as long as it.
+unsafe impl GuestMemory for Identity {
+    fn bytes(&self, _: Pfn) -> Option<NonNull<GuestPage>> {
         Some(NonNull::from(&RAM.0).cast())
     }
 }
@@ -156,7 +160,8 @@ impl Backing for Identity {
 /// The same, for reading and fetching only.
 struct ForReading;
 
-impl Backing for ForReading {
+// SAFETY: what is named is memory of the test.
+unsafe impl Backing for ForReading {
     fn find(&self, query: &FrameQuery) -> Resolution {
         let (access, memory) = (Access::READ | Access::EXEC, MemoryType::WriteBack);
         Resolution::Frame(HostFrame { pfn: Pfn(query.page), level: Level::Size2M, access, memory })
@@ -166,7 +171,8 @@ impl Backing for ForReading {
 /// The same page by page.
 struct Pages;
 
-impl Backing for Pages {
+// SAFETY: what is named is memory of the test.
+unsafe impl Backing for Pages {
     fn find(&self, query: &FrameQuery) -> Resolution {
         let (access, memory) = (Access::all(), MemoryType::WriteBack);
         Resolution::Frame(HostFrame { pfn: Pfn(query.page), level: Level::Size4K, access, memory })
@@ -194,7 +200,7 @@ fn live(host: Frugal) -> (Frugal, bool) {
     let mut whole = true;
     {
         let (vcpu, worker) = (vm.vcpu(VcpuId(0)), vm.worker());
-        let (Some(mut vcpu), Some(mut worker)) = (vcpu, worker) else {
+        let (Ok(mut vcpu), Ok(mut worker)) = (vcpu, worker) else {
             return (vm.teardown(), false);
         };
         for n in 0..8 {
@@ -203,14 +209,15 @@ fn live(host: Frugal) -> (Frugal, bool) {
         }
         whole &= worker.create_slot(&linear(20, range(0x10_0000, 4), 0x5000)).is_ok();
         whole &= worker.reserve(12).is_ok();
+        whole &= vcpu.load_root().is_ok();
         whole &= vcpu.before_enter(Processor(0)).map(drop).is_ok();
         for gfn in [3, 0x405, 0x1000, 0x10_0001, 0x20_0000] {
             let outcome = vcpu.handle_fault(&Identity, fault_at(gfn, Access::WRITE));
             whole &= !matches!(outcome, Outcome::OutOfMemory | Outcome::Retry);
         }
         whole &= worker.dump(&mut Nowhere).is_ok();
-        drop(worker.invalidate_range(HostRange { backing: 7, first: 0, pages: 0x500 }));
-        worker.zap(AddressSpace(0), range(0, 0x1000));
+        drop(vm.invalidate_range(HostRange { backing: 7, first: 0, pages: 0x500 }));
+        worker.zap(AddressSpace::Normal, range(0, 0x1000));
         for n in 0..8 {
             let _gone = worker.limit_slot(SlotId(n), Level::Size4K);
             let _moved = worker.move_slot(SlotId(n), Gfn(0x40_0000 + u64::from(n) * 0x400));
@@ -242,8 +249,8 @@ fn the_nth_allocation_may_fail_for_every_n() {
 /// A VM with a vCPU, a worker, and what the operations are tried on.
 struct World<'vm> {
     vm: &'vm Mmu<Frugal>,
-    vcpu: VcpuMmu<'vm, Frugal>,
-    worker: Worker<'vm, Frugal>,
+    vcpu: VcpuMmu<&'vm Mmu<Frugal>>,
+    worker: Worker<&'vm Mmu<Frugal>>,
 }
 
 /// Slots: pages of a backing in blocks; pinned ones; the same in the other address space.
@@ -289,7 +296,8 @@ fn two_steps(world: &mut World<'_>, gfn: u64) -> bool {
             FaultStep::MissingPages(MissingPages(n)) if world.vcpu.reserve(n).is_err() => {
                 return false;
             }
-            FaultStep::MissingPages(_) => {}
+            FaultStep::LoadRoot if world.vcpu.load_root().is_err() => return false,
+            FaultStep::LoadRoot | FaultStep::MissingPages(_) => {}
             FaultStep::Done(Outcome::Fixed(_)) => return true,
             FaultStep::Done(other) => panic!("gfn {gfn:#x}: {other:?}"),
             FaultStep::Resolve(request) => {
@@ -303,8 +311,10 @@ fn two_steps(world: &mut World<'_>, gfn: u64) -> bool {
                     match world.worker.complete(frame) {
                         Ok(Outcome::Fixed(_)) => return true,
                         Ok(other) => panic!("gfn {gfn:#x}: {other:?}"),
-                        Err(short) if world.worker.reserve(short.need.0).is_err() => return false,
-                        Err(short) => frame = short.frame,
+                        Err(short) if world.worker.reserve(short.missing.0).is_err() => {
+                            return false;
+                        }
+                        Err(short) => frame = short.resolved,
                     }
                 }
             }
@@ -312,20 +322,22 @@ fn two_steps(world: &mut World<'_>, gfn: u64) -> bool {
     }
 }
 
-const SPACE: AddressSpace = AddressSpace(0);
+const SPACE: AddressSpace = AddressSpace::Normal;
 const SOME: HostRange = HostRange { backing: 7, first: MAPPED, pages: 1 };
 
 /// Every operation of the interface on a living VM.
 const OPERATIONS: &[Operation] = &[
-    can_fail("worker", |world| world.vm.worker().is_some()),
-    can_fail("vcpu", |world| world.vm.vcpu(VcpuId(1)).is_some()),
+    can_fail("worker", |world| world.vm.worker().is_ok()),
+    can_fail("vcpu", |world| world.vm.vcpu(VcpuId(1)).is_ok()),
     can_fail("reserve", |world| world.worker.reserve(20).is_ok()),
-    can_fail("before_enter", |world| {
+    can_fail("load_root", |world| {
         // With another role, so that a root is missing.
         world.vcpu.set_role(Role { flavour: 1, ..Role::PLAIN });
-        let entered = world.vcpu.before_enter(Processor(0)).map(drop);
+        let loaded = world.vcpu.load_root().is_ok();
+        let entered = world.vcpu.before_enter(Processor(0)).is_ok();
         world.vcpu.set_role(Role::PLAIN);
-        entered.is_ok()
+        assert_eq!(loaded, entered);
+        entered
     }),
     can_fail("create_slot, backed", |world| {
         world.worker.create_slot(&backed(9, range(0x9000, 0x10))).is_ok()
@@ -334,7 +346,7 @@ const OPERATIONS: &[Operation] = &[
         world.worker.create_slot(&linear(9, range(0x9000, 0x10), 0x7000)).is_ok()
     }),
     can_fail("create_slot, other address space", |world| {
-        let spec = SlotSpec { space: AddressSpace(1), ..backed(9, range(0, 0x10)) };
+        let spec = SlotSpec { space: AddressSpace::Smm, ..backed(9, range(0, 0x10)) };
         world.worker.create_slot(&spec).is_ok()
     }),
     never_fails("delete_slot", |world| world.worker.delete_slot(SlotId(0)).is_ok()),
@@ -369,12 +381,12 @@ const OPERATIONS: &[Operation] = &[
         true
     }),
     never_fails("invalidate_range", |world| {
-        drop(world.worker.invalidate_range(SOME));
+        drop(world.vm.invalidate_range(SOME));
         true
     }),
     never_fails("invalidate_begin and end", |world| {
-        world.worker.invalidate_begin(SOME);
-        world.worker.invalidate_end(SOME).is_ok()
+        world.vm.invalidate_begin(SOME);
+        world.vm.invalidate_end(SOME).is_ok()
     }),
     never_fails("invalidate_roots and drain", |world| {
         let mut drain = world.worker.invalidate_roots();
@@ -487,6 +499,7 @@ impl<'vm> World<'vm> {
     fn new(vm: &'vm Mmu<Frugal>) -> Self {
         let mut world =
             World { vm, vcpu: vm.vcpu(VcpuId(0)).unwrap(), worker: vm.worker().unwrap() };
+        world.vcpu.load_root().unwrap();
         drop(world.vcpu.before_enter(Processor(0)).unwrap());
         world
     }
@@ -499,7 +512,7 @@ fn prepare(vm: &Mmu<Frugal>) {
     let small = SlotSpec { largest: Level::Size4K, ..linear(1, range(LINEAR, 0x800), 0x5000) };
     world.worker.create_slot(&small).unwrap();
     for id in 2..8 {
-        let space = AddressSpace(u8::from(id >= 4));
+        let space = AddressSpace::ALL[usize::from(id >= 4)];
         let spec = backed(id, range(0x2000 + u64::from(id) * 0x10, 0x10));
         world.worker.create_slot(&SlotSpec { space, ..spec }).unwrap();
     }
@@ -539,7 +552,7 @@ fn slots_move_and_go_without_memory_whatever_was_made_before() {
                 let spec = match kind {
                     0 => linear(id, place, 0x1000 + u64::from(id) * 0x10),
                     1 => backed(id, place),
-                    _ => SlotSpec { space: AddressSpace(1), ..backed(id, place) },
+                    _ => SlotSpec { space: AddressSpace::Smm, ..backed(id, place) },
                 };
                 worker.create_slot(&spec).unwrap();
                 ids.push(SlotId(id));

@@ -9,7 +9,7 @@ use vmmu::entry::{Access, MemoryType};
 use vmmu::host::{HostFrame, Resolution, VcpuId};
 use vmmu::slot::{AddressSpace, Mutability, SlotSpec};
 use vmmu::{Cause, FaultStep, MemoryFault, NeedsPages, Outcome};
-use vmmu::{Config, Mmu, Role};
+use vmmu::{Config, Mmu};
 
 fn witness(backing: u64, page: u64) -> Witness {
     assert_eq!(backing, 7);
@@ -29,7 +29,7 @@ fn a_leaf_is_as_large_as_slot_edges_alignment_and_host_allow() {
         let frames = Frames::new(Level::Size1G);
         let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
         // From the middle of a 2 MiB block to beyond a 1 GiB block.
-        vcpu.create_slot(&backed(1, range(0x3_fd00, 0x8_0400))).unwrap();
+        vm.worker().unwrap().create_slot(&backed(1, range(0x3_fd00, 0x8_0400))).unwrap();
         let mut fault = |gfn| vcpu.handle_fault(&frames, fault_at(gfn, Access::WRITE));
         assert_eq!(fault(0x3_fd00), Outcome::Fixed(Level::Size4K));
         assert_eq!(fault(0x3_ff00), Outcome::Fixed(Level::Size2M));
@@ -39,7 +39,7 @@ fn a_leaf_is_as_large_as_slot_edges_alignment_and_host_allow() {
         assert_eq!(fault(0xc_00ff), Outcome::Fixed(Level::Size4K), "the last frame of the slot");
         assert_eq!(fault(0xc_0100), Outcome::Emulate, "the frame after it");
         // A slot whose frames lie askew of the guest's never gets a large leaf.
-        vcpu.create_slot(&linear(2, range(0x10_0000, 0x1000), 0x20_0001)).unwrap();
+        vm.worker().unwrap().create_slot(&linear(2, range(0x10_0000, 0x1000), 0x20_0001)).unwrap();
         let outcome = vcpu.handle_fault(&frames, fault_at(0x10_0200, Access::READ));
         assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
         drop(vcpu);
@@ -52,7 +52,7 @@ fn a_huge_leaf_over_a_table_that_is_there_becomes_small_ones() {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-    vcpu.create_slot(&backed(1, range(0, 0x8_0000))).unwrap();
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x8_0000))).unwrap();
     assert_eq!(
         vcpu.handle_fault(&frames, fault_at(3, Access::READ)),
         Outcome::Fixed(Level::Size4K)
@@ -71,7 +71,7 @@ fn a_huge_leaf_over_a_table_that_is_there_becomes_small_ones() {
         vcpu.handle_fault(&frames, fault_at(0x4_0001, Access::READ)),
         Outcome::Fixed(Level::Size1G)
     );
-    let mut at = |gpa: u64| vcpu.translate(Role::PLAIN, Gpa(gpa)).unwrap().hpa.0;
+    let mut at = |gpa: u64| vcpu.translate(Gpa(gpa)).unwrap().hpa.0;
     assert_eq!(at(0x5123), (5 + Frames::OFFSET) << 12 | 0x123);
     assert_eq!(at(0x20_1123), (0x201 + Frames::OFFSET) << 12 | 0x123);
     drop(vcpu);
@@ -84,10 +84,10 @@ fn a_leaf_that_allows_the_access_is_spurious_and_stays_as_it_is() {
     let frames = Frames::new(Level::Size4K);
     let mut a = vm.vcpu(VcpuId(0)).unwrap();
     let mut b = vm.vcpu(VcpuId(1)).unwrap();
-    a.create_slot(&backed(1, range(0, 0x1000))).unwrap();
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x1000))).unwrap();
     assert_eq!(a.handle_fault(&frames, fault_at(9, Access::WRITE)), Outcome::Fixed(Level::Size4K));
     let mut before = String::new();
-    a.dump(&mut before).unwrap();
+    vm.worker().unwrap().dump(&mut before).unwrap();
     assert!(before.contains("rwx AD"), "{before}");
     for access in [Access::READ, Access::WRITE, Access::EXEC] {
         let mut again = fault_at(9, access);
@@ -95,7 +95,7 @@ fn a_leaf_that_allows_the_access_is_spurious_and_stays_as_it_is() {
         assert_eq!(b.handle_fault(&frames, again), Outcome::Spurious);
     }
     let mut after = String::new();
-    a.dump(&mut after).unwrap();
+    vm.worker().unwrap().dump(&mut after).unwrap();
     assert_eq!(before, after);
     assert_eq!(frames.asked.load(std::sync::atomic::Ordering::SeqCst), 1);
     drop((a, b));
@@ -107,11 +107,11 @@ fn a_prefault_does_not_age_or_dirty() {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-    vcpu.create_slot(&backed(1, range(0, 0x1000))).unwrap();
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x1000))).unwrap();
     let prefault = vmmu::PageFault { cause: Cause::Prefault, ..fault_at(1, Access::READ) };
     assert_eq!(vcpu.handle_fault(&frames, prefault), Outcome::Fixed(Level::Size4K));
     let mut text = String::new();
-    vcpu.dump(&mut text).unwrap();
+    vm.worker().unwrap().dump(&mut text).unwrap();
     assert!(text.contains("rwx --"), "{text}");
     drop(vcpu);
     finish(vm);
@@ -123,7 +123,7 @@ fn a_permission_the_host_adds_grows_in_place_and_splits_what_is_larger() {
     let frames = Frames::new(Level::Size2M);
     *frames.access.lock().unwrap() = Access::READ | Access::WRITE;
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-    vcpu.create_slot(&backed(1, range(0, 0x1000))).unwrap();
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x1000))).unwrap();
     assert_eq!(
         vcpu.handle_fault(&frames, fault_at(0x207, Access::WRITE)),
         Outcome::Fixed(Level::Size2M)
@@ -146,7 +146,7 @@ fn a_permission_the_host_adds_grows_in_place_and_splits_what_is_larger() {
     assert_eq!((stats.splits, stats.leaves), (1, [512, 0, 0]));
     assert_eq!(stats.flushes, 0, "neither a split nor a permission gained owes a flush");
     let mut text = String::new();
-    vcpu.dump(&mut text).unwrap();
+    vm.worker().unwrap().dump(&mut text).unwrap();
     assert!(text.contains("gfn 0x207..0x208 -> pfn 0x400207..0x400208 4K rwx AD"), "{text}");
     assert!(text.contains("gfn 0x208..0x400 -> pfn 0x400208..0x400400 4K rw- AD"), "{text}");
     drop(vcpu);
@@ -159,7 +159,7 @@ fn an_answer_that_disagrees_with_what_is_mapped_takes_the_old_leaf_away_first() 
     let frames = Frames::new(Level::Size4K);
     *frames.access.lock().unwrap() = Access::READ;
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-    vcpu.create_slot(&backed(1, range(0, 0x1000))).unwrap();
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x1000))).unwrap();
     assert_eq!(
         vcpu.handle_fault(&frames, fault_at(3, Access::READ)),
         Outcome::Fixed(Level::Size4K)
@@ -169,12 +169,12 @@ fn an_answer_that_disagrees_with_what_is_mapped_takes_the_old_leaf_away_first() 
     frames.move_page(3, 0x99_9999);
     assert_eq!(vcpu.handle_fault(&frames, fault_at(3, Access::WRITE)), Outcome::Retry);
     assert_eq!(vm.stats().flushes, 1);
-    assert_eq!(vcpu.translate(Role::PLAIN, Gpa(0x3000)), None);
+    assert_eq!(vcpu.translate(Gpa(0x3000)), None);
     assert_eq!(
         vcpu.handle_fault(&frames, fault_at(3, Access::WRITE)),
         Outcome::Fixed(Level::Size4K)
     );
-    let there = vcpu.translate(Role::PLAIN, Gpa(0x3000)).unwrap();
+    let there = vcpu.translate(Gpa(0x3000)).unwrap();
     assert_eq!((there.hpa.0, there.access), (0x99_9999 << 12, Access::all()));
     drop(vcpu);
     assert_eq!(vm.teardown().in_use(), 0);
@@ -186,14 +186,14 @@ fn a_read_only_slot_reports_writes_and_maps_reads_without_w() {
     let frames = Frames::new(Level::Size2M);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     let rom = SlotSpec { mutability: Mutability::ReadOnly, ..backed(1, range(0, 0x1000)) };
-    vcpu.create_slot(&rom).unwrap();
+    vm.worker().unwrap().create_slot(&rom).unwrap();
     assert_eq!(vcpu.handle_fault(&frames, fault_at(3, Access::WRITE)), Outcome::WriteProtected);
     assert_eq!(
         vcpu.handle_fault(&frames, fault_at(3, Access::READ)),
         Outcome::Fixed(Level::Size2M)
     );
     assert_eq!(vcpu.handle_fault(&frames, fault_at(3, Access::WRITE)), Outcome::WriteProtected);
-    let there = vcpu.translate(Role::PLAIN, Gpa(0x3000)).unwrap();
+    let there = vcpu.translate(Gpa(0x3000)).unwrap();
     assert_eq!(there.access, Access::READ | Access::EXEC);
     drop(vcpu);
     finish(vm);
@@ -211,11 +211,11 @@ fn an_mmio_entry_answers_until_a_slot_comes() {
         assert_eq!(vcpu.handle_fault(&frames, write), Outcome::Emulate);
         assert_eq!(vm.stats().emulated_fast, 1);
         // Another slot makes the entry stale; it is written anew.
-        vcpu.create_slot(&backed(1, range(0, 0x100))).unwrap();
+        vm.worker().unwrap().create_slot(&backed(1, range(0, 0x100))).unwrap();
         assert_eq!(vcpu.handle_fault(&frames, write), Outcome::Emulate);
         assert_eq!(vm.stats().emulated_fast, 1);
         // A slot just there replaces it.
-        vcpu.create_slot(&backed(2, range(0x1000, 0x1000))).unwrap();
+        vm.worker().unwrap().create_slot(&backed(2, range(0x1000, 0x1000))).unwrap();
         assert_eq!(vcpu.handle_fault(&frames, write), Outcome::Fixed(Level::Size4K));
         drop(vcpu);
         finish(vm);
@@ -246,7 +246,7 @@ fn the_top_of_the_address_space_is_a_place_like_any_other() {
         let frames = format.frames();
         let vm = Mmu::new(TestHost::default(), &Config::new(format, 1)).unwrap();
         let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-        vcpu.create_slot(&linear(1, range(frames - 0x200, 0x200), 0x1000)).unwrap();
+        vm.worker().unwrap().create_slot(&linear(1, range(frames - 0x200, 0x200), 0x1000)).unwrap();
         let none = Frames::new(Level::Size4K);
         let last = fault_at(frames - 1, Access::WRITE);
         assert_eq!(vcpu.handle_fault(&none, last), Outcome::Fixed(Level::Size2M));
@@ -255,7 +255,7 @@ fn the_top_of_the_address_space_is_a_place_like_any_other() {
         let highest = vmmu::PageFault { gpa: Gpa(u64::MAX), ..last };
         let beyond = vcpu.handle_fault(&none, highest);
         assert_eq!(beyond, Outcome::Fault(MemoryFault::TooHigh));
-        vcpu.zap(AddressSpace(0), range(frames - 1, 1));
+        vm.worker().unwrap().zap(AddressSpace::Normal, range(frames - 1, 1));
         assert_eq!(vm.stats().leaves, [0, 0, 0]);
         drop(vcpu);
         finish(vm);
@@ -267,7 +267,7 @@ fn the_host_s_other_answers_come_through_and_map_nothing() {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size2M);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-    vcpu.create_slot(&backed(1, range(0, 0x1000))).unwrap();
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x1000))).unwrap();
     frames.answer(1, Resolution::Hole);
     frames.answer(2, Resolution::Poisoned);
     frames.answer(3, Resolution::Pending);
@@ -286,12 +286,12 @@ fn a_frame_that_cannot_be_mapped_kills_this_vm_only() {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-    vcpu.create_slot(&backed(1, range(0, 0x1000))).unwrap();
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x1000))).unwrap();
     frames.move_page(1, 1 << 40);
     let why = vmmu::Broken::FrameUnusable;
     assert_eq!(vcpu.handle_fault(&frames, fault_at(1, Access::READ)), Outcome::Dead(why));
     assert_eq!(vcpu.handle_fault(&frames, fault_at(2, Access::READ)), Outcome::Dead(why));
-    let refused = vcpu.create_slot(&backed(2, range(0x2000, 1)));
+    let refused = vm.worker().unwrap().create_slot(&backed(2, range(0x2000, 1)));
     assert_eq!(refused, Err(vmmu::slot::SlotError::Dead(why)));
     drop(vcpu);
     finish(vm);
@@ -316,7 +316,7 @@ fn a_failing_allocation_changes_nothing() {
         let vm = Mmu::new(TestHost::default(), &Config::new(ept(), 1)).unwrap();
         let frames = Frames::new(Level::Size2M);
         let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-        vcpu.create_slot(&backed(1, range(0, 0x8_0000))).unwrap();
+        vm.worker().unwrap().create_slot(&backed(1, range(0, 0x8_0000))).unwrap();
         vm.host().budget.set(n);
         let mut failed = 0;
         for gfn in [5, 0x205, 0x4_0005] {
@@ -345,6 +345,7 @@ fn a_frame_that_lacked_pages_comes_back_and_can_be_completed_by_a_worker() {
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
+    vcpu.load_root().unwrap();
     drop(vcpu.before_enter(vmmu::Processor(0)).unwrap());
     let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(4, Access::WRITE)) else {
         panic!()
@@ -352,7 +353,8 @@ fn a_frame_that_lacked_pages_comes_back_and_can_be_completed_by_a_worker() {
     let Resolution::Frame(found) = vmmu::host::Backing::find(&frames, &request.query()) else {
         panic!()
     };
-    let NeedsPages { need, frame } = worker.complete(request.resolve(found)).unwrap_err();
+    let NeedsPages { missing: need, resolved: frame } =
+        worker.complete(request.resolve(found)).unwrap_err();
     worker.reserve(need.0).unwrap();
     assert_eq!(worker.complete(frame).unwrap(), Outcome::Fixed(Level::Size4K));
     assert_eq!(vcpu.handle_fault(&frames, fault_at(4, Access::WRITE)), Outcome::Spurious);

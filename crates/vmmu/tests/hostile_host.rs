@@ -11,8 +11,6 @@ use vmmu::slot::{AddressSpace, SlotId, SlotSpec, Source};
 use vmmu::{Broken, Config, HostRange, Mmu, Processor, Role, VcpuMmu};
 use vmmu::{FaultStep, MemoryFault, Outcome, PageFault};
 
-const SPACE: AddressSpace = AddressSpace(0);
-
 fn vm(vcpus: u32) -> Mmu<TestHost> {
     Mmu::new(TestHost::default(), &Config::new(npt(), vcpus)).unwrap()
 }
@@ -22,9 +20,10 @@ fn read(gfn: u64) -> PageFault {
 }
 
 /// A vCPU with a root and table pages in stock.
-fn ready(vm: &Mmu<TestHost>, id: u32) -> VcpuMmu<'_, TestHost> {
+fn ready(vm: &Mmu<TestHost>, id: u32) -> VcpuMmu<&Mmu<TestHost>> {
     let mut vcpu = vm.vcpu(VcpuId(id)).unwrap();
     vcpu.reserve(8).unwrap();
+    vcpu.load_root().unwrap();
     drop(vcpu.before_enter(Processor(id)).unwrap());
     vcpu
 }
@@ -37,7 +36,7 @@ fn made_up(
 ) -> (Outcome, Option<Broken>) {
     let vm = Mmu::new(TestHost::default(), &Config::new(format, 1)).unwrap();
     let mut vcpu = ready(&vm, 0);
-    vcpu.create_slot(&backed(0, range(0, 0x400))).unwrap();
+    vm.worker().unwrap().create_slot(&backed(0, range(0, 0x400))).unwrap();
     let request = match vcpu.begin_fault(fault) {
         FaultStep::Resolve(request) => request,
         other => panic!("no request: {other:?}"),
@@ -89,16 +88,21 @@ fn no_number_that_a_host_gives_is_too_large_for_the_library() {
     let ram = Frames::new(Level::Size1G);
     let mut vcpu = ready(&vm, 0);
     let frames = npt().frames();
-    vcpu.create_slot(&backed(0, range(0, 16))).unwrap();
+    vm.worker().unwrap().create_slot(&backed(0, range(0, 16))).unwrap();
     let first = Source::Backed { backing: 7, first: 0 };
-    vcpu.create_slot(&SlotSpec { source: first, ..backed(1, range(frames - 16, 16)) }).unwrap();
+    vm.worker()
+        .unwrap()
+        .create_slot(&SlotSpec { source: first, ..backed(1, range(frames - 16, 16)) })
+        .unwrap();
     let last = Source::Backed { backing: u64::MAX, first: u64::MAX - 16 };
-    vcpu.create_slot(&SlotSpec { source: last, ..backed(2, range(0x1000, 16)) }).unwrap();
+    vm.worker()
+        .unwrap()
+        .create_slot(&SlotSpec { source: last, ..backed(2, range(0x1000, 16)) })
+        .unwrap();
     for spec in [
         backed(u32::MAX, range(0x2000, 1)),
         backed(3, range(GfnRange::LIMIT, 0)),
         backed(3, range(GfnRange::LIMIT - 1, 1)),
-        SlotSpec { space: AddressSpace(255), ..backed(3, range(0x2000, 1)) },
         SlotSpec { largest: Level::L5, ..backed(3, range(0x2000, 1)) },
         SlotSpec {
             source: Source::Backed { backing: 0, first: u64::MAX },
@@ -107,36 +111,36 @@ fn no_number_that_a_host_gives_is_too_large_for_the_library() {
         linear(3, range(0x2000, 1), u64::MAX),
         linear(3, range(0x2000, 1), 1 << 36),
     ] {
-        assert!(vcpu.create_slot(&spec).is_err(), "{spec:?}");
+        assert!(vm.worker().unwrap().create_slot(&spec).is_err(), "{spec:?}");
     }
     for id in [SlotId(511), SlotId(512), SlotId(u32::MAX)] {
-        assert!(vcpu.delete_slot(id).is_err());
-        assert!(vcpu.move_slot(id, Gfn(u64::MAX)).is_err());
-        assert!(vcpu.limit_slot(id, Level::L5).is_err());
+        assert!(vm.worker().unwrap().delete_slot(id).is_err());
+        assert!(vm.worker().unwrap().move_slot(id, Gfn(u64::MAX)).is_err());
+        assert!(vm.worker().unwrap().limit_slot(id, Level::L5).is_err());
     }
-    assert!(vcpu.move_slot(SlotId(0), Gfn(u64::MAX)).is_err());
+    assert!(vm.worker().unwrap().move_slot(SlotId(0), Gfn(u64::MAX)).is_err());
     let numbers = [0, 1, 15, 1 << 36, u64::MAX - 16, u64::MAX - 1, u64::MAX];
     for first in numbers {
         for pages in numbers {
             for backing in [7, u64::MAX] {
                 let range = HostRange { backing, first, pages };
-                drop(vcpu.invalidate_range(range));
-                vcpu.invalidate_begin(range);
-                vcpu.invalidate_end(range).unwrap();
-                assert!(vcpu.invalidate_end(range).is_err());
+                drop(vm.invalidate_range(range));
+                vm.invalidate_begin(range);
+                vm.invalidate_end(range).unwrap();
+                assert!(vm.invalidate_end(range).is_err());
             }
         }
     }
-    for space in [SPACE, AddressSpace(1), AddressSpace(2), AddressSpace(255)] {
+    for space in AddressSpace::ALL {
         vcpu.set_role(Role { space, flavour: u16::MAX });
         for range in [GfnRange::ALL, GfnRange::EMPTY, range(GfnRange::LIMIT, 0), range(15, 1)] {
-            vcpu.zap(space, range);
+            vm.worker().unwrap().zap(space, range);
         }
         for gpa in [0, 0xffff, 0xffff_ffff_ffff, 0x1_0000_0000_0000, u64::MAX] {
             let fault = PageFault { gpa: Gpa(gpa), ..read(0) };
             let _outcome = vcpu.handle_fault(&ram, fault);
-            let _translation = vcpu.translate(Role { space, flavour: u16::MAX }, Gpa(gpa));
-            let _read = vcpu.read(&ram, space, Gpa(gpa), &mut [0; 8]);
+            let _translation = vcpu.translate(Gpa(gpa));
+            let _read = vcpu.read(&ram, Gpa(gpa), &mut [0; 8]);
         }
     }
     assert_eq!(vm.broken(), None);

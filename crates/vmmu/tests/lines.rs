@@ -51,11 +51,11 @@ fn lines<R>(vm: &Mmu<TestHost>, work: impl FnOnce() -> R) -> (R, Vec<String>) {
 }
 
 /// For both formats: a VM with one vCPU and one slot of 4 GiB from frame 0.
-fn with(slot: &SlotSpec, case: impl Fn(&Mmu<TestHost>, &mut VcpuMmu<'_, TestHost>)) {
+fn with(slot: &SlotSpec, case: impl Fn(&Mmu<TestHost>, &mut VcpuMmu<&Mmu<TestHost>>)) {
     for format in [ept(), npt()] {
         let vm = Mmu::new(TestHost::default(), &Config::new(format, 1)).unwrap();
         let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-        vcpu.create_slot(slot).unwrap();
+        vm.worker().unwrap().create_slot(slot).unwrap();
         case(&vm, &mut vcpu);
         drop(vcpu);
         assert_eq!(vm.broken(), None);
@@ -128,7 +128,7 @@ fn the_two_halves_of_a_fault_write_no_more_than_both_together() {
         expect("first half", vm.format(), &first, &[MARKER]);
         let FaultStep::Resolve(request) = step else { panic!("{step:?}") };
         let frame = answer(request, &frames);
-        let (done, second) = lines(vm, || vcpu.complete(frame).map_err(|short| short.need));
+        let (done, second) = lines(vm, || vcpu.complete(frame).map_err(|short| short.missing));
         assert_eq!(done, Ok(Outcome::Fixed(Level::Size4K)));
         expect("second half", vm.format(), &second, &[MARKER, ENTRY]);
     });
@@ -150,7 +150,7 @@ fn a_fault_completed_by_a_worker_writes_both_markers_and_the_entry() {
             panic!()
         };
         let frame = answer(request, &frames);
-        let (done, lines) = lines(vm, || worker.complete(frame).map_err(|short| short.need));
+        let (done, lines) = lines(vm, || worker.complete(frame).map_err(|short| short.missing));
         assert_eq!(done, Ok(Outcome::Fixed(Level::Size4K)));
         let expected = [MARKER, "participant 1: marker", ENTRY];
         expect("second half by a worker", vm.format(), &lines, &expected);
@@ -205,7 +205,7 @@ fn a_fault_that_changes_nothing_writes_its_marker() {
         };
         let frame = answer(request, &frames);
         drop(worker.invalidate_range(page));
-        let (done, hit) = lines(vm, || vcpu.complete(frame).map_err(|short| short.need));
+        let (done, hit) = lines(vm, || vcpu.complete(frame).map_err(|short| short.missing));
         assert_eq!(done, Ok(Outcome::Retry));
         expect("hit meanwhile", vm.format(), &hit, &[MARKER]);
     });
@@ -275,7 +275,8 @@ fn a_fault_that_the_monitor_decides_writes_lines_of_the_participant_alone() {
 #[test]
 fn entering_and_leaving_the_guest_write_the_vcpu_s_words() {
     with(&backed_slot(), |vm, vcpu| {
-        let round = |vcpu: &mut VcpuMmu<'_, TestHost>| {
+        let round = |vcpu: &mut VcpuMmu<&Mmu<TestHost>>| {
+            vcpu.load_root().unwrap();
             let enter = || vcpu.before_enter(Processor(0)).map(|entry| entry.after_exit());
             let (entered, lines) = lines(vm, enter);
             entered.unwrap();
@@ -290,8 +291,9 @@ fn entering_and_leaving_the_guest_write_the_vcpu_s_words() {
             Outcome::Fixed(Level::Size4K)
         );
         let flushes = vm.stats().flushes;
-        drop(vcpu.invalidate_range(HostRange { backing: 7, first: 1, pages: 1 }));
+        drop(vm.invalidate_range(HostRange { backing: 7, first: 1, pages: 1 }));
         assert_eq!(vm.stats().flushes, flushes + 1);
+        vcpu.load_root().unwrap();
         let (entry, lines) = lines(vm, || vcpu.before_enter(Processor(0)).unwrap().flush());
         assert_eq!(entry, Flush::Needed);
         expect("enter with a flush", vm.format(), &lines, &[WORDS]);
@@ -302,8 +304,9 @@ fn entering_and_leaving_the_guest_write_the_vcpu_s_words() {
 #[test]
 fn lines_beyond_the_two_are_noticed() {
     /// Takes another page back while it looks for one.
-    struct Meddling<'a>(Frames, RefCell<Worker<'a, TestHost>>);
-    impl Backing for Meddling<'_> {
+    struct Meddling<'a>(Frames, RefCell<Worker<&'a Mmu<TestHost>>>);
+    // SAFETY: what is named is memory of the test.
+    unsafe impl Backing for Meddling<'_> {
         fn find(&self, query: &FrameQuery) -> Resolution {
             let other = HostRange { backing: 7, first: query.page + 0x8_0000, pages: 1 };
             drop(self.1.borrow_mut().invalidate_range(other));

@@ -6,9 +6,9 @@ use support::{Frames, TestHost, backed, linear, npt, range};
 use vmmu::addr::{Gpa, Level};
 use vmmu::host::{Resolution, VcpuId};
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec};
-use vmmu::{AccessFailure, Config, HostRange, Mmu};
+use vmmu::{AccessFailure, Busy, Config, HostRange, Mmu};
 
-const SPACE: AddressSpace = AddressSpace(0);
+const SPACE: AddressSpace = AddressSpace::Normal;
 
 #[test]
 fn what_is_written_across_pages_and_slots_is_read_back() {
@@ -60,11 +60,11 @@ fn a_page_under_invalidation_is_busy() {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size4K);
     let mut worker = vm.worker().unwrap();
-    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+    let vcpu = vm.vcpu(VcpuId(0)).unwrap();
     worker.create_slot(&backed(1, range(0, 2))).unwrap();
-    let invalidation = vcpu.invalidate_range(HostRange { backing: 7, first: 0, pages: 1 });
+    let invalidation = vm.invalidate_range(HostRange { backing: 7, first: 0, pages: 1 });
     let error = worker.write(&frames, SPACE, Gpa(0), &[1]).unwrap_err();
-    assert_eq!(error.why, AccessFailure::Busy);
+    assert_eq!(error.why, AccessFailure::Busy(Busy::Invalidation));
     drop(invalidation);
     worker.write(&frames, SPACE, Gpa(0), &[1]).unwrap();
     worker.delete_slot(SlotId(1)).unwrap();

@@ -19,12 +19,12 @@ use vmmu::host::{Backing, HostFrame, Resolution, VcpuId};
 use vmmu::internals::{GuestFrames, Participant, Unloaded, Walk};
 use vmmu::slot::{AddressSpace, SlotId};
 use vmmu::{
-    Config, EnterError, HostRange, MissingPages, Mmu, NewError, Processor, Progress, Role,
-    RootName, VcpuMmu, Worker,
+    Config, HostRange, MissingPages, Mmu, NewError, Processor, Progress, Role, RootName, VcpuMmu,
+    Worker,
 };
 use vmmu::{FaultStep, Outcome, PageFault, Refused, Request};
 
-const SPACE: AddressSpace = AddressSpace(0);
+const SPACE: AddressSpace = AddressSpace::Normal;
 
 fn vm(vcpus: u32) -> Mmu<TestHost> {
     Mmu::new(TestHost::default(), &Config::new(npt(), vcpus)).unwrap()
@@ -35,9 +35,10 @@ fn read(gfn: u64) -> PageFault {
 }
 
 /// A vCPU with a root and table pages in stock.
-fn ready(vm: &Mmu<TestHost>, id: u32) -> VcpuMmu<'_, TestHost> {
+fn ready(vm: &Mmu<TestHost>, id: u32) -> VcpuMmu<&Mmu<TestHost>> {
     let mut vcpu = vm.vcpu(VcpuId(id)).unwrap();
     vcpu.reserve(8).unwrap();
+    vcpu.load_root().unwrap();
     drop(vcpu.before_enter(Processor(id)).unwrap());
     vcpu
 }
@@ -47,7 +48,7 @@ fn root(vm: &Mmu<TestHost>) -> RootName {
 }
 
 /// The request of a fault that must have one.
-fn request<'vm>(vcpu: &mut VcpuMmu<'vm, TestHost>, gfn: u64) -> Request<'vm> {
+fn request<'vm>(vcpu: &mut VcpuMmu<&'vm Mmu<TestHost>>, gfn: u64) -> Request<'vm> {
     match vcpu.begin_fault(read(gfn)) {
         FaultStep::Resolve(request) => request,
         other => panic!("no request: {other:?}"),
@@ -83,8 +84,8 @@ const FAR: u64 = 0x8_0005;
 fn with_two_pages(test: impl FnOnce(&Mmu<TestHost>)) {
     let vm = vm(1);
     let mut vcpu = ready(&vm, 0);
-    vcpu.create_slot(&linear(0, range(NEAR, 1), 0x10_0000)).unwrap();
-    vcpu.create_slot(&linear(1, range(FAR, 1), 0x20_0000)).unwrap();
+    vm.worker().unwrap().create_slot(&linear(0, range(NEAR, 1), 0x10_0000)).unwrap();
+    vm.worker().unwrap().create_slot(&linear(1, range(FAR, 1), 0x20_0000)).unwrap();
     for gfn in [NEAR, FAR] {
         assert!(matches!(
             vcpu.begin_fault(read(gfn)),
@@ -96,7 +97,7 @@ fn with_two_pages(test: impl FnOnce(&Mmu<TestHost>)) {
 }
 
 /// What a promise over one frame by `worker` adds to (flushes, foreign debts).
-fn promise(vm: &Mmu<TestHost>, worker: &mut Worker<'_, TestHost>, gfn: u64) -> (u64, u64) {
+fn promise(vm: &Mmu<TestHost>, worker: &mut Worker<&Mmu<TestHost>>, gfn: u64) -> (u64, u64) {
     let before = vm.stats();
     worker.zap(SPACE, range(gfn, 1));
     let after = vm.stats();
@@ -180,7 +181,7 @@ fn a_debt_forgotten_stays_in_the_ledger_after_the_next_one() {
 fn a_table_that_hangs_on_a_dropped_debt_is_never_given_back() {
     let vm = vm(1);
     let mut vcpu = ready(&vm, 0);
-    vcpu.create_slot(&linear(0, range(NEAR, 1), 0x10_0000)).unwrap();
+    vm.worker().unwrap().create_slot(&linear(0, range(NEAR, 1), 0x10_0000)).unwrap();
     assert!(matches!(vcpu.begin_fault(read(NEAR)), FaultStep::Done(Outcome::Fixed(Level::Size4K))));
     drop(vcpu);
     let mut debtor = vm.participant().unwrap();
@@ -263,6 +264,7 @@ fn a_section_forgotten_ends_with_its_participant() {
 fn an_entry_forgotten_ends_with_its_vcpu() {
     with_two_pages(|vm| {
         let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+        vcpu.load_root().unwrap();
         mem::forget(vcpu.before_enter(Processor(0)).unwrap());
         drop(vcpu);
         // Flushes; would wait for a vCPU in the guest.
@@ -277,7 +279,8 @@ fn with_twins(test: impl FnOnce(&Mmu<TestHost>, &Mmu<TestHost>, &Frames)) {
     let ram = Frames::new(Level::Size4K);
     let (a, b) = (vm(2), vm(2));
     for vm in [&a, &b] {
-        ready(vm, 0).create_slot(&backed(0, range(0, 16))).unwrap();
+        drop(ready(vm, 0));
+        vm.worker().unwrap().create_slot(&backed(0, range(0, 16))).unwrap();
     }
     test(&a, &b, &ram);
     for vm in [a, b] {
@@ -477,55 +480,42 @@ fn a_request_that_outlives_its_vcpu_keeps_the_place_and_an_invalidation_hits_it(
     let config = Config { workers: 1, ..Config::new(npt(), 1) };
     let vm = Mmu::new(TestHost::default(), &config).unwrap();
     let mut vcpu = ready(&vm, 0);
-    vcpu.create_slot(&backed(0, range(0, 16))).unwrap();
+    vm.worker().unwrap().create_slot(&backed(0, range(0, 16))).unwrap();
     let request = request(&mut vcpu, 3);
     drop(vcpu);
     let mut worker = vm.worker().expect("the place that is not taken");
-    assert!(vm.vcpu(VcpuId(0)).is_none(), "the other place has a watch that is written");
+    assert!(vm.vcpu(VcpuId(0)).is_err(), "the other place has a watch that is written");
     let found = find(&ram, &request);
     {
-        let _gone = worker.invalidate_range(HostRange { backing: 7, first: 3, pages: 1 });
+        let _gone = vm.invalidate_range(HostRange { backing: 7, first: 3, pages: 1 });
         ram.move_page(3, 0x77);
     }
     worker.reserve(8).unwrap();
     assert_eq!(worker.complete(request.resolve(found)).unwrap(), Outcome::Retry);
     assert_eq!(vm.stats().leaves, [0; 3], "the stolen frame is not mapped");
-    assert!(vm.vcpu(VcpuId(0)).is_some(), "closed, so the place is free");
+    assert!(vm.vcpu(VcpuId(0)).is_ok(), "closed, so the place is free");
 }
 
 #[test]
 fn a_vcpu_number_is_one_vcpu_at_a_time() {
     let vm = vm(2);
     let first = vm.vcpu(VcpuId(0)).unwrap();
-    assert!(vm.vcpu(VcpuId(0)).is_none());
-    assert!(vm.vcpu(VcpuId(1)).is_some(), "another number");
-    assert!(vm.vcpu(VcpuId(2)).is_none(), "no such vCPU");
-    assert!(vm.vcpu(VcpuId(u32::MAX)).is_none());
+    assert!(vm.vcpu(VcpuId(0)).is_err());
+    assert!(vm.vcpu(VcpuId(1)).is_ok(), "another number");
+    assert!(vm.vcpu(VcpuId(2)).is_err(), "no such vCPU");
+    assert!(vm.vcpu(VcpuId(u32::MAX)).is_err());
     drop(first);
-    assert!(vm.vcpu(VcpuId(0)).is_some());
+    assert!(vm.vcpu(VcpuId(0)).is_ok());
 }
 
 #[test]
 fn participants_end_with_their_places_and_leave_them_to_others() {
     let vm = vm(1);
-    let all: Vec<_> = std::iter::from_fn(|| vm.worker()).collect();
+    let all: Vec<_> = std::iter::from_fn(|| vm.worker().ok()).collect();
     assert_eq!(all.len(), 3, "one vCPU, two workers");
-    assert!(vm.vcpu(VcpuId(0)).is_none(), "no place is left");
+    assert!(vm.vcpu(VcpuId(0)).is_err(), "no place is left");
     drop(all);
-    assert!(vm.vcpu(VcpuId(0)).is_some(), "the number was not lost with the place");
-}
-
-#[test]
-fn a_vcpu_with_the_worker_of_another_vm_does_not_enter() {
-    with_twins(|a, b, _| {
-        let (mut vcpu, mut foreign) = (ready(a, 0), b.worker().unwrap());
-        mem::swap(&mut *vcpu, &mut foreign);
-        assert!(matches!(vcpu.before_enter(Processor(0)), Err(EnterError::Foreign)));
-        drop(vcpu);
-        assert!(a.vcpu(VcpuId(0)).is_some(), "its number came back to the VM it is of");
-        let _taken = b.vcpu(VcpuId(0)).unwrap();
-        assert!(b.vcpu(VcpuId(0)).is_none());
-    });
+    assert!(vm.vcpu(VcpuId(0)).is_ok(), "the number was not lost with the place");
 }
 
 #[test]
@@ -533,18 +523,19 @@ fn a_fault_without_table_pages_says_how_many_and_changes_nothing() {
     let ram = Frames::new(Level::Size4K);
     let vm = vm(1);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-    vcpu.create_slot(&backed(0, range(0, 16))).unwrap();
+    vm.worker().unwrap().create_slot(&backed(0, range(0, 16))).unwrap();
+    vcpu.load_root().unwrap();
     drop(vcpu.before_enter(Processor(0)).unwrap());
     vm.host().budget.set(0);
     let request = request(&mut vcpu, 3);
     let found = find(&ram, &request);
     let short = vcpu.complete(request.resolve(found)).unwrap_err();
-    let MissingPages(missing) = short.need;
+    let MissingPages(missing) = short.missing;
     assert!(missing > 0 && vm.stats().leaves == [0; 3]);
     assert_eq!(vcpu.handle_fault(&ram, fault_at(4, Access::WRITE)), Outcome::OutOfMemory);
     vm.host().budget.set(missing as u64);
     vcpu.reserve(0).unwrap();
-    assert_eq!(vcpu.complete(short.frame).unwrap(), Outcome::Fixed(Level::Size4K));
+    assert_eq!(vcpu.complete(short.resolved).unwrap(), Outcome::Fixed(Level::Size4K));
 }
 
 #[test]

@@ -21,16 +21,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use vmmu::addr::{Gfn, GfnRange, Gpa, Level, Pfn};
 use vmmu::entry::{Access, MemoryType, npt};
 use vmmu::host::{
-    Backing, Contents, Cpus, FrameQuery, HostFrame, Observer, Placement, Resolution, TablePage,
-    TablePages, VcpuId,
+    Backing, Contents, Cpus, FrameQuery, GuestMemory, GuestPage, HostFrame, Observer, Placement,
+    Resolution, TablePage, TablePages, VcpuId, Wait,
 };
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
-use vmmu::{AccessFailure, Config, HostRange, Mmu, Processor, Progress};
+use vmmu::{AccessFailure, Busy, Config, HostRange, Mmu, Processor, Progress};
 use vmmu::{Cause, Outcome, PageFault};
 
 const ROUNDS: u64 = 60;
 const PAGE: Layout = Layout::new::<[u64; 512]>();
-const SPACE: AddressSpace = AddressSpace(0);
+const SPACE: AddressSpace = AddressSpace::Normal;
 
 fn page_layout() -> Layout {
     PAGE.align_to(4096).unwrap()
@@ -68,7 +68,7 @@ unsafe impl TablePages for Freeing {
 impl Cpus for Freeing {
     fn kick(&self, _: VcpuId) {}
 
-    fn relax(&self) {
+    fn wait(&self, _: Wait) {
         std::thread::yield_now();
     }
 }
@@ -78,7 +78,8 @@ impl Observer for Freeing {}
 /// Frames that follow from the page.
 struct Computed;
 
-impl Backing for Computed {
+// SAFETY: what is named is memory of the test.
+unsafe impl Backing for Computed {
     fn find(&self, query: &FrameQuery) -> Resolution {
         Resolution::Frame(frame(0x40_0000 + query.page))
     }
@@ -144,6 +145,7 @@ fn beside_faults(vm: &Mmu<Freeing>, pages: u64, change: impl FnOnce() + Send) {
                 let mut vcpu = vm.vcpu(VcpuId(n)).unwrap();
                 let mut gfn = u64::from(n) * 77;
                 while !stop.load(Ordering::Relaxed) {
+                    vcpu.load_root().unwrap();
                     if let Ok(entry) = vcpu.before_enter(Processor(n)) {
                         entry.after_exit();
                     }
@@ -237,12 +239,16 @@ impl Moving {
     }
 }
 
-impl Backing for Moving {
+// SAFETY: what is named is memory of the test.
+unsafe impl Backing for Moving {
     fn find(&self, query: &FrameQuery) -> Resolution {
         Resolution::Frame(frame(self.frames[query.page as usize].load(Ordering::Acquire)))
     }
+}
 
-    fn bytes(&self, pfn: Pfn) -> Option<NonNull<u8>> {
+// SAFETY: aligned pages of the test, which live as long as it.
+unsafe impl GuestMemory for Moving {
+    fn bytes(&self, pfn: Pfn) -> Option<NonNull<GuestPage>> {
         NonNull::new(self.page(pfn.0).cast())
     }
 }
@@ -274,11 +280,16 @@ fn memory_moves_beside_the_library_s_copies() {
                     let mut read = [0; 4096];
                     match worker.read(&moving, SPACE, gpa, &mut read) {
                         Ok(()) => assert_eq!(read, bytes_of(*expected)),
-                        Err(error) => assert_eq!(error.why, AccessFailure::Busy),
+                        Err(error) => {
+                            assert_eq!(error.why, AccessFailure::Busy(Busy::Invalidation))
+                        }
                     }
                     match worker.write(&moving, SPACE, gpa, &bytes_of(value)) {
                         Ok(()) => *expected = value,
-                        Err(error) => assert_eq!((error.why, error.done), (AccessFailure::Busy, 0)),
+                        Err(error) => assert_eq!(
+                            (error.why, error.done),
+                            (AccessFailure::Busy(Busy::Invalidation), 0)
+                        ),
                     }
                 }
             }

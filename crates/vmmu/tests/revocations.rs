@@ -24,7 +24,7 @@ fn an_invalidation_takes_an_overlapping_huge_leaf_whole_and_refuses_until_its_en
             let outcome = vcpu.handle_fault(&frames, fault_at(gfn, Access::WRITE));
             assert_eq!(outcome, Outcome::Fixed(Level::Size2M));
         }
-        let invalidation = worker.invalidate_range(pages(17, 1));
+        let invalidation = vm.invalidate_range(pages(17, 1));
         assert_eq!(vm.stats().leaves, [0, 2, 0]);
         assert_eq!(vcpu.handle_fault(&frames, fault_at(17, Access::READ)), Outcome::Retry);
         // Beside the range: the huge leaf would overlap it, a small one does not.
@@ -38,7 +38,7 @@ fn an_invalidation_takes_an_overlapping_huge_leaf_whole_and_refuses_until_its_en
             vcpu.handle_fault(&frames, fault_at(17, Access::READ)),
             Outcome::Fixed(Level::Size4K)
         );
-        let there = vcpu.translate(Role::PLAIN, Gpa(17 << 12)).unwrap();
+        let there = vcpu.translate(Gpa(17 << 12)).unwrap();
         assert_eq!(there.hpa.pfn(), Pfn(0x77_7777));
         drop((vcpu, worker));
         finish(vm);
@@ -53,13 +53,14 @@ fn a_frame_found_before_an_invalidation_is_refused_after_it() {
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 0x10_0000))).unwrap();
     worker.reserve(8).unwrap();
+    vcpu.load_root().unwrap();
     drop(vcpu.before_enter(Processor(0)).unwrap());
     let (request, found) = half(&mut vcpu, &frames, 5);
-    drop(worker.invalidate_range(pages(5, 1)));
+    drop(vm.invalidate_range(pages(5, 1)));
     assert_eq!(worker.complete(request.resolve(found)).unwrap(), Outcome::Retry);
     // An invalidation of other pages hits nobody.
     let (request, found) = half(&mut vcpu, &frames, 5);
-    drop(worker.invalidate_range(pages(0x8_0000, 0x1000)));
+    drop(vm.invalidate_range(pages(0x8_0000, 0x1000)));
     let outcome = worker.complete(request.resolve(found)).unwrap();
     assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
     drop((vcpu, worker));
@@ -74,8 +75,9 @@ fn a_block_found_while_a_page_of_it_was_under_invalidation_is_not_mapped_whole()
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
     worker.reserve(8).unwrap();
+    vcpu.load_root().unwrap();
     drop(vcpu.before_enter(Processor(0)).unwrap());
-    let invalidation = worker.invalidate_range(pages(17, 1));
+    let invalidation = vm.invalidate_range(pages(17, 1));
     // Page 16 is under no invalidation, and the host still has it in one block with page 17.
     let (request, found) = half(&mut vcpu, &frames, 16);
     assert_eq!((found.level, request.query().largest), (Level::Size2M, Level::Size4K));
@@ -84,7 +86,7 @@ fn a_block_found_while_a_page_of_it_was_under_invalidation_is_not_mapped_whole()
     // The invalidation is over and has not hit the watch, which it did not see.
     let outcome = worker.complete(request.resolve(found)).unwrap();
     assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
-    assert_eq!(vcpu.translate(Role::PLAIN, Gpa(17 << 12)), None);
+    assert_eq!(vcpu.translate(Gpa(17 << 12)), None);
     drop((vcpu, worker));
     finish(vm);
 }
@@ -96,7 +98,7 @@ fn invalidations_beyond_the_places_refuse_everything_and_miss_nothing() {
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
-    let begun: Vec<_> = (0..20).map(|n| worker.invalidate_range(pages(n, 1))).collect();
+    let begun: Vec<_> = (0..20).map(|n| vm.invalidate_range(pages(n, 1))).collect();
     for gfn in [0, 19, 0x800] {
         assert_eq!(vcpu.handle_fault(&frames, fault_at(gfn, Access::READ)), Outcome::Retry);
     }
@@ -107,12 +109,12 @@ fn invalidations_beyond_the_places_refuse_everything_and_miss_nothing() {
     }
     // The same with separate callbacks.
     for n in 0..20 {
-        worker.invalidate_begin(pages(n, 1));
+        vm.invalidate_begin(pages(n, 1));
     }
     for n in 0..20 {
-        worker.invalidate_end(pages(n, 1)).unwrap();
+        vm.invalidate_end(pages(n, 1)).unwrap();
     }
-    let unknown = worker.invalidate_end(pages(3, 9)).unwrap_err();
+    let unknown = vm.invalidate_end(pages(3, 9)).unwrap_err();
     assert!(unknown.to_string().contains("pages 0x3..0xc"), "{unknown}");
     assert_eq!(
         vcpu.handle_fault(&frames, fault_at(1, Access::READ)),
@@ -128,12 +130,15 @@ fn an_invalidation_finds_aliases_in_both_address_spaces() {
     let frames = Frames::new(Level::Size4K);
     let mut plain = vm.vcpu(VcpuId(0)).unwrap();
     let mut other = vm.vcpu(VcpuId(1)).unwrap();
-    other.set_role(Role { space: AddressSpace(1), flavour: 3 });
+    other.set_role(Role { space: AddressSpace::Smm, flavour: 3 });
     let source = Source::Backed { backing: 7, first: 0x100 };
-    plain.create_slot(&SlotSpec { source, ..backed(1, range(0, 0x100)) }).unwrap();
-    plain.create_slot(&SlotSpec { source, ..backed(2, range(0x5000, 0x80)) }).unwrap();
-    let spec = SlotSpec { source, space: AddressSpace(1), ..backed(3, range(0, 0x100)) };
-    plain.create_slot(&spec).unwrap();
+    vm.worker().unwrap().create_slot(&SlotSpec { source, ..backed(1, range(0, 0x100)) }).unwrap();
+    vm.worker()
+        .unwrap()
+        .create_slot(&SlotSpec { source, ..backed(2, range(0x5000, 0x80)) })
+        .unwrap();
+    let spec = SlotSpec { source, space: AddressSpace::Smm, ..backed(3, range(0, 0x100)) };
+    vm.worker().unwrap().create_slot(&spec).unwrap();
     for gfn in [0x20, 0x5020] {
         assert_eq!(
             plain.handle_fault(&frames, fault_at(gfn, Access::READ)),
@@ -146,7 +151,7 @@ fn an_invalidation_finds_aliases_in_both_address_spaces() {
     );
     assert_eq!(vm.stats().leaves, [3, 0, 0]);
     assert_eq!(other.handle_fault(&frames, fault_at(0x5020, Access::READ)), Outcome::Emulate);
-    drop(plain.invalidate_range(pages(0x120, 1)));
+    drop(vm.invalidate_range(pages(0x120, 1)));
     assert_eq!(vm.stats().leaves, [0, 0, 0]);
     drop((plain, other));
     finish(vm);
@@ -169,7 +174,7 @@ fn a_zap_takes_leaves_only_and_refuses_requests_under_way() {
     let (tables, pages) = (vm.stats().tables, vm.host().in_use());
     let (request, found) = half(&mut vcpu, &frames, 0x401);
     worker.reserve(8).unwrap();
-    worker.zap(AddressSpace(0), range(0x3ff, 2));
+    worker.zap(AddressSpace::Normal, range(0x3ff, 2));
     assert_eq!(vm.stats().leaves, [0, 2, 0], "0x200.. overlaps by one frame and goes whole");
     assert_eq!(vm.stats().tables, tables, "tables stay");
     assert!(vm.host().in_use() >= pages);
@@ -189,28 +194,33 @@ fn a_vcpu_outside_the_guest_is_not_kicked_and_flushes_at_its_next_entry() {
         vcpu.handle_fault(&frames, fault_at(1, Access::READ)),
         Outcome::Fixed(Level::Size4K)
     );
+    vcpu.load_root().unwrap();
     let entry = vcpu.before_enter(Processor(0)).unwrap();
     assert_eq!(entry.flush(), Flush::Needed, "the first entry");
     entry.after_exit();
+    vcpu.load_root().unwrap();
     let entry = vcpu.before_enter(Processor(0)).unwrap();
     assert_eq!(entry.flush(), Flush::NotNeeded);
     entry.after_exit();
-    drop(worker.invalidate_range(pages(1, 1)));
+    drop(vm.invalidate_range(pages(1, 1)));
     assert_eq!(vm.host().kicks(0), 0);
     let stats = vm.stats();
     assert_eq!((stats.flushes, stats.flushes_sent, stats.flushes_elided), (1, 0, 1));
     // An entry that is given up does not pay the debt.
+    vcpu.load_root().unwrap();
     let entry = vcpu.before_enter(Processor(0)).unwrap();
     assert_eq!(entry.flush(), Flush::Needed);
     drop(entry);
+    vcpu.load_root().unwrap();
     let entry = vcpu.before_enter(Processor(0)).unwrap();
     assert_eq!(entry.flush(), Flush::Needed);
     entry.after_exit();
+    vcpu.load_root().unwrap();
     let entry = vcpu.before_enter(Processor(5)).unwrap();
     assert_eq!(entry.flush(), Flush::Needed, "another processor");
     entry.after_exit();
     // Nothing was mapped there: nothing is owed.
-    drop(worker.invalidate_range(pages(0x500, 1)));
+    drop(vm.invalidate_range(pages(0x500, 1)));
     assert_eq!(vm.stats().flushes, 1);
     drop((vcpu, worker));
     finish(vm);
@@ -228,17 +238,19 @@ fn a_vcpu_in_the_guest_is_kicked_and_waited_for() {
             let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
             let outcome = vcpu.handle_fault(&frames, fault_at(1, Access::READ));
             assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
+            vcpu.load_root().unwrap();
             let entry = vcpu.before_enter(Processor(0)).unwrap();
             in_guest.wait();
             while vm.host().kicks[0].load(Ordering::SeqCst) == 0 {
                 std::thread::yield_now();
             }
             entry.after_exit();
+            vcpu.load_root().unwrap();
             let entry = vcpu.before_enter(Processor(0)).unwrap();
             assert_eq!(entry.flush(), Flush::Needed);
         });
         in_guest.wait();
-        drop(worker.invalidate_range(pages(1, 1)));
+        drop(vm.invalidate_range(pages(1, 1)));
     });
     assert!(vm.host().kicks(0) >= 1);
     assert_eq!(vm.stats().flushes_sent, 1);
@@ -251,19 +263,19 @@ fn a_zap_in_steps_visits_no_more_than_its_budget_and_ends() {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-    vcpu.create_slot(&backed(1, range(0, 0x10_0000))).unwrap();
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x10_0000))).unwrap();
     for n in 0..10 {
         let outcome = vcpu.handle_fault(&frames, fault_at(n * 0x200, Access::READ));
         assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
     }
-    let mut zap = vcpu.begin_zap(AddressSpace(0), range(0, 0x10_0000));
+    let mut zap = vm.worker().unwrap().begin_zap(AddressSpace::Normal, range(0, 0x10_0000));
     let mut left = Vec::new();
-    while vcpu.zap_some(&mut zap, 1) == Progress::More {
+    while vm.worker().unwrap().zap_some(&mut zap, 1) == Progress::More {
         left.push(vm.stats().leaves[0]);
     }
     left.dedup();
     assert_eq!(left, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0], "one table of leaves a step");
-    assert_eq!(vcpu.zap_some(&mut zap, 1), Progress::Done);
+    assert_eq!(vm.worker().unwrap().zap_some(&mut zap, 1), Progress::Done);
     drop(vcpu);
     finish(vm);
 }
@@ -288,11 +300,12 @@ fn a_corrupt_entry_kills_the_vm_and_is_gone_all_the_same() {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-    vcpu.create_slot(&backed(1, range(0, 0x200))).unwrap();
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x200))).unwrap();
     for gfn in [3, 4] {
         let outcome = vcpu.handle_fault(&frames, fault_at(gfn, Access::READ));
         assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
     }
+    vcpu.load_root().unwrap();
     let mut pfn = vcpu.before_enter(Processor(0)).unwrap().root().pfn();
     for _ in 0..3 {
         // SAFETY: nothing else runs, and the table is linked.
@@ -301,12 +314,12 @@ fn a_corrupt_entry_kills_the_vm_and_is_gone_all_the_same() {
     // Writable for hardware, though neither host nor library allow it.
     // SAFETY: nothing else runs.
     unsafe { *TestHost::word(pfn, 3) = *TestHost::word(pfn, 3) & !(3 << 56) | 2 };
-    drop(vcpu.invalidate_range(pages(3, 1)));
+    drop(vm.invalidate_range(pages(3, 1)));
     // SAFETY: nothing else runs.
     assert_eq!(unsafe { TestHost::word(pfn, 3).read() }, 0);
     assert!(vm.broken().is_some());
     assert_eq!(vm.stats().flushes, 1);
-    assert!(vcpu.before_enter(Processor(0)).is_err());
+    assert!(vcpu.load_root().is_err() && vcpu.before_enter(Processor(0)).is_err());
     drop(vcpu);
     assert_eq!(vm.teardown().in_use(), 0);
 }
@@ -321,14 +334,14 @@ fn an_end_by_name_does_not_end_what_somebody_holds() {
     let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     let pages = |first| HostRange { backing: 7, first, pages: 1 };
-    let held = worker.invalidate_range(pages(1));
+    let held = vm.invalidate_range(pages(1));
     // Nobody has begun this by name.
-    assert_eq!(worker.invalidate_end(pages(1)), Err(NotInvalidating(pages(1))));
-    worker.invalidate_begin(pages(1));
-    assert_eq!(worker.invalidate_end(pages(1)), Ok(()));
-    assert_eq!(worker.invalidate_end(pages(1)), Err(NotInvalidating(pages(1))));
+    assert_eq!(vm.invalidate_end(pages(1)), Err(NotInvalidating(pages(1))));
+    vm.invalidate_begin(pages(1));
+    assert_eq!(vm.invalidate_end(pages(1)), Ok(()));
+    assert_eq!(vm.invalidate_end(pages(1)), Err(NotInvalidating(pages(1))));
     // Whoever comes now must not lose its place when the first one goes.
-    worker.invalidate_begin(pages(2));
+    vm.invalidate_begin(pages(2));
     assert_eq!(vcpu.handle_fault(&frames, fault_at(1, Access::READ)), Outcome::Retry);
     drop(held);
     assert_eq!(vcpu.handle_fault(&frames, fault_at(2, Access::READ)), Outcome::Retry);
@@ -336,7 +349,7 @@ fn an_end_by_name_does_not_end_what_somebody_holds() {
         vcpu.handle_fault(&frames, fault_at(1, Access::READ)),
         Outcome::Fixed(Level::Size4K)
     );
-    assert_eq!(worker.invalidate_end(pages(2)), Ok(()));
+    assert_eq!(vm.invalidate_end(pages(2)), Ok(()));
     assert_eq!(
         vcpu.handle_fault(&frames, fault_at(2, Access::READ)),
         Outcome::Fixed(Level::Size4K)
@@ -351,11 +364,11 @@ fn ends_by_name_and_by_value_do_not_mix_when_places_run_out() {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let mut worker = vm.worker().unwrap();
     let pages = |first| HostRange { backing: 7, first, pages: 1 };
-    let held: Vec<_> = (0..20).map(|n| worker.invalidate_range(pages(n))).collect();
-    assert_eq!(worker.invalidate_end(pages(19)), Err(NotInvalidating(pages(19))));
-    worker.invalidate_begin(pages(30));
-    assert_eq!(worker.invalidate_end(pages(30)), Ok(()));
-    assert_eq!(worker.invalidate_end(pages(30)), Err(NotInvalidating(pages(30))));
+    let held: Vec<_> = (0..20).map(|n| vm.invalidate_range(pages(n))).collect();
+    assert_eq!(vm.invalidate_end(pages(19)), Err(NotInvalidating(pages(19))));
+    vm.invalidate_begin(pages(30));
+    assert_eq!(vm.invalidate_end(pages(30)), Ok(()));
+    assert_eq!(vm.invalidate_end(pages(30)), Err(NotInvalidating(pages(30))));
     drop(held);
     worker.create_slot(&backed(1, range(0, 0x100))).unwrap();
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();

@@ -15,19 +15,23 @@ fn roots_outlive_their_vcpus_and_are_shared_by_role() {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 2)).unwrap();
     let frames = Frames::new(Level::Size4K);
     let mut a = vm.vcpu(VcpuId(0)).unwrap();
-    a.create_slot(&backed(1, range(0, 0x1000))).unwrap();
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x1000))).unwrap();
     assert_eq!(a.handle_fault(&frames, fault_at(5, Access::READ)), Outcome::Fixed(Level::Size4K));
+    a.load_root().unwrap();
     let root = a.before_enter(Processor(0)).unwrap().root();
     drop(a);
     let mut b = vm.vcpu(VcpuId(1)).unwrap();
+    b.load_root().unwrap();
     assert_eq!(b.before_enter(Processor(1)).unwrap().root(), root);
     assert_eq!(b.handle_fault(&frames, fault_at(5, Access::READ)), Outcome::Spurious);
     // Another role and back: nothing is rebuilt.
     let tables = vm.stats().tables;
     for _ in 0..100 {
-        b.set_role(Role { space: AddressSpace(0), flavour: 1 });
+        b.set_role(Role { space: AddressSpace::Normal, flavour: 1 });
+        b.load_root().unwrap();
         assert_ne!(b.before_enter(Processor(1)).unwrap().root(), root);
         b.set_role(Role::PLAIN);
+        b.load_root().unwrap();
         assert_eq!(b.before_enter(Processor(1)).unwrap().root(), root);
     }
     assert_eq!((vm.stats().tables, vm.stats().roots), (tables, 2));
@@ -48,6 +52,7 @@ fn invalid_roots_are_drained_in_steps_while_invalidations_still_see_them() {
         let outcome = vcpu.handle_fault(&frames, fault_at(n * 0x200, Access::WRITE));
         assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
     }
+    vcpu.load_root().unwrap();
     let old = vcpu.before_enter(Processor(0)).unwrap().root();
     let (request, found) = half(&mut vcpu, &frames, 0x7);
     let mut drain = worker.invalidate_roots();
@@ -55,6 +60,7 @@ fn invalid_roots_are_drained_in_steps_while_invalidations_still_see_them() {
     assert_eq!(vm.stats().leaves, [16, 0, 0], "invalid, not yet zapped");
     // The vCPU's next entry is on a new root, and flushes.
     {
+        vcpu.load_root().unwrap();
         let entry = vcpu.before_enter(Processor(0)).unwrap();
         assert_ne!(entry.root(), old);
         assert_eq!(entry.flush(), Flush::Needed);
@@ -63,7 +69,7 @@ fn invalid_roots_are_drained_in_steps_while_invalidations_still_see_them() {
     assert_eq!(worker.drain(&mut drain, 4), Progress::More);
     assert_eq!(vm.stats().leaves, [12, 0, 0]);
     // The host takes a page back that only the draining root maps.
-    drop(worker.invalidate_range(pages(15 * 0x200, 1)));
+    drop(vm.invalidate_range(pages(15 * 0x200, 1)));
     assert_eq!(vm.stats().leaves, [11, 0, 0]);
     let mut steps = 1;
     while worker.drain(&mut drain, 4) == Progress::More {
@@ -96,8 +102,8 @@ fn a_fault_that_finds_every_place_for_a_root_taken_by_drains_retries() {
     // Not out of memory: there is nothing the host could give.
     assert_eq!(outcome, Outcome::Retry);
     assert_eq!(vm.stats().roots, drains.len() as u64);
-    let busy = vcpu.before_enter(Processor(0)).map(drop);
-    assert_eq!(busy, Err(vmmu::EnterError::RootsBusy));
+    assert_eq!(vcpu.before_enter(Processor(0)).map(drop), Err(vmmu::EnterError::LoadRoot));
+    assert_eq!(vcpu.load_root(), Err(vmmu::LoadError::RootsBusy));
     while worker.drain(&mut drains[0], 8) == Progress::More {}
     assert_eq!(
         vcpu.handle_fault(&frames, fault_at(0, Access::WRITE)),

@@ -7,8 +7,8 @@ use vmmu::Outcome;
 use vmmu::addr::{Gfn, Gpa, Level, Pfn};
 use vmmu::entry::Access;
 use vmmu::host::VcpuId;
-use vmmu::slot::{AddressSpace, SlotError, SlotId, SlotSpec, SlotState, Source};
-use vmmu::{Config, Mmu, Processor, Progress, Role};
+use vmmu::slot::{LinearFrames, SlotError, SlotId, SlotSpec, SlotState, Source};
+use vmmu::{Config, Mmu, Processor, Progress};
 
 #[test]
 fn a_slot_is_deleted_precisely() {
@@ -45,26 +45,26 @@ fn a_slot_moves_and_its_old_place_is_gone() {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-    vcpu.create_slot(&backed(1, range(0, 0x100))).unwrap();
-    vcpu.create_slot(&backed(2, range(0x200, 0x100))).unwrap();
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x100))).unwrap();
+    vm.worker().unwrap().create_slot(&backed(2, range(0x200, 0x100))).unwrap();
     assert_eq!(
         vcpu.handle_fault(&frames, fault_at(5, Access::READ)),
         Outcome::Fixed(Level::Size4K)
     );
     // Onto itself by half is fine; onto another is refused, and nothing has changed.
-    let refused = vcpu.move_slot(SlotId(1), Gfn(0x180)).unwrap_err();
+    let refused = vm.worker().unwrap().move_slot(SlotId(1), Gfn(0x180)).unwrap_err();
     let both = "slot 1 at gfn 0x180..0x280 overlaps slot 2 at gfn 0x200..0x300";
     assert_eq!(refused.to_string(), both);
     assert_eq!(vcpu.handle_fault(&frames, fault_at(5, Access::READ)), Outcome::Spurious);
-    vcpu.move_slot(SlotId(1), Gfn(0x80)).unwrap();
+    vm.worker().unwrap().move_slot(SlotId(1), Gfn(0x80)).unwrap();
     assert_eq!(vcpu.handle_fault(&frames, fault_at(5, Access::READ)), Outcome::Emulate);
     assert_eq!(
         vcpu.handle_fault(&frames, fault_at(0x85, Access::READ)),
         Outcome::Fixed(Level::Size4K)
     );
-    let there = vcpu.translate(Role::PLAIN, Gpa(0x8_5000)).unwrap();
+    let there = vcpu.translate(Gpa(0x8_5000)).unwrap();
     assert_eq!(there.hpa.pfn(), Pfn(5 + Frames::OFFSET), "the same page of the backing");
-    let info = vcpu.slot(SlotId(1)).unwrap();
+    let info = vm.worker().unwrap().slot(SlotId(1)).unwrap();
     assert_eq!((info.state, info.spec.range), (SlotState::Live, range(0x80, 0x100)));
     drop(vcpu);
     finish(vm);
@@ -76,23 +76,27 @@ fn a_limit_takes_larger_leaves_away_and_leaves_other_slots_alone() {
     let frames = Frames::new(Level::Size1G);
     let mut a = vm.vcpu(VcpuId(0)).unwrap();
     let mut b = vm.vcpu(VcpuId(1)).unwrap();
-    a.create_slot(&backed(1, range(0, 0x4_0000))).unwrap();
-    a.create_slot(&backed(2, range(0x4_0000, 0x4_0000))).unwrap();
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x4_0000))).unwrap();
+    vm.worker().unwrap().create_slot(&backed(2, range(0x4_0000, 0x4_0000))).unwrap();
     assert_eq!(a.handle_fault(&frames, fault_at(0, Access::READ)), Outcome::Fixed(Level::Size1G));
     b.reserve(8).unwrap();
+    b.load_root().unwrap();
     drop(b.before_enter(Processor(1)).unwrap());
     let (request, found) = half(&mut b, &frames, 0x4_0000);
-    a.limit_slot(SlotId(1), Level::Size4K).unwrap();
+    vm.worker().unwrap().limit_slot(SlotId(1), Level::Size4K).unwrap();
     assert_eq!(vm.stats().leaves, [0, 0, 0]);
     let other = b.complete(request.resolve(found)).unwrap();
     assert_eq!(other, Outcome::Fixed(Level::Size1G), "a fault on the other slot is not refused");
     assert_eq!(a.handle_fault(&frames, fault_at(9, Access::READ)), Outcome::Fixed(Level::Size4K));
-    a.limit_slot(SlotId(1), Level::Size2M).unwrap();
+    vm.worker().unwrap().limit_slot(SlotId(1), Level::Size2M).unwrap();
     assert_eq!(
         a.handle_fault(&frames, fault_at(0x209, Access::READ)),
         Outcome::Fixed(Level::Size2M)
     );
-    assert_eq!(a.limit_slot(SlotId(1), Level::L4), Err(SlotError::Largest(Level::L4)));
+    assert_eq!(
+        vm.worker().unwrap().limit_slot(SlotId(1), Level::L4),
+        Err(SlotError::Largest(Level::L4))
+    );
     drop((a, b));
     finish(vm);
 }
@@ -127,10 +131,9 @@ fn slots_that_cannot_be_are_refused_with_the_reason() {
         backed(2, range((1 << 36) - 1, 2)),
         "gfn 0xfffffffff..0x1000000001 ends beyond frame 0x1000000000, the last the tables reach",
     );
-    let space = AddressSpace(2);
-    refuse(SlotSpec { space, ..backed(2, range(0, 1)) }, "address space 2 does not exist");
     let memory = vmmu::entry::MemoryType::WriteCombining;
-    let source = Source::Linear { pfn: Pfn(1), memory };
+    // SAFETY: no guest runs; the frames are numbers.
+    let source = Source::Linear(unsafe { LinearFrames::new(Pfn(1), memory) });
     refuse(SlotSpec { source, ..backed(2, range(0, 1)) }, "no code for memory type WriteCombining");
     drop(worker);
     finish(vm);
@@ -146,7 +149,7 @@ fn thousands_of_slots_are_found_each_and_deleted_each() {
     // In an order that is not theirs.
     let order = |n: u64| n * 2731 % 4096;
     for n in (0..4096).map(order) {
-        vcpu.create_slot(&backed(n as u32, range(gfn(n), 2))).unwrap();
+        vm.worker().unwrap().create_slot(&backed(n as u32, range(gfn(n), 2))).unwrap();
     }
     for n in (0..4096).map(order) {
         let outcome = vcpu.handle_fault(&frames, fault_at(gfn(n) + 1, Access::READ));
@@ -157,7 +160,7 @@ fn thousands_of_slots_are_found_each_and_deleted_each() {
         );
     }
     for n in (0..4096).map(order).filter(|n| n % 2 == 0) {
-        vcpu.delete_slot(SlotId(n as u32)).unwrap();
+        vm.worker().unwrap().delete_slot(SlotId(n as u32)).unwrap();
     }
     assert_eq!(vm.stats().leaves, [2048, 0, 0]);
     for n in 0..4096 {
@@ -175,7 +178,7 @@ fn when_the_low_bits_of_the_generation_come_round_old_mmio_entries_go() {
     let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     // Generation 1, then an MMIO entry, then as many changes as make the bits come round.
-    vcpu.create_slot(&backed(1, range(0x100, 1))).unwrap();
+    vm.worker().unwrap().create_slot(&backed(1, range(0x100, 1))).unwrap();
     assert_eq!(vcpu.handle_fault(&frames, fault_at(1, Access::READ)), Outcome::Emulate);
     let round = 1u64 << vmmu::entry::Format::GENERATION_BITS;
     for n in 0..round / 2 {
@@ -183,8 +186,8 @@ fn when_the_low_bits_of_the_generation_come_round_old_mmio_entries_go() {
             // Nothing that happens meanwhile keeps the entry alive.
             assert_eq!(vm.stats().roots, 1);
         }
-        vcpu.delete_slot(SlotId(1)).unwrap();
-        vcpu.create_slot(&backed(1, range(0x100, 1))).unwrap();
+        vm.worker().unwrap().delete_slot(SlotId(1)).unwrap();
+        vm.worker().unwrap().create_slot(&backed(1, range(0x100, 1))).unwrap();
     }
     // The same low bits as when the entry was written: it must not be believed.
     let fast = vm.stats().emulated_fast;
@@ -212,7 +215,7 @@ fn a_slot_deleted_in_steps_is_dying_until_it_is_done() {
     assert_eq!(vcpu.handle_fault(&frames, fault_at(0, Access::READ)), Outcome::Retry);
     assert_eq!(vcpu.handle_fault(&frames, fault_at(0x400, Access::READ)), Outcome::Spurious);
     // The host's invalidations still find its leaves.
-    drop(worker.invalidate_range(pages(0x200, 1)));
+    drop(vm.invalidate_range(pages(0x200, 1)));
     assert_eq!(vm.stats().leaves, [1, 0, 0]);
     assert_eq!(worker.delete_slot(SlotId(1)), Err(SlotError::Missing(SlotId(1))));
     let taken = worker.create_slot(&backed(1, range(0x8000, 1)));

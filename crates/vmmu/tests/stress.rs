@@ -46,7 +46,12 @@ fn stress(format: Format) {
                 let mut vcpu = vm.vcpu(VcpuId(n)).unwrap();
                 while !stop.load(Ordering::Relaxed) || fixed.load(Ordering::Relaxed) == 0 {
                     // In the guest for a while, so that flushes have somebody to wait for.
-                    let entry = vcpu.before_enter(Processor(n)).unwrap();
+                    vcpu.load_root().unwrap();
+                    let entry = match vcpu.before_enter(Processor(n)) {
+                        Ok(entry) => entry,
+                        Err(vmmu::EnterError::LoadRoot) => continue,
+                        Err(why) => panic!("{why}"),
+                    };
                     std::hint::black_box(entry.root());
                     entry.after_exit();
                     let access =
@@ -75,7 +80,7 @@ fn stress(format: Format) {
                 let mut random = Random(78);
                 let mut worker = vm.worker().unwrap();
                 for _ in 0..STEPS / 4 {
-                    worker.zap(AddressSpace(0), range(random.below(0x2000), 1));
+                    worker.zap(AddressSpace::Normal, range(random.below(0x2000), 1));
                     worker.create_slot(&backed(2, range(0x2000, 0x700))).unwrap();
                     worker.limit_slot(SlotId(2), Level::Size4K).unwrap();
                     worker.move_slot(SlotId(2), Gfn(0x2800)).unwrap();

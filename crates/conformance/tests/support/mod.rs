@@ -11,8 +11,8 @@ use conformance::{Report, Verdict};
 use vmmu::addr::{Level, Pfn};
 use vmmu::entry::{Access, MemoryType};
 use vmmu::host::{
-    Backing, Contents, Cpus, Event, FrameQuery, HostFrame, Observer, Placement, Resolution,
-    TablePage, TablePages, VcpuId,
+    Backing, Contents, Cpus, Event, FrameQuery, GuestMemory, GuestPage, HostFrame, Observer,
+    Placement, Resolution, TablePage, TablePages, VcpuId,
 };
 
 /// The rule is broken, and the report says so.
@@ -262,7 +262,7 @@ impl Cpus for Lines {
         }
     }
 
-    fn relax(&self) {
+    fn wait(&self, _: vmmu::host::Wait) {
         if self.bad == BadKicks::NeverRelax {
             loop {
                 thread::park();
@@ -297,7 +297,7 @@ pub struct Frames {
     moved: Mutex<BTreeMap<u64, u64>>,
     gone: Mutex<BTreeSet<u64>>,
     next: AtomicU64,
-    memory: Mutex<BTreeMap<u64, Box<[u64; 1024]>>>,
+    memory: Mutex<BTreeMap<u64, Box<TwoPages>>>,
     asked: AtomicU64,
 }
 
@@ -328,7 +328,7 @@ impl Frames {
         }
         // Whoever still uses it finds something else there.
         if let Some(contents) = memory.get_mut(&old) {
-            contents.fill(0xdead_dead_dead_dead);
+            contents.0.fill(0xdead_dead_dead_dead);
         }
         self.moved.lock().unwrap().insert(page, new);
     }
@@ -340,7 +340,8 @@ impl Frames {
     }
 }
 
-impl Backing for Frames {
+// SAFETY: what is named is memory of the test.
+unsafe impl Backing for Frames {
     fn find(&self, query: &FrameQuery) -> Resolution {
         let call = self.asked.fetch_add(1, Ordering::Relaxed);
         let page = query.page;
@@ -372,21 +373,29 @@ impl Backing for Frames {
         }
         Resolution::Frame(HostFrame { pfn: Pfn(pfn), level, access, memory: MemoryType::WriteBack })
     }
+}
 
-    fn bytes(&self, pfn: Pfn) -> Option<NonNull<u8>> {
+/// A page, and another one behind it.
+#[derive(Clone, Debug)]
+#[repr(align(4096))]
+struct TwoPages([u64; 1024]);
+
+// SAFETY: aligned pages of the test, which live as long as it.
+unsafe impl GuestMemory for Frames {
+    fn bytes(&self, pfn: Pfn) -> Option<NonNull<GuestPage>> {
         let call = self.asked.fetch_add(1, Ordering::Relaxed);
         let pfn = match self.bad {
             BadFrames::SharesBytes if pfn.0 % 8 == 3 => pfn.0 - 1,
             _ => pfn.0,
         };
         let mut memory = self.memory.lock().unwrap();
-        let page = memory.entry(pfn).or_insert_with(|| Box::new([0; 1024]));
+        let page = memory.entry(pfn).or_insert_with(|| Box::new(TwoPages([0; 1024])));
         let start = match self.bad {
             BadFrames::HasOddBytes => 4,
             BadFrames::HasOtherBytesEachTime if call % 2 == 1 => 4096,
             _ => 0,
         };
-        NonNull::new(page.as_mut_ptr().cast::<u8>().wrapping_add(start))
+        NonNull::new(page.0.as_mut_ptr().cast::<u8>().wrapping_add(start).cast())
     }
 }
 

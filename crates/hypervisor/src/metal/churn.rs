@@ -6,13 +6,13 @@
 //! stale translation works with garbage, and its own checks fail.
 
 use super::guest_ram::Moved;
-use super::nested::GUEST_RAM;
+use super::nested::{GUEST_RAM, Host};
 use super::vcpu::Vcpu;
 use core::sync::atomic::{AtomicU64, Ordering};
 use hypervisor::pool::{FRAME, Size};
 use vmmu::addr::{Gfn, GfnRange, Level};
 use vmmu::slot::{AddressSpace, SlotId};
-use vmmu::{HostRange, Progress};
+use vmmu::{HostRange, Mmu, Progress, Worker};
 
 /// How much has been done.
 pub struct Churn {
@@ -46,10 +46,14 @@ pub fn tick(vcpu: &mut Vcpu<'_>) {
     };
     let gfn = range.gpa / FRAME + random % (range.bytes / FRAME);
     match turn % 16 {
-        0 => vcpu.nested.zap_all(),
-        4 => zap(vcpu, gfn),
-        8 => {
-            limit(vcpu, random);
+        0 | 4 | 8 => {
+            // A vCPU is no worker. There is a place for one on each processor.
+            let Ok(mut worker) = machine.nested.worker() else { return };
+            match turn % 16 {
+                0 => worker.zap_all(),
+                4 => zap(&mut worker, gfn),
+                _ => limit(&mut worker, machine.guest.ram.len() as u64, random),
+            }
         }
         _ => {
             if relocate(vcpu, gfn) {
@@ -69,7 +73,7 @@ fn relocate(vcpu: &mut Vcpu<'_>, gfn: u64) -> bool {
         return false;
     };
     let pages = HostRange { backing: GUEST_RAM, first, pages: size.frames() };
-    let invalidation = vcpu.nested.invalidate_range(pages);
+    let invalidation = vcpu.machine.nested.mmu().invalidate_range(pages);
     // No vCPU reaches the block now, and none will until the invalidation ends.
     let moved = ram.relocate(first, size) == Moved::Yes;
     drop(invalidation);
@@ -77,19 +81,18 @@ fn relocate(vcpu: &mut Vcpu<'_>, gfn: u64) -> bool {
 }
 
 /// Drops the mappings of some pages in small steps.
-fn zap(vcpu: &mut Vcpu<'_>, gfn: u64) {
+fn zap(worker: &mut Worker<&Mmu<Host>>, gfn: u64) {
     let Some(range) = GfnRange::sized(Gfn(gfn), 0x800) else { return };
-    let mut zap = vcpu.nested.begin_zap(AddressSpace(0), range);
-    while vcpu.nested.zap_some(&mut zap, 1) == Progress::More {}
+    let mut zap = worker.begin_zap(AddressSpace::Normal, range);
+    while worker.zap_some(&mut zap, 1) == Progress::More {}
 }
 
 /// Takes the large leaves of a RAM slot away, and allows them again.
-fn limit(vcpu: &mut Vcpu<'_>, random: u64) {
-    let slots = vcpu.machine.guest.ram.len() as u64;
+fn limit(worker: &mut Worker<&Mmu<Host>>, slots: u64, random: u64) {
     let id = SlotId((random % slots) as u32);
-    let Ok(slot) = vcpu.nested.slot(id) else { return };
+    let Ok(slot) = worker.slot(id) else { return };
     // Both can fail only for a slot that does not exist, or a VM that is dead: its next entry
     // says so.
-    let _ = vcpu.nested.limit_slot(id, Level::Size4K);
-    let _ = vcpu.nested.limit_slot(id, slot.spec.largest);
+    let _ = worker.limit_slot(id, Level::Size4K);
+    let _ = worker.limit_slot(id, slot.spec.largest);
 }

@@ -14,10 +14,10 @@ use vmmu::addr::{Gfn, GfnRange, Gpa, Level, Pfn};
 use vmmu::check::{Violation, Witness};
 use vmmu::entry::{Access, Format, MemoryType, npt};
 use vmmu::host::{
-    Backing, Contents, Cpus, FrameQuery, HostFrame, Observer, Placement, Resolution, TablePage,
-    TablePages, VcpuId,
+    Backing, Contents, Cpus, FrameQuery, GuestMemory, GuestPage, HostFrame, Observer, Placement,
+    Resolution, TablePage, TablePages, VcpuId,
 };
-use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
+use vmmu::slot::{AddressSpace, LinearFrames, Mutability, SlotId, SlotSpec, Source};
 use vmmu::{AccessError, AccessFailure, Config, Mmu, Processor, Worker};
 use vmmu::{Cause, MemoryFault, Outcome, PageFault};
 
@@ -60,7 +60,9 @@ impl Cpus for Host {
 
 impl Observer for Host {}
 
-impl Backing for GuestRam<'_> {
+// SAFETY: the pool's frames are neither this program's image nor table pages; a guest's frame is its
+// own until `relocate`, which is called inside an invalidation of its pages.
+unsafe impl Backing for GuestRam<'_> {
     fn find(&self, query: &FrameQuery) -> Resolution {
         let largest = match query.largest {
             Level::Size4K => Size::K4,
@@ -81,14 +83,17 @@ impl Backing for GuestRam<'_> {
             memory: MemoryType::WriteBack,
         })
     }
+}
 
-    fn bytes(&self, pfn: Pfn) -> Option<NonNull<u8>> {
-        NonNull::new((pfn.0 * FRAME) as *mut u8)
+// SAFETY: memory is mapped at its own addresses, for good; nobody makes references to a guest's.
+unsafe impl GuestMemory for GuestRam<'_> {
+    fn bytes(&self, pfn: Pfn) -> Option<NonNull<GuestPage>> {
+        NonNull::new((pfn.0 * FRAME) as *mut GuestPage)
     }
 }
 
 /// A vCPU as the library knows it.
-pub type Handle<'m> = vmmu::VcpuMmu<'m, Host>;
+pub type Handle<'m> = vmmu::VcpuMmu<&'m vmmu::Mmu<Host>>;
 
 /// What became of a nested fault.
 pub enum Answer {
@@ -132,7 +137,8 @@ impl<'m> Nested<'m> {
         let (image, end) = boot::image();
         let reserved = [(Pfn(image / FRAME), Pfn(end.div_ceil(FRAME)))];
         let config = Config {
-            workers: 4,
+            // One for the slots and the clock, one for each vCPU that plays the host (churn).
+            workers: guest.cpus + 4,
             largest,
             reserved: &reserved,
             ..Config::new(format()?, guest.cpus)
@@ -141,7 +147,7 @@ impl<'m> Nested<'m> {
         let nested = Self { vm, ram };
         let slots = guest.ram.iter().map(|range| SlotSpec {
             id: SlotId(0),
-            space: AddressSpace(0),
+            space: AddressSpace::Normal,
             range: GfnRange::sized(Gfn(range.gpa / FRAME), range.bytes / FRAME)
                 .unwrap_or(GfnRange::EMPTY),
             source: Source::Backed { backing: GUEST_RAM, first: range.gpa / FRAME },
@@ -151,16 +157,16 @@ impl<'m> Nested<'m> {
         let page = policy::LOCAL_APIC / FRAME;
         let local_apic = SlotSpec {
             id: SlotId(0),
-            space: AddressSpace(0),
+            space: AddressSpace::Normal,
             range: GfnRange::sized(Gfn(page), 1).unwrap_or(GfnRange::EMPTY),
-            source: Source::Linear { pfn: Pfn(page), memory: MemoryType::Uncached },
+            // SAFETY: the local APIC's page is what the guest is to read there.
+            source: Source::Linear(unsafe { LinearFrames::new(Pfn(page), MemoryType::Uncached) }),
             // Writes are looked at; see `mmio.rs`.
             mutability: Mutability::ReadOnly,
             largest: Level::Size4K,
         };
         {
-            let mut worker =
-                nested.vm.worker().ok_or_else(|| String::from("no memory for a worker"))?;
+            let mut worker = nested.worker()?;
             for (id, slot) in (0..).zip(slots.chain([local_apic])) {
                 let slot = SlotSpec { id: SlotId(id), ..slot };
                 worker.create_slot(&slot).map_err(|error| format!("slot {id}: {error}"))?;
@@ -171,7 +177,12 @@ impl<'m> Nested<'m> {
 
     /// The vCPU of that number. `None` without memory.
     pub fn vcpu(&self, number: usize) -> Option<Handle<'_>> {
-        self.vm.vcpu(VcpuId(number as u32))
+        self.vm.vcpu(VcpuId(number as u32)).ok()
+    }
+
+    /// The memory of the guest, as the library manages it.
+    pub fn mmu(&self) -> &Mmu<Host> {
+        &self.vm
     }
 
     /// Answers a nested fault of `vcpu`.
@@ -229,51 +240,58 @@ impl<'m> Nested<'m> {
     }
 
     /// A worker of the library's, for what happens outside of vCPUs.
-    pub fn worker(&self) -> Result<Worker<'_, Host>, String> {
-        self.vm.worker().ok_or_else(|| String::from("no memory for a worker"))
+    pub fn worker(&self) -> Result<Worker<&Mmu<Host>>, String> {
+        self.vm.worker().map_err(|error| format!("a worker: {error}"))
+    }
+
+    /// Fills guest memory before a vCPU runs. Errors: there is no memory, from some byte on.
+    pub fn fill(
+        &self,
+        worker: &mut Worker<&Mmu<Host>>,
+        gpa: u64,
+        bytes: &[u8],
+    ) -> Result<(), AccessError> {
+        worker.write(self.ram, AddressSpace::Normal, Gpa(gpa), bytes)
     }
 
     /// Copies guest memory out. Errors: there is no memory, from some byte on.
     pub fn read(
         &self,
-        worker: &mut Worker<'_, Host>,
+        vcpu: &mut Handle<'_>,
         gpa: u64,
         bytes: &mut [u8],
     ) -> Result<(), AccessError> {
-        loop {
-            match worker.read(self.ram, AddressSpace(0), Gpa(gpa), bytes) {
-                Err(AccessError { why: AccessFailure::Busy, .. }) => core::hint::spin_loop(),
-                result => return result,
-            }
-        }
+        self.until_free(|| vcpu.read(self.ram, Gpa(gpa), bytes))
     }
 
     /// Copies bytes into guest memory. Errors: there is no memory, from some byte on, or none
     /// that can be written.
-    pub fn write(
-        &self,
-        worker: &mut Worker<'_, Host>,
-        gpa: u64,
-        bytes: &[u8],
-    ) -> Result<(), AccessError> {
+    pub fn write(&self, vcpu: &mut Handle<'_>, gpa: u64, bytes: &[u8]) -> Result<(), AccessError> {
+        self.until_free(|| vcpu.write(self.ram, Gpa(gpa), bytes))
+    }
+
+    /// Sets bits of the word at `gpa`, atomically. Nothing where there is no RAM.
+    pub fn set_bits(&self, vcpu: &mut Handle<'_>, gpa: u64, bits: u32) {
+        let (gpa, mut seen) = (Gpa(gpa & !3), 0);
         loop {
-            match worker.write(self.ram, AddressSpace(0), Gpa(gpa), bytes) {
-                Err(AccessError { why: AccessFailure::Busy, .. }) => core::hint::spin_loop(),
-                result => return result,
+            match vcpu.compare_exchange(self.ram, gpa, seen, seen | bits) {
+                Ok(Ok(_)) => return,
+                Ok(Err(now)) => seen = now,
+                Err(AccessError { why: AccessFailure::Busy(_), .. }) => core::hint::spin_loop(),
+                Err(_) => return,
             }
         }
     }
 
-    /// Sets bits of the word at `gpa`, atomically. Nothing where there is no RAM.
-    pub fn set_bits(&self, worker: &mut Worker<'_, Host>, gpa: u64, bits: u32) {
-        let mut seen = 0;
+    /// Tries again while the page is being moved by another processor.
+    fn until_free<R>(
+        &self,
+        mut copy: impl FnMut() -> Result<R, AccessError>,
+    ) -> Result<R, AccessError> {
         loop {
-            let gpa = Gpa(gpa & !3);
-            match worker.compare_exchange(self.ram, AddressSpace(0), gpa, seen, seen | bits) {
-                Ok(Ok(_)) => return,
-                Ok(Err(now)) => seen = now,
-                Err(AccessError { why: AccessFailure::Busy, .. }) => core::hint::spin_loop(),
-                Err(_) => return,
+            match copy() {
+                Err(AccessError { why: AccessFailure::Busy(_), .. }) => core::hint::spin_loop(),
+                result => return result,
             }
         }
     }

@@ -96,7 +96,7 @@ fn load(guest: &Guest<'_>, ram: &GuestRam<'_>, nested: &Nested<'_>) -> Result<()
             ram.provide(address / FRAME, Size::G1);
         }
         nested
-            .write(&mut worker, *gpa, data)
+            .fill(&mut worker, *gpa, data)
             .map_err(|error| format!("segment of {} bytes at {gpa:#x}: {error}", data.len()))?;
     }
     Ok(())

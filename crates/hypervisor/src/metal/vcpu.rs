@@ -16,7 +16,7 @@ use hypervisor::mtrr::Mtrr;
 use hypervisor::pool::{FRAME, Size};
 use hypervisor::registers::{CodeSegment, Control, Features, cr0, efer};
 use hypervisor::wire::{End, Start};
-use vmmu::{EnterError, Flush};
+use vmmu::{EnterError, Flush, LoadError};
 
 /// Intercepts of the first word: NMI, INIT, RDPMC, CPUID, RSM, INVD, HLT, INVLPGA, ports, MSRs,
 /// shutdown.
@@ -370,6 +370,15 @@ impl<'m> Vcpu<'m> {
 
     /// Runs the guest until its next exit; `None` if something has to be looked at first.
     fn enter(&mut self) -> Option<u64> {
+        match self.nested.load_root() {
+            Ok(()) => {}
+            // The drains of other vCPUs end soon.
+            Err(LoadError::RootsBusy) => return None,
+            Err(error) => {
+                self.machine.finish(End::Broken { what: format!("no root: {error}") });
+                return None;
+            }
+        }
         svm::close_gate();
         // From here on an NMI waits, and ends the guest's run at once.
         if self.machine.posts[self.number].mail.load(Ordering::SeqCst) != 0 {
@@ -378,8 +387,8 @@ impl<'m> Vcpu<'m> {
         }
         let entry = match self.nested.before_enter(nested::processor(self.number)) {
             Ok(entry) => entry,
-            // The drains of other vCPUs end soon.
-            Err(EnterError::RootsBusy) => {
+            // The root has gone since it was loaded.
+            Err(EnterError::LoadRoot) => {
                 svm::open_gate();
                 return None;
             }

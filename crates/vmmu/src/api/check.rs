@@ -393,7 +393,7 @@ impl Check<'_> {
     fn backed_by(&mut self, region: &Region, gfn: Gfn) -> Option<Witness> {
         let offset = gfn.0.checked_sub(region.range.start().0)?;
         Some(match region.source {
-            Source::Linear { pfn, .. } => Witness::Frame(Pfn(pfn.0 + offset), Access::all()),
+            Source::Linear(frames) => Witness::Frame(Pfn(frames.first().0 + offset), Access::all()),
             Source::Backed { backing, first } => (self.witness)(backing, first + offset),
         })
     }

@@ -8,12 +8,12 @@ use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
 use crate::addr::{ENTRIES, Gfn, GfnRange, Level, Pfn};
+use crate::api::hold::Hold;
 use crate::api::worker::Worker;
 use crate::entry::cell::Value;
 use crate::entry::leaf::{Leaf, Tracked, Writable};
 use crate::entry::state::State;
 use crate::error::NoMemory;
-use crate::host::host::Host;
 use crate::state::root::{Root, RootName};
 use crate::state::slot::AddressSpace;
 use crate::state::slot_set::SlotSet;
@@ -127,10 +127,11 @@ impl fmt::Display for Run {
     }
 }
 
-impl<H: Host> Worker<'_, H> {
+impl<M: Hold> Worker<M> {
     /// Writes all tables as text. `s` instead of `w`: protected softly; `h`: protected hard.
     pub fn dump(&mut self, out: &mut dyn Write) -> Result<(), DumpError> {
-        let core = self.core();
+        let mut local = self.seat.local();
+        let core = local.core();
         let mut copy: Vec<(Gfn, Level, Value)> = Vec::new();
         copy.try_reserve_exact(ENTRIES).map_err(|_| NoMemory)?;
         for root in core.roots.iter() {
@@ -145,7 +146,7 @@ impl<H: Host> Worker<'_, H> {
             let mut run: Option<Run> = None;
             loop {
                 copy.clear();
-                let step = self.participant.section().step(&mut cursor, &one, &mut |page| {
+                let step = local.section().step(&mut cursor, &one, &mut |page| {
                     for entry in page.entries() {
                         // There is room for a whole table.
                         if entry.value() != core.format.empty() && copy.len() < copy.capacity() {

@@ -8,15 +8,18 @@ use core::fmt;
 use core::ptr::NonNull;
 
 use crate::addr::{Gfn, GfnRange, Gpa, Hpa, Level, PAGE_SIZE, Pfn};
-use crate::api::worker::Worker;
 use crate::entry::access::Access;
-use crate::fault::{Cause, PageFault};
+use crate::fault::{Busy, Cause, PageFault};
 use crate::host::backing::{Backing, Resolution};
+use crate::host::cpus::WaitFor;
 use crate::host::host::Host;
+use crate::host::memory::{GuestMemory, GuestPage};
+use crate::protocol::local::Local;
 use crate::protocol::section::Section;
-
+use crate::state::broken::Broken;
 use crate::state::root::{Role, RootName};
-use crate::state::slot::{AddressSpace, Source};
+use crate::state::slot::{AddressSpace, SlotState, Source};
+use crate::state::slot_set::Hint;
 use crate::sync::{GuestU32, GuestU64, Ordering};
 use crate::tdp::request::{Admission, Refused, ResolvedFault};
 
@@ -52,10 +55,12 @@ pub enum AccessFailure {
     /// The backing has nothing there, or something broken.
     Hole,
     /// The host cannot reach the frame by an address of its own
-    /// ([`Backing::bytes`] gave `None`).
+    /// ([`GuestMemory::bytes`] gave `None`).
     Unreachable,
-    /// The page is changing just now, or the host has it later: try again.
-    Busy,
+    /// Not now: try again when that is over.
+    Busy(Busy),
+    /// The VM is dead.
+    Dead(Broken),
     /// The range runs over the end of the address space.
     TooHigh,
     /// An atomic word has to be aligned to its size.
@@ -99,12 +104,17 @@ guest_word!(u64, GuestU64);
 
 impl fmt::Display for AccessError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let why = match self.why {
+        let why = match &self.why {
             AccessFailure::NoMemory => "no slot is there",
             AccessFailure::ReadOnly => "the memory is read-only",
             AccessFailure::Hole => "the backing has nothing there",
             AccessFailure::Unreachable => "the host has no address for the frame",
-            AccessFailure::Busy => "the page is changing; try again",
+            AccessFailure::Busy(why) => {
+                return write!(f, "guest memory at {}: {why} ({} bytes done)", self.gpa, self.done);
+            }
+            AccessFailure::Dead(why) => {
+                return write!(f, "guest memory at {}: the VM is dead: {why}", self.gpa);
+            }
             AccessFailure::TooHigh => "beyond the end of the address space",
             AccessFailure::Unaligned => "an atomic word must be aligned to its size",
         };
@@ -117,60 +127,52 @@ impl core::error::Error for AccessError {}
 /// A page of guest memory that may be copied once its section has checked it again.
 struct Reach<'vm> {
     admission: Admission,
-    bytes: NonNull<u8>,
+    bytes: NonNull<GuestPage>,
     /// The frame of a backed slot, watched. A linear slot needs none.
     frame: Option<ResolvedFault<'vm>>,
 }
 
-impl<'vm, H: Host> Worker<'vm, H> {
+/// Why an attempt to reach a page failed.
+enum Attempt {
+    /// Somebody else was changing the page or its slot, and will have done so in a moment.
+    Again,
+    /// For good, as far as this call goes.
+    Failed(AccessFailure),
+}
+
+/// What one participant brings to a look-up or a copy.
+pub(crate) struct Copier<'a, 'p, H: Host> {
+    pub local: &'a mut Local<'p, H>,
+    pub hint: &'a mut Hint,
+}
+
+impl<'p, H: Host> Copier<'_, 'p, H> {
     /// Where the tables of `role` lead for `gpa` now, if they lead anywhere.
-    pub fn translate(&mut self, role: Role, gpa: Gpa) -> Option<Translation> {
-        let core = self.core();
+    pub(crate) fn translate(&mut self, role: Role, gpa: Gpa) -> Option<Translation> {
+        let core = self.local.core();
+        let gfn = gpa.gfn();
+        // The tables would take a larger frame number for a small one.
+        if gfn.0 >= core.format.frames() && !defect!(TranslatesBeyondTables) {
+            return None;
+        }
+        let section = self.local.section();
         let root = core.roots.find(role)?.name;
-        let section = self.participant.section();
-        let entry = section.entry(root, gpa.gfn(), Level::Size4K)?;
+        let entry = section.entry(root, gfn, Level::Size4K)?;
         if !entry.is_leaf() {
             return None;
         }
         let level = entry.level();
-        let inner = gpa.gfn().0 & (level.pages() - 1);
+        let inner = gfn.0 & (level.pages() - 1);
         let pfn = Pfn(core.format.pfn(entry.value()).0 | inner);
         let allowed = |access: &Access| core.format.allows(entry.value(), *access);
         let access = [Access::READ, Access::WRITE, Access::EXEC].into_iter().filter(allowed);
         Some(Translation { hpa: Hpa(pfn.hpa().0 | gpa.offset()), access: access.collect(), level })
     }
 
-    /// Reads guest memory. The bytes of each page are copied at one time; those of different
-    /// pages are not.
-    pub fn read(
+    /// Exchanges an aligned word.
+    pub(crate) fn compare_exchange<W: GuestWord>(
         &mut self,
-        backing: &dyn Backing,
-        space: AddressSpace,
-        gpa: Gpa,
-        buffer: &mut [u8],
-    ) -> Result<(), AccessError> {
-        self.copy(backing, space, gpa, Bytes::Out(buffer))
-    }
-
-    /// Writes guest memory, page by page.
-    pub fn write(
-        &mut self,
-        backing: &dyn Backing,
-        space: AddressSpace,
-        gpa: Gpa,
-        bytes: &[u8],
-    ) -> Result<(), AccessError> {
-        self.copy(backing, space, gpa, Bytes::In(bytes))
-    }
-
-    /// Replaces an aligned word of guest memory if it is what was `seen`, atomically against the
-    /// guest and everybody else: how a walker of the guest's page tables sets A and D.
-    ///
-    /// `Ok(Err(now))`: it is something else. A word that is not aligned to its size is
-    /// [`AccessFailure::Unaligned`].
-    pub fn compare_exchange<W: GuestWord>(
-        &mut self,
-        backing: &dyn Backing,
+        memory: &(impl Backing + GuestMemory + ?Sized),
         space: AddressSpace,
         gpa: Gpa,
         seen: W,
@@ -180,19 +182,20 @@ impl<'vm, H: Host> Worker<'vm, H> {
         if !gpa.0.is_multiple_of(size_of::<W>() as u64) {
             return Err(error(AccessFailure::Unaligned));
         }
-        let reach = self.reach(backing, space, gpa, Access::WRITE).map_err(error)?;
-        let section = self.participant.section();
-        section.still_reaches(&reach).map_err(|_| error(AccessFailure::Busy))?;
-        // SAFETY: as in `copy`; the word is aligned, so it lies within the page.
-        Ok(unsafe {
-            let word = reach.bytes.add(gpa.offset() as usize).cast();
-            W::exchange_at(word, seen, new)
-        })
+        let exchange = |page: NonNull<GuestPage>| {
+            // SAFETY: as in `copy`; the word is aligned to its size, so it lies within the page,
+            // and the page is aligned, so the word is.
+            unsafe {
+                W::exchange_at(page.cast::<u8>().add(gpa.offset() as usize).cast(), seen, new)
+            }
+        };
+        self.on_page(memory, space, gpa, Access::WRITE, exchange).map_err(error)
     }
 
-    fn copy(
+    /// Copies from or to guest memory, page by page.
+    pub(crate) fn copy(
         &mut self,
-        backing: &dyn Backing,
+        memory: &(impl Backing + GuestMemory + ?Sized),
         space: AddressSpace,
         gpa: Gpa,
         mut bytes: Bytes<'_>,
@@ -203,72 +206,111 @@ impl<'vm, H: Host> Worker<'vm, H> {
             let error = |why| AccessError { gpa: Gpa(gpa.0.wrapping_add(done as u64)), done, why };
             let at = gpa.0.checked_add(done as u64).ok_or_else(|| error(AccessFailure::TooHigh))?;
             let at = Gpa(at);
-            let room = (PAGE_SIZE - at.offset()) as usize;
-            let part = done..done.saturating_add(room).min(len);
-            let reach = self.reach(backing, space, at, bytes.access()).map_err(error)?;
-            let section = self.participant.section();
-            section.still_reaches(&reach).map_err(|_| error(AccessFailure::Busy))?;
             let offset = at.offset() as usize;
-            // SAFETY: the host says that the page's 4096 bytes are there until an invalidation of
-            // the page, or the deletion of its slot, has returned; both wait for this section,
-            // in which the page has just been found to be under neither. `part` ends within the
-            // page.
-            unsafe { bytes.copy_at(reach.bytes, offset, part.clone()) };
-            drop(section);
+            let room = PAGE_SIZE as usize - offset;
+            let part = done..done.saturating_add(room).min(len);
+            let access = bytes.access();
+            let copy = |page: NonNull<GuestPage>| {
+                // SAFETY: the host says that the page's 4096 bytes are there until an invalidation
+                // of the page, or the deletion of its slot, has returned; both wait for the section
+                // in which this runs and in which the page has just been found to be under neither.
+                // `part` ends within the page.
+                unsafe { bytes.copy_at(page.cast(), offset, part.clone()) }
+            };
+            self.on_page(memory, space, at, access, copy).map_err(error)?;
             done = part.end;
         }
         Ok(())
     }
 
-    /// Finds the frame behind a page and where the host can touch it.
-    fn reach(
+    /// Does something with the page around `gpa`, in a section in which the page is known to be
+    /// the guest's. What others end in a moment is waited for.
+    fn on_page<R>(
         &mut self,
-        backing: &dyn Backing,
+        memory: &(impl Backing + GuestMemory + ?Sized),
         space: AddressSpace,
         gpa: Gpa,
         access: Access,
-    ) -> Result<Reach<'vm>, AccessFailure> {
-        let core = self.core();
+        work: impl FnOnce(NonNull<GuestPage>) -> R,
+    ) -> Result<R, AccessFailure> {
+        let mut waiting = self.local.waiting(WaitFor::PageChange);
+        loop {
+            self.local.core().alive().map_err(AccessFailure::Dead)?;
+            match self.reach(memory, space, gpa, access) {
+                Ok(reach) => {
+                    let section = self.local.section();
+                    if section.still_reaches(&reach).is_ok() {
+                        return Ok(work(reach.bytes));
+                    }
+                }
+                Err(Attempt::Again) => {}
+                Err(Attempt::Failed(why)) => return Err(why),
+            }
+            waiting.pass(self.local.host());
+        }
+    }
+
+    /// Finds the frame behind a page and where the host can touch it.
+    fn reach(
+        &mut self,
+        memory: &(impl Backing + GuestMemory + ?Sized),
+        space: AddressSpace,
+        gpa: Gpa,
+        access: Access,
+    ) -> Result<Reach<'p>, Attempt> {
+        let failed = |why| Attempt::Failed(why);
+        let core = self.local.core();
         let gfn = gpa.gfn();
         let fault = PageFault { gpa, access, cause: Cause::Prefault };
-        let watch = self.participant.watch(space, gfn, Level::Size4K).ok_or(AccessFailure::Busy)?;
+        let watch = self.local.watch(space, gfn, Level::Size4K);
+        let watch = watch.ok_or(failed(AccessFailure::Busy(Busy::Requests)))?;
         let (admission, request) = {
-            let section = self.participant.section();
-            let region = section.slots().find(space, gfn, &mut self.hint);
-            let region = *region.ok_or(AccessFailure::NoMemory)?;
+            let section = self.local.section_after_watch();
+            let region = section.slots().find(space, gfn, self.hint);
+            let region = *region.ok_or(failed(AccessFailure::NoMemory))?;
             let word = core.slots.word(region.id);
+            match word.state() {
+                Some(SlotState::Live) => {}
+                Some(SlotState::Dying) => {
+                    return Err(failed(AccessFailure::Busy(Busy::SlotDying)));
+                }
+                Some(SlotState::Coming) | None => return Err(Attempt::Again),
+            }
+            if !word.access().contains(access) {
+                return Err(failed(AccessFailure::ReadOnly));
+            }
             let root = RootName::NONE;
             let admission = Admission { fault, root, region, word, largest: Level::Size4K };
             match region.source {
-                Source::Linear { .. } if !word.is_live() => return Err(AccessFailure::Busy),
-                Source::Linear { .. } if !word.access().contains(access) => {
-                    return Err(AccessFailure::ReadOnly);
-                }
-                Source::Linear { .. } => (admission, None),
+                Source::Linear(_) => (admission, None),
                 Source::Backed { .. } => match section.admit_in(watch, admission) {
                     Ok(request) => (admission, Some(request)),
-                    Err(Refused::ReadOnly) => return Err(AccessFailure::ReadOnly),
-                    Err(_) => return Err(AccessFailure::Busy),
+                    Err(Refused::ReadOnly) => return Err(failed(AccessFailure::ReadOnly)),
+                    Err(Refused::Invalidation) => {
+                        return Err(failed(AccessFailure::Busy(Busy::Invalidation)));
+                    }
+                    Err(_) => return Err(Attempt::Again),
                 },
             }
         };
-        let (pfn, frame) = match request {
-            None => {
-                let Source::Linear { pfn, .. } = admission.region.source else {
-                    return Err(AccessFailure::Busy);
-                };
-                (Pfn(pfn.0 + (gfn.0 - admission.region.range.start().0)), None)
+        let (pfn, frame) = match (request, admission.region.source) {
+            (None, Source::Linear(frames)) => {
+                (Pfn(frames.first().0 + (gfn.0 - admission.region.range.start().0)), None)
             }
-            Some(request) => match backing.find(&request.query()) {
+            (Some(request), _) => match memory.find(&request.query()) {
                 Resolution::Frame(found) if !found.access.contains(access) => {
-                    return Err(AccessFailure::ReadOnly);
+                    return Err(failed(AccessFailure::ReadOnly));
                 }
                 Resolution::Frame(found) => (found.pfn, Some(request.resolve(found))),
-                Resolution::Hole | Resolution::Poisoned => return Err(AccessFailure::Hole),
-                Resolution::Pending | Resolution::Retry => return Err(AccessFailure::Busy),
+                Resolution::Hole | Resolution::Poisoned => return Err(failed(AccessFailure::Hole)),
+                Resolution::Pending => {
+                    return Err(failed(AccessFailure::Busy(Busy::Pending)));
+                }
+                Resolution::Retry => return Err(Attempt::Again),
             },
+            (None, Source::Backed { .. }) => return Err(Attempt::Again),
         };
-        let bytes = backing.bytes(pfn).ok_or(AccessFailure::Unreachable)?;
+        let bytes = memory.bytes(pfn).ok_or(failed(AccessFailure::Unreachable))?;
         Ok(Reach { admission, bytes, frame })
     }
 }
@@ -279,7 +321,8 @@ impl Section<'_> {
         match &reach.frame {
             Some(frame) => self.holds(frame, page(reach.admission.fault.gpa.gfn())),
             None if self.inside.core.slots.word(reach.admission.region.id)
-                == reach.admission.word =>
+                == reach.admission.word
+                || defect!(CopiesWithoutLook) =>
             {
                 Ok(())
             }
@@ -293,7 +336,7 @@ fn page(gfn: Gfn) -> GfnRange {
 }
 
 /// The caller's buffer, and which way the bytes go.
-enum Bytes<'b> {
+pub(crate) enum Bytes<'b> {
     /// From the guest.
     Out(&'b mut [u8]),
     /// To the guest.

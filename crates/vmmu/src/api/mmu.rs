@@ -1,6 +1,8 @@
 //! A virtual machine's memory: made with a host and a configuration, taken down by value.
 
+use alloc::sync::Arc;
 use core::fmt;
+use core::mem::ManuallyDrop;
 
 use crate::addr::{ENTRIES, Level, Pfn};
 use crate::api::stats::Stats;
@@ -13,13 +15,14 @@ use crate::state::table::Table;
 
 /// The memory of one virtual machine.
 ///
-/// Everything it lends borrows it. A host that keeps it in an `Arc` makes each vCPU in its
-/// thread, from its own `Arc`. Take it down with [`teardown`](Self::teardown): a `Mmu` that is
-/// merely dropped leaks its table pages.
+/// A vCPU or worker holds it by a borrow or by an `Arc`. When the MMU is dropped, which its last
+/// holder does, every table page goes back to the host; [`teardown`](Self::teardown) and
+/// [`teardown_shared`](Self::teardown_shared) give the host back as well.
 #[derive(Debug)]
-pub struct Mmu<H> {
+pub struct Mmu<H: Host> {
     pub(crate) core: Core,
-    pub(crate) host: H,
+    /// Taken out by `teardown` alone.
+    host: ManuallyDrop<H>,
 }
 
 /// What a VM is made for.
@@ -29,9 +32,13 @@ pub struct Config<'a> {
     pub format: Format,
     /// vCPUs, at least 1.
     pub vcpus: u32,
-    /// Participants beyond the vCPUs: for slots, invalidations, statistics, and host callbacks
-    /// that may run on top of a vCPU's thread.
+    /// Workers beyond the vCPUs: for changing slots, for completing faults elsewhere, for reading
+    /// and writing guest memory.
     pub workers: u32,
+    /// Participants of the MMU's own, for [`Mmu::invalidate_begin`] and
+    /// [`Mmu::invalidate_range`]: as many of these run at the same time without waiting for one
+    /// another. At least 1.
+    pub notifiers: u32,
     /// Slot numbers.
     pub slots: u32,
     /// The largest leaf anywhere.
@@ -41,11 +48,11 @@ pub struct Config<'a> {
 }
 
 impl Config<'_> {
-    /// For a format and a number of vCPUs: two workers, 512 slots, leaves as large as the format
-    /// has them, nothing reserved.
+    /// For a format and a number of vCPUs: two workers, four notifiers, 512 slots, leaves as large
+    /// as the format has them, nothing reserved.
     pub const fn new(format: Format, vcpus: u32) -> Self {
         let largest = format.largest();
-        Config { format, vcpus, workers: 2, slots: 512, largest, reserved: &[] }
+        Config { format, vcpus, workers: 2, notifiers: 4, slots: 512, largest, reserved: &[] }
     }
 }
 
@@ -102,12 +109,14 @@ impl<H: Host> Mmu<H> {
         }
         let sizes = Sizes {
             participants: config.vcpus.saturating_add(config.workers) as usize,
+            // Models leave them out where they have no part: each is one more word to look at.
+            own: config.notifiers.max(u32::from(!cfg!(any(loom, shuttle)))) as usize,
             vcpus: config.vcpus as usize,
             slots: config.slots as usize,
         };
         let largest = config.largest.min(config.format.largest());
         match Core::new(config.format, largest, host.window(), &sizes, config.reserved) {
-            Ok(core) => Ok(Mmu { core, host }),
+            Ok(core) => Ok(Mmu { core, host: ManuallyDrop::new(host) }),
             Err(_) => Err(NewError { host, why: NewReason::NoMemory }),
         }
     }
@@ -134,14 +143,36 @@ impl<H: Host> Mmu<H> {
 
     /// Gives every table page back to the host, and the host to the caller.
     ///
-    /// No lock and no flush: everything the VM lent has been given back, so no vCPU is left that
+    /// No lock and no flush: everything that borrowed the MMU is gone, so no vCPU is left that
     /// could walk its tables.
     pub fn teardown(self) -> H {
-        let Mmu { core, host } = self;
-        for root in core.roots.iter() {
-            free_below(&core, &host, root);
+        let mut this = ManuallyDrop::new(self);
+        this.release_tables();
+        // SAFETY: neither the host nor the MMU is used or dropped after this: it is in a
+        // `ManuallyDrop`, and the core is dropped by itself.
+        unsafe {
+            core::ptr::drop_in_place(&mut this.core);
+            ManuallyDrop::take(&mut this.host)
         }
-        host
+    }
+
+    /// The same for an MMU that is shared: `Err` gives the share back, because others hold one.
+    pub fn teardown_shared(this: Arc<Self>) -> Result<H, Arc<Self>> {
+        Arc::try_unwrap(this).map(Self::teardown)
+    }
+
+    fn release_tables(&mut self) {
+        for root in self.core.roots.iter() {
+            free_below(&self.core, &*self.host, root);
+        }
+    }
+}
+
+impl<H: Host> Drop for Mmu<H> {
+    fn drop(&mut self) {
+        self.release_tables();
+        // SAFETY: dropped once, here; `teardown` does not come here.
+        unsafe { ManuallyDrop::drop(&mut self.host) }
     }
 }
 

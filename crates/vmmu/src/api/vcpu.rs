@@ -1,35 +1,48 @@
-//! A vCPU: a worker that loads roots, enters the guest and faults.
+//! A vCPU's side of the MMU: it loads roots, enters the guest and handles faults.
+//!
+//! The hazard: vCPU A has loaded a root's address into hardware and is about to run the guest,
+//! while worker B invalidates that root and takes its tables apart.
+//!
+//! The rule: A says *in the guest* first, then looks at the flushes it is asked for and whether its
+//! root is still valid, and backs out if it is not. B marks the root invalid first, and then waits
+//! until every vCPU that said *in the guest* has left it. Loading a root may sleep, lock and
+//! allocate, so it is a call of its own; entering does none of the three, and answers
+//! [`EnterError::LoadRoot`] when the root has gone.
 
+use alloc::sync::Arc;
 use core::fmt;
-use core::ops::{Deref, DerefMut};
+use core::mem::ManuallyDrop;
 
-use crate::addr::{Hpa, Pfn};
+use crate::addr::{Gpa, Hpa, Pfn};
+use crate::api::hold::Hold;
+use crate::api::memory::{AccessError, GuestWord, Translation};
 use crate::api::mmu::Mmu;
-use crate::api::worker::Worker;
+use crate::api::worker::{HandleError, Worker};
 use crate::error::NoMemory;
 use crate::fault::{Outcome, PageFault};
-use crate::host::backing::Backing;
-use crate::host::cpus::VcpuId;
+use crate::host::backing::{Backing, HostFrame};
+use crate::host::cpus::{Cpus, VcpuId, WaitFor};
 use crate::host::host::Host;
-use crate::host::observer::Event;
+use crate::host::memory::GuestMemory;
+use crate::host::observer::{Event, Observer};
 use crate::state::broken::Broken;
-use crate::state::core::Core;
 use crate::state::root::{Role, RootName};
 use crate::state::vcpu::VcpuWords;
-use crate::tdp::fault::FaultStep;
+use crate::table::cache::MissingPages;
+use crate::tdp::fault::{FaultStep, Faulter, NeedsPages};
+use crate::tdp::request::{Parked, Request, ResolvedFault};
 
 /// A physical processor, as the host numbers them. A vCPU that finds itself on another one than
 /// last time drops its translations there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Processor(pub u32);
 
-/// One virtual processor. Made in the thread that runs it; a worker too.
+/// One virtual processor. It holds its MMU by `M`: borrowed (`&Mmu<H>`), or by a share
+/// (`Arc<Mmu<H>>`) if it has to be stored. Made by [`Mmu::vcpu`], or by [`VcpuMmu::new`] from
+/// either.
 #[derive(Debug)]
-pub struct VcpuMmu<'vm, H: Host> {
-    worker: Worker<'vm, H>,
-    /// The VM it is a vCPU of. A `&mut VcpuMmu` is a `&mut Worker` too, and two workers can be
-    /// swapped; the words that say "in the guest" must be those of the VM whose tables are walked.
-    home: &'vm Core,
+pub struct VcpuMmu<M: Hold> {
+    worker: Worker<M>,
     id: VcpuId,
     role: Role,
     root: Option<(RootName, Pfn)>,
@@ -38,25 +51,43 @@ pub struct VcpuMmu<'vm, H: Host> {
     processor: Option<Processor>,
 }
 
-/// Why a vCPU cannot enter the guest.
+/// Why a vCPU has no root.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum EnterError {
+pub enum LoadError {
     /// No page for a top table; ask again when the host has one.
     OutOfMemory,
     /// Every place for a root is taken by a drain: [`Worker::drain`] them, then ask again.
     RootsBusy,
-    /// The worker in this vCPU is another VM's: the two were swapped.
-    Foreign,
     /// The VM is dead.
     Dead(Broken),
 }
 
+/// Why a vCPU cannot enter the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EnterError {
+    /// It has no root, or the root has been invalidated: [`VcpuMmu::load_root`], where that may
+    /// sleep, then enter again.
+    LoadRoot,
+    /// The VM is dead.
+    Dead(Broken),
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LoadError::OutOfMemory => f.write_str("no page for a top table"),
+            LoadError::RootsBusy => f.write_str("all places for roots are being drained"),
+            LoadError::Dead(broken) => write!(f, "the VM is dead: {broken}"),
+        }
+    }
+}
+
+impl core::error::Error for LoadError {}
+
 impl fmt::Display for EnterError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            EnterError::OutOfMemory => f.write_str("no page for a top table"),
-            EnterError::RootsBusy => f.write_str("all places for roots are being drained"),
-            EnterError::Foreign => f.write_str("its worker is another VM's"),
+            EnterError::LoadRoot => f.write_str("no valid root: load one, then enter again"),
             EnterError::Dead(broken) => write!(f, "the VM is dead: {broken}"),
         }
     }
@@ -76,137 +107,29 @@ pub enum Flush {
 }
 
 /// The vCPU counts as being in the guest. Enter with interrupts that a kick sends held pending
-/// until the entry itself, or a kick may be lost.
+/// until the entry itself, or a kick may be lost. Dropping it means that nothing was entered.
 #[must_use = "dropped at once, nothing has been entered"]
 #[derive(Debug)]
-pub struct InGuest<'v, 'vm, H: Host> {
-    vcpu: &'v mut VcpuMmu<'vm, H>,
+pub struct InGuest<'v, M: Hold> {
+    vcpu: &'v mut VcpuMmu<M>,
+    entry: Entered,
+}
+
+/// What an entry needs to know, as a plain value: [`InGuest::keep`] gives it, for hypervisors whose
+/// entry and exit are two functions.
+///
+/// As long as the vCPU counts as being in the guest, whoever flushes kicks it and waits for it. So
+/// [`VcpuMmu::leave`] is called after the exit; every other call of the vCPU that changes something
+/// ends the entry too, as one that was not made.
+#[must_use = "the vCPU counts as being in the guest until `leave` is called"]
+#[derive(Debug)]
+pub struct Entered {
     top: Pfn,
+    flush: Flush,
     on: Processor,
 }
 
-impl<H: Host> Mmu<H> {
-    /// The vCPU of that number. `None`: it exists already, or the number is too large, or all
-    /// places are taken.
-    pub fn vcpu(&self, id: VcpuId) -> Option<VcpuMmu<'_, H>> {
-        VcpuMmu::new(self, id)
-    }
-}
-
-impl<'vm, H: Host> VcpuMmu<'vm, H> {
-    pub(crate) fn new(vm: &'vm Mmu<H>, id: VcpuId) -> Option<Self> {
-        let words = vm.core.vcpus.get(id.0 as usize)?;
-        if !words.take() {
-            return None;
-        }
-        let Some(worker) = Worker::new(vm) else {
-            words.give_back();
-            return None;
-        };
-        let role = Role::PLAIN;
-        let home = &vm.core;
-        Some(VcpuMmu { worker, home, id, role, root: None, stale: true, processor: None })
-    }
-
-    fn words(&self) -> Option<&'vm VcpuWords> {
-        self.home.vcpus.get(self.id.0 as usize)
-    }
-
-    /// Its number.
-    pub fn id(&self) -> VcpuId {
-        self.id
-    }
-
-    /// Chooses the role the next entry uses. Roots of other roles stay as they are.
-    pub fn set_role(&mut self, role: Role) {
-        if role != self.role {
-            if defect!(RootDiesWithItsUser)
-                && let Some((name, _)) = self.root
-            {
-                self.home.roots.invalidate(name);
-            }
-            self.role = role;
-            self.root = None;
-            self.stale = true;
-        }
-    }
-
-    /// Loads the root of the role, a new one if there is none that is valid.
-    fn load_root(&mut self) -> Result<(RootName, Pfn), EnterError> {
-        let core = self.worker.core();
-        if let Some(loaded) = self.root.filter(|(name, _)| core.roots.is_valid(*name)) {
-            return Ok(loaded);
-        }
-        // Only a new root needs a page, and whether it is new is decided under the roots' lock.
-        let root = loop {
-            let cache = &mut self.worker.cache;
-            match core.roots.create(self.role, || cache.take()) {
-                Ok(root) => break root.ok_or(EnterError::RootsBusy)?,
-                Err(NoMemory) => self.worker.reserve(0).map_err(|_| EnterError::OutOfMemory)?,
-            }
-        };
-        self.root = Some((root.name, root.top));
-        self.stale = true;
-        Ok((root.name, root.top))
-    }
-
-    /// Gets ready to run guest code on processor `on`: loads a root if the last one has been
-    /// invalidated, and sees every flush that was asked for. From here on a flush kicks this vCPU.
-    pub fn before_enter(&mut self, on: Processor) -> Result<InGuest<'_, 'vm, H>, EnterError> {
-        let core = self.worker.core();
-        if !core::ptr::eq(core, self.home) {
-            return Err(EnterError::Foreign);
-        }
-        loop {
-            if let Some(broken) = core.broken() {
-                return Err(EnterError::Dead(broken));
-            }
-            let (name, top) = self.load_root()?;
-            let Some(words) = self.words() else { return Err(EnterError::RootsBusy) };
-            words.enter();
-            if let Some(count) = words.flush_wanted() {
-                self.stale = true;
-                words.flush_done(count);
-            }
-            // After the look at the flushes: who has seen that look has seen this one too.
-            if core.roots.is_valid(name) || defect!(LoadsUnnamedRoot) {
-                return Ok(InGuest { vcpu: self, top, on });
-            }
-            words.leave();
-        }
-    }
-
-    /// The first half of a fault; see [`tdp`](crate::tdp). Never calls the host.
-    pub fn begin_fault(&mut self, fault: PageFault) -> FaultStep<'vm> {
-        match self.root {
-            Some((root, _)) => self.worker.faulter().begin_fault(root, self.role.space, fault),
-            None => FaultStep::Done(Outcome::Retry),
-        }
-    }
-
-    /// A whole fault: asks `backing` for the frame, and the host for table pages. Also for
-    /// prefaulting, before the first entry.
-    pub fn handle_fault(&mut self, backing: &dyn Backing, fault: PageFault) -> Outcome {
-        let root = self.load_root();
-        let space = self.role.space;
-        let mut faulter = self.worker.faulter();
-        let outcome = match root {
-            Ok((root, _)) => faulter.handle_fault(backing, root, space, fault),
-            // Drains end, and none of them waits for this fault.
-            Err(EnterError::RootsBusy) => faulter.refuse(Outcome::Retry),
-            Err(EnterError::Dead(broken)) => Outcome::Dead(broken),
-            Err(EnterError::OutOfMemory | EnterError::Foreign) => {
-                faulter.refuse(Outcome::OutOfMemory)
-            }
-        };
-        let (vcpu, gfn, access) = (self.id, fault.gpa.gfn(), fault.access);
-        let host = self.worker.participant.host();
-        host.event(Event::Fault { vcpu, gfn, access, outcome });
-        outcome
-    }
-}
-
-impl<H: Host> InGuest<'_, '_, H> {
+impl Entered {
     /// Host-physical address of the top table (SVM: nCR3; VMX: in the EPTP).
     pub fn root(&self) -> Hpa {
         self.top.hpa()
@@ -214,41 +137,278 @@ impl<H: Host> InGuest<'_, '_, H> {
 
     /// Whether the entry has to drop translations.
     pub fn flush(&self) -> Flush {
-        let moved = self.vcpu.processor != Some(self.on);
-        if self.vcpu.stale || moved { Flush::Needed } else { Flush::NotNeeded }
+        self.flush
+    }
+}
+
+impl<H: Host> Mmu<H> {
+    /// The vCPU of that number, which borrows the MMU.
+    pub fn vcpu(&self, id: VcpuId) -> Result<VcpuMmu<&Self>, HandleError> {
+        VcpuMmu::new(self, id)
+    }
+}
+
+impl<M: Hold> VcpuMmu<M> {
+    /// The vCPU of that number, of an MMU that is borrowed or shared.
+    pub fn new(mmu: M, id: VcpuId) -> Result<Self, HandleError> {
+        let worker = Worker::new(mmu)?;
+        let words = worker.seat.core().vcpus.get(id.0 as usize);
+        if !words.ok_or(HandleError::NoSuchVcpu(id))?.take() {
+            return Err(HandleError::Taken(id));
+        }
+        Ok(VcpuMmu { worker, id, role: Role::PLAIN, root: None, stale: true, processor: None })
+    }
+
+    fn words(&self) -> Option<&VcpuWords> {
+        self.worker.seat.core().vcpus.get(self.id.0 as usize)
+    }
+
+    /// An entry that was kept and never left is over.
+    fn outside(&self) {
+        if let Some(words) = self.words() {
+            words.leave();
+        }
+    }
+
+    /// Its number.
+    pub fn id(&self) -> VcpuId {
+        self.id
+    }
+
+    /// The role the next root is loaded for.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Chooses the role of the next root. Roots of other roles stay as they are.
+    pub fn set_role(&mut self, role: Role) {
+        self.outside();
+        if role != self.role {
+            if defect!(RootDiesWithItsUser)
+                && let Some((name, _)) = self.root
+            {
+                self.worker.seat.core().roots.invalidate(name);
+            }
+            self.role = role;
+            self.root = None;
+            self.stale = true;
+        }
+    }
+
+    /// Makes sure that the vCPU has a valid root of its role: finds one, or makes a new one. May
+    /// sleep, lock and allocate, so it is called with interrupts on.
+    pub fn load_root(&mut self) -> Result<(), LoadError> {
+        self.outside();
+        self.valid_root().map(|_| ())
+    }
+
+    fn valid_root(&mut self) -> Result<RootName, LoadError> {
+        let core = self.worker.seat.core();
+        core.alive().map_err(LoadError::Dead)?;
+        if let Some((name, _)) = self.root.filter(|(name, _)| core.roots.is_valid(*name)) {
+            return Ok(name);
+        }
+        // Only a new root needs a page, and whether it is new is decided under the roots' lock.
+        let root = loop {
+            let Worker { seat, cache, .. } = &mut self.worker;
+            let local = seat.local();
+            let mut waiting = local.waiting(WaitFor::RootCreation);
+            let wait = || waiting.pass(local.hooks());
+            match local.core().roots.create(self.role, || cache.take(), wait) {
+                Ok(root) => break root.ok_or(LoadError::RootsBusy)?,
+                Err(NoMemory) => self.worker.reserve(0).map_err(|_| LoadError::OutOfMemory)?,
+            }
+        };
+        self.root = Some((root.name, root.top));
+        self.stale = true;
+        Ok(root.name)
+    }
+
+    /// Gets ready to run guest code on processor `on`: sees every flush that was asked for, and
+    /// that the root is still valid. From here on a flush kicks this vCPU. Neither sleeps, nor
+    /// locks, nor allocates, nor calls a hook but [`Cpus::here`](crate::host::Cpus::here).
+    pub fn before_enter(&mut self, on: Processor) -> Result<InGuest<'_, M>, EnterError> {
+        let core = self.worker.seat.core();
+        core.alive().map_err(EnterError::Dead)?;
+        let (name, top) = self.root.ok_or(EnterError::LoadRoot)?;
+        let words = core.vcpus.get(self.id.0 as usize).ok_or(EnterError::LoadRoot)?;
+        words.note_here(self.worker.seat.host().here());
+        words.enter();
+        let wanted = words.flush_wanted();
+        if let Some(count) = wanted {
+            words.flush_done(count);
+        }
+        // After the look at the flushes: who has seen that look has seen this one too.
+        let valid = core.roots.is_valid(name) || defect!(LoadsUnnamedRoot);
+        if !valid {
+            words.leave();
+        }
+        if wanted.is_some() {
+            self.stale = true;
+        }
+        if !valid {
+            return Err(EnterError::LoadRoot);
+        }
+        let moved = self.processor != Some(on);
+        let flush = if self.stale || moved { Flush::Needed } else { Flush::NotNeeded };
+        Ok(InGuest { vcpu: self, entry: Entered { top, flush, on } })
+    }
+
+    /// The guest has run and has exited: what [`Entered::flush`] asked for has been done.
+    pub fn leave(&mut self, entered: Entered) {
+        self.stale = false;
+        self.processor = Some(entered.on);
+        self.outside();
+    }
+
+    /// Handles a fault whole: asks `backing` for the frame, and the host for table pages. Also for
+    /// prefaulting, before the first entry: it loads a root if there is none.
+    pub fn handle_fault(&mut self, backing: &dyn Backing, fault: PageFault) -> Outcome {
+        self.outside();
+        let root = self.valid_root();
+        let space = self.role.space;
+        let Worker { seat, cache, hint } = &mut self.worker;
+        let mut local = seat.local();
+        let mut faulter = Faulter { local: &mut local, cache, hint };
+        let outcome = match root {
+            Ok(root) => faulter.handle_fault(backing, root, space, fault),
+            // Drains end, and none of them waits for this fault.
+            Err(LoadError::RootsBusy) => faulter.refuse(Outcome::Retry),
+            Err(LoadError::Dead(broken)) => Outcome::Dead(broken),
+            Err(LoadError::OutOfMemory) => faulter.refuse(Outcome::OutOfMemory),
+        };
+        let (vcpu, gfn, access) = (self.id, fault.gpa.gfn(), fault.access);
+        local.host().event(Event::Fault { vcpu, gfn, access, outcome });
+        outcome
+    }
+
+    /// As [`Worker::reserve`].
+    pub fn reserve(&mut self, pages: usize) -> Result<(), NoMemory> {
+        self.worker.reserve(pages)
+    }
+
+    /// As [`Worker::complete`].
+    #[expect(clippy::result_large_err, reason = "the frame comes back; a box would allocate")]
+    pub fn complete<'f>(&mut self, frame: ResolvedFault<'f>) -> Result<Outcome, NeedsPages<'f>> {
+        self.outside();
+        self.worker.complete(frame)
+    }
+
+    /// As [`Worker::complete_parked`].
+    #[expect(clippy::result_large_err, reason = "the request comes back; a box would allocate")]
+    pub fn complete_parked(
+        &mut self,
+        parked: Parked,
+        frame: HostFrame,
+    ) -> Result<Outcome, (MissingPages, Parked)> {
+        self.outside();
+        self.worker.complete_parked(parked, frame)
+    }
+
+    /// As [`Worker::translate`], for the role of this vCPU.
+    pub fn translate(&mut self, gpa: Gpa) -> Option<Translation> {
+        self.worker.translate(self.role, gpa)
+    }
+
+    /// As [`Worker::read`], of the address space that this vCPU sees.
+    pub fn read(
+        &mut self,
+        memory: &(impl Backing + GuestMemory + ?Sized),
+        gpa: Gpa,
+        buffer: &mut [u8],
+    ) -> Result<(), AccessError> {
+        self.outside();
+        self.worker.read(memory, self.role.space, gpa, buffer)
+    }
+
+    /// As [`Worker::write`], of the address space that this vCPU sees.
+    pub fn write(
+        &mut self,
+        memory: &(impl Backing + GuestMemory + ?Sized),
+        gpa: Gpa,
+        bytes: &[u8],
+    ) -> Result<(), AccessError> {
+        self.outside();
+        self.worker.write(memory, self.role.space, gpa, bytes)
+    }
+
+    /// As [`Worker::compare_exchange`], of the address space that this vCPU sees.
+    pub fn compare_exchange<W: GuestWord>(
+        &mut self,
+        memory: &(impl Backing + GuestMemory + ?Sized),
+        gpa: Gpa,
+        seen: W,
+        new: W,
+    ) -> Result<Result<W, W>, AccessError> {
+        self.outside();
+        self.worker.compare_exchange(memory, self.role.space, gpa, seen, new)
+    }
+}
+
+impl<'m, H: Host> VcpuMmu<&'m Mmu<H>> {
+    /// The first half of a fault; see [`tdp`](crate::tdp). Calls no hook of the host.
+    pub fn begin_fault(&mut self, fault: PageFault) -> FaultStep<Request<'m>> {
+        self.outside();
+        let Some((root, _)) = self.root else { return FaultStep::LoadRoot };
+        let Worker { seat, cache, hint } = &mut self.worker;
+        let mut local = seat.lasting();
+        Faulter { local: &mut local, cache, hint }.begin_fault(root, self.role.space, fault)
+    }
+
+    /// As [`Worker::unpark`].
+    pub fn unpark(&mut self, parked: Parked) -> Result<Request<'m>, Parked> {
+        self.worker.unpark(parked)
+    }
+}
+
+impl<H: Host> VcpuMmu<Arc<Mmu<H>>> {
+    /// The first half of a fault; see [`tdp`](crate::tdp). Calls no hook of the host. The request
+    /// is a parked one, which borrows nothing: complete it by
+    /// [`complete_parked`](Self::complete_parked) here, or by a worker anywhere.
+    pub fn begin_fault(&mut self, fault: PageFault) -> FaultStep<Parked> {
+        self.outside();
+        let Some((root, _)) = self.root else { return FaultStep::LoadRoot };
+        let Worker { seat, cache, hint } = &mut self.worker;
+        let mut local = seat.local();
+        let mut faulter = Faulter { local: &mut local, cache, hint };
+        faulter.begin_fault(root, self.role.space, fault).map(Request::park)
+    }
+}
+
+impl<M: Hold> InGuest<'_, M> {
+    /// Host-physical address of the top table (SVM: nCR3; VMX: in the EPTP).
+    pub fn root(&self) -> Hpa {
+        self.entry.root()
+    }
+
+    /// Whether the entry has to drop translations.
+    pub fn flush(&self) -> Flush {
+        self.entry.flush()
     }
 
     /// The guest has run and has exited: what [`flush`](Self::flush) asked for has been done.
     /// Without this call, dropping the value means that nothing was entered.
     pub fn after_exit(self) {
         self.vcpu.stale = false;
-        self.vcpu.processor = Some(self.on);
+        self.vcpu.processor = Some(self.entry.on);
+    }
+
+    /// Goes on counting as being in the guest, without a borrow of the vCPU, until
+    /// [`VcpuMmu::leave`].
+    pub fn keep(self) -> Entered {
+        let this = ManuallyDrop::new(self);
+        let Entered { top, flush, on } = this.entry;
+        Entered { top, flush, on }
     }
 }
 
-impl<H: Host> Drop for InGuest<'_, '_, H> {
+impl<M: Hold> Drop for InGuest<'_, M> {
     fn drop(&mut self) {
-        if let Some(words) = self.vcpu.words() {
-            words.leave();
-        }
+        self.vcpu.outside();
     }
 }
 
-impl<'vm, H: Host> Deref for VcpuMmu<'vm, H> {
-    type Target = Worker<'vm, H>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.worker
-    }
-}
-
-impl<H: Host> DerefMut for VcpuMmu<'_, H> {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        &mut self.worker
-    }
-}
-
-impl<H: Host> Drop for VcpuMmu<'_, H> {
+impl<M: Hold> Drop for VcpuMmu<M> {
     fn drop(&mut self) {
         if let Some(words) = self.words() {
             // An entry that was forgotten is over too; nobody is to wait for it.

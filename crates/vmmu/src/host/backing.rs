@@ -1,7 +1,5 @@
 //! Where the host finds the frames of a backed slot.
 
-use core::ptr::NonNull;
-
 use crate::addr::{Gfn, Level, Pfn};
 use crate::entry::access::{Access, MemoryType};
 use crate::state::slot::SlotId;
@@ -52,20 +50,23 @@ pub enum Resolution {
     Retry,
 }
 
-/// Finds host frames for `handle_fault` and for the library's own reads and writes of guest memory.
+/// Finds the host frames behind the pages of a backing: for
+/// [`VcpuMmu::handle_fault`](crate::VcpuMmu::handle_fault) and for the library's own reads and
+/// writes of guest memory.
 ///
-/// # Contract
+/// # Safety
 ///
-/// While no invalidation covers a page, the answer for it does not name another frame: a frame
-/// changes only between `invalidate` of its old place and the end of that invalidation.
-pub trait Backing {
+/// A guest reaches every frame that is named here. So an implementation promises:
+///
+/// * what [`find`](Self::find) names belongs to the guest: neither table pages nor memory that this
+///   program uses for anything else are ever named. The library refuses frames that the
+///   configuration says are [reserved](crate::Config::reserved), as a second line of defence;
+/// * while no invalidation covers a page, the answer for it does not name another frame. A frame
+///   changes only between the begin of an invalidation that covers its page and the end of it.
+///
+/// What a safe `find` of a correct implementation may still do is answer too little (a smaller
+/// block, less access, *retry* for ever): then the guest is slow or stands still, and nothing else.
+pub unsafe trait Backing {
     /// Finds the frame. May sleep, may allocate.
     fn find(&self, query: &FrameQuery) -> Resolution;
-
-    /// Where the 4096 bytes of `pfn` can be reached by this processor, if at all. The pointer
-    /// stays valid until an invalidation that covers the frame has returned.
-    fn bytes(&self, pfn: Pfn) -> Option<NonNull<u8>> {
-        let _ = pfn;
-        None
-    }
 }

@@ -67,7 +67,7 @@ impl<'p, H: Host> Local<'p, H> {
 impl<H: Host> Debt<'_, H> {
     /// A section whose entries can be cleared.
     pub fn section(&mut self) -> Clearing<'_> {
-        Section::open(self.local.core(), self.local.words(), Owing(&self.owed))
+        Section::open::<H>(self.local.core(), self.local.words(), Owing(&self.owed))
     }
 
     /// Flushes if anything was cleared, waits for the sections that may still be in a detached

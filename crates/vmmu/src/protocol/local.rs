@@ -17,9 +17,11 @@
 use core::ops::{Deref, DerefMut};
 
 use crate::addr::{Gfn, Level};
+use crate::host::cpus::WaitFor;
 use crate::host::host::Host;
 use crate::host::observer::Event;
 use crate::protocol::section::{Plain, Section};
+use crate::protocol::waiting::Waiting;
 use crate::protocol::watch::Watch;
 use crate::state::core::Core;
 use crate::state::participant::ParticipantWords;
@@ -32,8 +34,14 @@ pub struct Participant<'vm, H: Host>(Local<'vm, H>);
 impl<'vm, H: Host> Participant<'vm, H> {
     pub(crate) fn register(core: &'vm Core, host: &'vm H) -> Option<Self> {
         let place = core.participants.register()?;
-        let words = core.participant(place)?;
-        Some(Participant(Local { core, host, place, words }))
+        Some(Participant(Local::at(core, host, place, core.participants.at(place))))
+    }
+
+    /// One of the MMU's own.
+    pub(crate) fn register_own(core: &'vm Core, host: &'vm H, may_sleep: bool) -> Option<Self> {
+        let place = core.participants.register_own()?;
+        let local = Local::at(core, host, place, core.participants.at(place));
+        Some(Participant(Local { may_sleep, ..local }))
     }
 }
 
@@ -64,6 +72,8 @@ pub struct Local<'p, H: Host> {
     host: &'p H,
     pub(crate) place: u32,
     words: &'p ParticipantWords,
+    /// Whether the host may put the thread to sleep in a wait.
+    may_sleep: bool,
 }
 
 impl<H: Host> core::fmt::Debug for Local<'_, H> {
@@ -73,9 +83,21 @@ impl<H: Host> core::fmt::Debug for Local<'_, H> {
 }
 
 impl<'p, H: Host> Local<'p, H> {
+    /// The right to the words of a place that the caller has registered. There must be one at a
+    /// time: whoever keeps a place as a number lends this from a `&mut` of its own.
+    #[inline]
+    pub(crate) fn at(core: &'p Core, host: &'p H, place: u32, words: &'p ParticipantWords) -> Self {
+        Local { core, host, place, words, may_sleep: true }
+    }
+
     /// The same right for as long as this one is borrowed.
     pub(crate) fn lend(&mut self) -> Local<'_, H> {
-        Local { core: self.core, host: self.host, place: self.place, words: self.words }
+        Local { ..*self }
+    }
+
+    /// A wait that the host passes.
+    pub(crate) fn waiting(&self, on: WaitFor) -> Waiting {
+        Waiting::on(on, self.may_sleep)
     }
 
     #[inline]
@@ -101,7 +123,7 @@ impl<'p, H: Host> Local<'p, H> {
     /// Opens a section: reading, splitting, inserting with a permit.
     #[inline]
     pub fn section(&mut self) -> Section<'_> {
-        Section::open(self.core(), self.words(), Plain)
+        Section::open::<H>(self.core(), self.words(), Plain)
     }
 
     /// Opens the section that admits a watch written before: its fence stands between the two.
@@ -116,7 +138,8 @@ impl<'p, H: Host> Local<'p, H> {
     /// Waits for the sections of others that are open now, and for nothing else. A grace period.
     pub fn synchronize(&mut self) {
         let host = self.host;
-        self.core.participants.synchronize(self.place, || host.relax());
+        let mut waiting = self.waiting(WaitFor::GracePeriod);
+        self.core.participants.synchronize(self.place, || waiting.pass(host));
         self.words().counters.grace_periods.add(1);
         host.event(Event::GracePeriod);
     }

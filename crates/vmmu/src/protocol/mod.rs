@@ -6,6 +6,7 @@
 //! | [`section`] | what may be looked at and changed inside a section? |
 //! | [`watch`] | who is told that a frame he is looking up goes away? |
 //! | [`debt`], [`outstanding`] | who flushes what was cleared, and when is it given back? |
+//! | [`waiting`] | how does a wait let others run? |
 //! | [`shootdown`] | how does a flush reach every processor? |
 
 pub mod debt;
@@ -13,4 +14,5 @@ pub mod local;
 pub mod outstanding;
 pub mod section;
 pub mod shootdown;
+pub mod waiting;
 pub mod watch;

@@ -14,6 +14,7 @@ use core::marker::PhantomData;
 use crate::addr::Level;
 use crate::entry::law;
 use crate::entry::law::{Count, FlushDue};
+use crate::host::cpus::{Cpus, Preemption};
 use crate::protocol::outstanding::Outstanding;
 use crate::state::core::Core;
 use crate::state::participant::ParticipantWords;
@@ -89,6 +90,8 @@ impl<L: Liability> Inside<'_, L> {
 #[derive(Debug)]
 pub struct Section<'s, L: Liability = Plain> {
     pub(crate) inside: Inside<'s, L>,
+    /// What holds preemption off as long as it is open.
+    preemption: Option<Preemption>,
 }
 
 /// A section opened on a debt: its entries can be cleared.
@@ -96,15 +99,20 @@ pub type Clearing<'s> = Section<'s, Owing<'s>>;
 
 impl<'s, L: Liability> Section<'s, L> {
     #[inline]
-    pub(crate) fn open(core: &'s Core, words: &'s ParticipantWords, kind: L) -> Self {
+    pub(crate) fn open<C: Cpus>(core: &'s Core, words: &'s ParticipantWords, kind: L) -> Self {
+        let preemption = C::PREEMPTION;
+        if let Some(preemption) = preemption {
+            (preemption.disable)();
+        }
         words.enter();
-        Section { inside: Inside { core, words, kind, _here: PhantomData } }
+        Section { inside: Inside { core, words, kind, _here: PhantomData }, preemption }
     }
 
     /// A section whose count is not ordered before what it reads: a defect.
     pub(crate) fn unfenced(core: &'s Core, words: &'s ParticipantWords, kind: L) -> Self {
         words.enter_unfenced();
-        Section { inside: Inside { core, words, kind, _here: PhantomData } }
+        let inside = Inside { core, words, kind, _here: PhantomData };
+        Section { inside, preemption: None }
     }
 
     /// The slots as they are now.
@@ -119,5 +127,8 @@ impl<L: Liability> Drop for Section<'_, L> {
     #[inline]
     fn drop(&mut self) {
         self.inside.words.leave();
+        if let Some(preemption) = self.preemption {
+            (preemption.enable)();
+        }
     }
 }

@@ -7,10 +7,11 @@
 //! The wait looks at words, never at an interrupt handler having run, so two vCPUs that flush each
 //! other cannot block each other: while they wait, both are outside the guest.
 
-use crate::host::cpus::VcpuId;
+use crate::host::cpus::{VcpuId, WaitFor};
 use crate::host::host::Host;
 use crate::host::observer::Event;
 use crate::protocol::local::Local;
+use crate::state::broken::Broken;
 use crate::state::vcpu::VcpuWords;
 use crate::sync::{Ordering, fence};
 
@@ -58,13 +59,18 @@ impl<H: Host> Local<'_, H> {
                 elided += 1;
             }
         }
-        for words in &self.core().vcpus {
+        for (n, words) in self.core().vcpus.iter().enumerate() {
             let mode = words.mode();
             let wanted = words.wanted();
+            let mut waiting = self.waiting(WaitFor::Vcpu(VcpuId(n as u32)));
             // A vCPU that enters after the fence is not kicked, but it does what is wanted.
             while VcpuWords::is_in_guest(mode) && words.mode() == mode && !words.has_flushed(wanted)
             {
-                self.hooks().relax();
+                if words.is_at(self.hooks().here()) {
+                    self.core().kill(Broken::FlushInGuest);
+                    break;
+                }
+                waiting.pass(self.hooks());
             }
         }
         (sent, elided)

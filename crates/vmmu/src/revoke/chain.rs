@@ -21,6 +21,7 @@
 //! gives a [`PausedWalk`], which holds no right of a participant and is resumed.
 
 use crate::addr::GfnRange;
+use crate::host::cpus::WaitFor;
 use crate::host::host::Host;
 use crate::protocol::debt::Due;
 use crate::protocol::local::Local;
@@ -228,6 +229,7 @@ impl<'p, H: Host, P: Revocation> Quiesced<'p, H, P> {
     fn go(&mut self, budget: u64, visit: &mut dyn FnMut(&Page<'_, Owing<'_>>) -> Then) -> Progress {
         let due = if P::WAIVED { Due::Waived } else { Due::Yes };
         let host = self.local.hooks();
+        let mut waiting = self.local.waiting(WaitFor::Entry);
         let mut debt = self.local.lend().into_debt(self.what.hull(), due);
         let mut left = budget;
         let progress = loop {
@@ -235,7 +237,7 @@ impl<'p, H: Host, P: Revocation> Quiesced<'p, H, P> {
             match step {
                 WalkStep::Done => break Progress::Done,
                 WalkStep::Pause => break Progress::More,
-                WalkStep::Wait => host.relax(),
+                WalkStep::Wait => waiting.pass(host),
                 WalkStep::Visited => {
                     left = left.saturating_sub(1);
                     if left == 0 {

@@ -32,7 +32,7 @@ impl Target for RootInvalid {
     }
 
     fn piece(&self, _: &SlotSet, n: usize) -> Option<(usize, AddressSpace, GfnRange)> {
-        (n < AddressSpace::COUNT).then_some((n, AddressSpace(n as u8), GfnRange::ALL))
+        AddressSpace::ALL.get(n).map(|space| (n, *space, GfnRange::ALL))
     }
 
     fn wants(&self, root: &Root) -> bool {

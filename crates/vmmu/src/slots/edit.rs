@@ -5,9 +5,7 @@
 //! creation, a move or the deletion of any slot, allocates nothing.
 
 use crate::slots::error::SlotError;
-use crate::state::slot::{
-    AddressSpace, Mutability, SlotId, SlotInfo, SlotSpec, SlotState, SlotWord,
-};
+use crate::state::slot::{SlotId, SlotInfo, SlotSpec, SlotState, SlotWord};
 use crate::state::slot_set::{Region, SlotSet};
 use crate::state::slots::Slots;
 
@@ -52,7 +50,7 @@ impl<'g> Edit<'g> {
         let word = self.slots.word(id);
         let (now, _) = self.copies();
         let region = now.by_id(id).ok_or(SlotError::Missing(id))?;
-        let info = describe(region, word).ok_or(SlotError::Missing(id))?;
+        let info = region.describe(word).ok_or(SlotError::Missing(id))?;
         if info.state == SlotState::Dying { Err(SlotError::Missing(id)) } else { Ok(info) }
     }
 
@@ -91,9 +89,6 @@ impl<'g> Edit<'g> {
     fn check_add(&mut self, spec: &SlotSpec) -> Result<(), SlotError> {
         if spec.id.0 as usize >= self.slots.capacity() {
             return Err(SlotError::Id(spec.id));
-        }
-        if usize::from(spec.space.0) >= AddressSpace::COUNT {
-            return Err(SlotError::Space(spec.space));
         }
         if self.slots.word(spec.id) != SlotWord::NONE {
             return Err(SlotError::Taken(spec.id));
@@ -154,20 +149,4 @@ impl<'g> Edit<'g> {
 
 fn overlap(spec: &SlotSpec, other: &Region) -> SlotError {
     SlotError::Overlap { id: spec.id, range: spec.range, other: other.id, other_range: other.range }
-}
-
-/// A region with its word.
-pub(crate) fn describe(region: &Region, word: SlotWord) -> Option<SlotInfo> {
-    let mutability = if word.is_read_only() { Mutability::ReadOnly } else { Mutability::ReadWrite };
-    Some(SlotInfo {
-        spec: SlotSpec {
-            id: region.id,
-            space: region.space,
-            range: region.range,
-            source: region.source,
-            mutability,
-            largest: word.largest(),
-        },
-        state: word.state()?,
-    })
 }

@@ -6,7 +6,7 @@ use crate::addr::{GfnRange, Level};
 use crate::entry::access::MemoryType;
 use crate::error::NoMemory;
 use crate::state::broken::Broken;
-use crate::state::slot::{AddressSpace, SlotId};
+use crate::state::slot::SlotId;
 
 /// Why a change of the slots was refused. Nothing has changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -14,8 +14,6 @@ use crate::state::slot::{AddressSpace, SlotId};
 pub enum SlotError {
     /// The number is not below the configured count.
     Id(SlotId),
-    /// There is no such address space.
-    Space(AddressSpace),
     /// The number is in use.
     Taken(SlotId),
     /// No slot has this number, or it is being deleted.
@@ -76,7 +74,6 @@ impl fmt::Display for SlotError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SlotError::Id(id) => write!(f, "slot {}: number too large for this VM", id.0),
-            SlotError::Space(space) => write!(f, "address space {} does not exist", space.0),
             SlotError::Taken(id) => write!(f, "slot {} exists: delete or move it", id.0),
             SlotError::Missing(id) => write!(f, "slot {} does not exist", id.0),
             SlotError::Empty(id) => write!(f, "slot {} has no page", id.0),

@@ -3,6 +3,7 @@
 //! Taken outside of sections and held across them; host invalidations never take it. After each
 //! call that swaps the set, the holder waits for a grace period.
 
+use crate::host::cpus::WaitFor;
 use crate::host::host::Host;
 use crate::protocol::local::Local;
 use crate::revoke::chain::Revoked;
@@ -13,7 +14,7 @@ use crate::slots::error::SlotError;
 use crate::state::core::Core;
 use crate::state::root::{PLACES, Phase};
 use crate::state::slot::{SlotId, SlotInfo, SlotSpec};
-use crate::sync::{MutexGuard, lock};
+use crate::sync::{MutexGuard, lock_or_wait};
 
 /// Held: nobody else changes slots or invalidates roots.
 #[must_use]
@@ -31,8 +32,9 @@ impl core::fmt::Debug for SlotGuard<'_> {
 impl<'p, H: Host> Local<'p, H> {
     /// Takes the slot guard; waits for whoever has it.
     pub fn slots(&mut self) -> SlotGuard<'p> {
-        let core = self.core();
-        SlotGuard { core, revision: lock(&core.slots.guard) }
+        let (core, host) = (self.core(), self.hooks());
+        let mut waiting = self.waiting(WaitFor::SlotGuard);
+        SlotGuard { core, revision: lock_or_wait(&core.slots.guard, || waiting.pass(host)) }
     }
 }
 

@@ -17,6 +17,9 @@ pub enum Broken {
     FrameUnusable,
     /// The host gave a table page beyond the address width, or frame 0.
     TableUnusable,
+    /// A thread that has a vCPU in the guest asked for something that needs a flush, and would wait
+    /// for itself. End the entry first.
+    FlushInGuest,
 }
 
 impl Broken {
@@ -38,6 +41,7 @@ impl Broken {
             Broken::Corrupt => 1,
             Broken::FrameUnusable => 3,
             Broken::TableUnusable => 4,
+            Broken::FlushInGuest => 5,
             Broken::Law(illegal) => {
                 16 + Self::ILLEGAL.iter().position(|c| *c == illegal).unwrap_or(0) as u64
             }
@@ -51,6 +55,7 @@ impl Broken {
             1 => Some(Broken::Corrupt),
             3 => Some(Broken::FrameUnusable),
             4 => Some(Broken::TableUnusable),
+            5 => Some(Broken::FlushInGuest),
             _ => {
                 let illegal = Self::ILLEGAL.get(word.wrapping_sub(16) as usize);
                 Some(illegal.map_or(Broken::Corrupt, |illegal| Broken::Law(*illegal)))
@@ -70,6 +75,10 @@ impl fmt::Display for Broken {
             Broken::TableUnusable => {
                 f.write_str("the host gave a table page that no entry can point at")
             }
+            Broken::FlushInGuest => f.write_str(
+                "a thread that has a vCPU in the guest asked for a flush of that vCPU: end the \
+                 entry first",
+            ),
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::entry::format::Format;
 use crate::error::NoMemory;
 use crate::state::broken::Broken;
 use crate::state::invalidations::Invalidations;
-use crate::state::participant::{ParticipantWords, Participants};
+use crate::state::participant::Participants;
 use crate::state::root::Roots;
 use crate::state::slots::Slots;
 use crate::state::vcpu::VcpuWords;
@@ -37,6 +37,7 @@ pub(crate) struct Core {
 /// Sizes of a [`Core`].
 pub(crate) struct Sizes {
     pub participants: usize,
+    pub own: usize,
     pub vcpus: usize,
     pub slots: usize,
 }
@@ -60,7 +61,7 @@ impl Core {
             format,
             window,
             largest,
-            participants: Participants::new(sizes.participants)?,
+            participants: Participants::new(sizes.participants, sizes.own)?,
             invalidations: Invalidations::new(),
             roots: Roots::new(),
             slots: Slots::new(sizes.slots)?,
@@ -68,6 +69,11 @@ impl Core {
             reserved: kept,
             dead: AtomicU64::new(0),
         })
+    }
+
+    /// `Err`: why the VM is dead.
+    pub(crate) fn alive(&self) -> Result<(), Broken> {
+        self.broken().map_or(Ok(()), Err)
     }
 
     /// The first reason counts.
@@ -82,9 +88,5 @@ impl Core {
             0 => None,
             word => Broken::unpack(word),
         }
-    }
-
-    pub(crate) fn participant(&self, place: u32) -> Option<&ParticipantWords> {
-        self.participants.get(place)
     }
 }

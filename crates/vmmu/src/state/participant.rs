@@ -19,6 +19,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use crate::addr::{Gfn, GfnRange, Level};
 use crate::error::NoMemory;
@@ -194,6 +195,8 @@ impl ParticipantWords {
 #[derive(Debug)]
 pub(crate) struct Participants {
     all: Box<[ParticipantWords]>,
+    /// How many places at the end of `all` are the MMU's own.
+    own: usize,
     spares: Box<[WatchWords]>,
 }
 
@@ -212,21 +215,34 @@ fn boxed<T>(n: usize, new: fn() -> T) -> Result<Box<[T]>, NoMemory> {
 }
 
 impl Participants {
-    pub(crate) fn new(places: usize) -> Result<Self, NoMemory> {
+    /// `places` for vCPUs and workers, and `own` of the MMU itself.
+    pub(crate) fn new(places: usize, own: usize) -> Result<Self, NoMemory> {
         Ok(Participants {
-            all: boxed(places, ParticipantWords::new)?,
+            all: boxed(places.saturating_add(own), ParticipantWords::new)?,
+            own,
             spares: boxed(SPARES, WatchWords::new)?,
         })
     }
 
-    /// Takes a free place. A place whose last request is still out is not free.
+    /// Takes a free place for a vCPU or a worker. A place whose last request is still out is not
+    /// free.
     pub(crate) fn register(&self) -> Option<u32> {
-        let free = |words: &&ParticipantWords| {
-            !words.watch.is_open()
-                && words.taken.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        self.take_first(0..self.all.len().saturating_sub(self.own))
+    }
+
+    /// Takes a free place of the MMU's own.
+    pub(crate) fn register_own(&self) -> Option<u32> {
+        self.take_first(self.all.len().saturating_sub(self.own)..self.all.len())
+    }
+
+    fn take_first(&self, among: Range<usize>) -> Option<u32> {
+        let is_taken = |words: &ParticipantWords| {
+            words.watch.is_open()
+                || words.taken.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_err()
         };
-        let place = self.all.iter().position(|words| free(&words))?;
-        Some(place as u32)
+        let first = among.start;
+        let place = self.all.get(among)?.iter().position(|words| !is_taken(words))?;
+        Some((first + place) as u32)
     }
 
     pub(crate) fn unregister(&self, place: u32) {
@@ -237,6 +253,13 @@ impl Participants {
             }
             words.taken.store(0, Ordering::Release);
         }
+    }
+
+    /// The words of a registered place.
+    #[inline]
+    #[allow(clippy::indexing_slicing, reason = "places are given out below the length")]
+    pub(crate) fn at(&self, place: u32) -> &ParticipantWords {
+        &self.all[place as usize]
     }
 
     #[inline]
@@ -290,7 +313,7 @@ impl Participants {
     }
 
     /// Waits for every section of the others that is open now.
-    pub(crate) fn synchronize(&self, own: u32, relax: impl Fn()) {
+    pub(crate) fn synchronize(&self, own: u32, mut wait: impl FnMut()) {
         fence(Ordering::SeqCst);
         for (place, words) in self.all.iter().enumerate() {
             let sections = words.sections.load(Ordering::Acquire);
@@ -298,7 +321,7 @@ impl Participants {
                 continue;
             }
             while words.sections.load(Ordering::Acquire) == sections {
-                relax();
+                wait();
             }
         }
     }

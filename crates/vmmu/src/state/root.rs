@@ -17,7 +17,7 @@ use crate::entry::format::Format;
 use crate::error::NoMemory;
 use crate::state::slot::AddressSpace;
 use crate::sync;
-use crate::sync::{AtomicU64, Mutex, Ordering, lock};
+use crate::sync::{AtomicU64, Mutex, Ordering, lock_or_wait};
 
 /// Places for roots. A VM has at most six meaningful roles; the others are drains under way.
 pub(crate) const PLACES: usize = if cfg!(any(loom, shuttle)) { 2 } else { 16 };
@@ -33,15 +33,15 @@ pub struct Role {
 
 impl Role {
     /// The ordinary role: address space 0.
-    pub const PLAIN: Role = Role { space: AddressSpace(0), flavour: 0 };
+    pub const PLAIN: Role = Role { space: AddressSpace::Normal, flavour: 0 };
 
     fn pack(self) -> u64 {
-        u64::from(self.space.0) | u64::from(self.flavour) << 8
+        self.space as u64 | u64::from(self.flavour) << 8
     }
 
     #[inline]
     fn unpack(word: u64) -> Role {
-        Role { space: AddressSpace(word as u8), flavour: (word >> 8) as u16 }
+        Role { space: AddressSpace::of_bit(word), flavour: (word >> 8) as u16 }
     }
 }
 
@@ -166,8 +166,9 @@ impl Roots {
         &self,
         role: Role,
         fresh: impl FnOnce() -> Option<Pfn>,
+        wait: impl FnMut(),
     ) -> Result<Option<Root>, NoMemory> {
-        let _creating = lock(&self.create);
+        let _creating = lock_or_wait(&self.create, wait);
         if let Some(root) = self.find(role) {
             return Ok(Some(root));
         }

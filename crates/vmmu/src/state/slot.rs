@@ -24,27 +24,65 @@ use crate::sync::{AtomicU64, Ordering};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SlotId(pub u32);
 
-/// One of two sets of slots with one numbering of frames: 0 is ordinary, 1 is for instance what
-/// system-management mode sees.
+/// One of two sets of slots with one numbering of frames.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct AddressSpace(pub u8);
+#[repr(u8)]
+pub enum AddressSpace {
+    /// What a vCPU sees ordinarily.
+    Normal = 0,
+    /// What it sees in system-management mode, or whatever else the hypervisor tells apart.
+    Smm = 1,
+}
 
 impl AddressSpace {
     /// How many there are.
     pub const COUNT: usize = 2;
+
+    /// Both, by number.
+    pub const ALL: [AddressSpace; Self::COUNT] = [AddressSpace::Normal, AddressSpace::Smm];
+
+    /// The one whose number is the lowest bit of `bits`.
+    #[inline]
+    pub(crate) const fn of_bit(bits: u64) -> AddressSpace {
+        if bits & 1 == 0 { AddressSpace::Normal } else { AddressSpace::Smm }
+    }
+}
+
+/// Host frames in one run, which a slot maps one to one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct LinearFrames {
+    first: Pfn,
+    memory: MemoryType,
+}
+
+impl LinearFrames {
+    /// As many frames from `first` on as the slot has pages, all mapped with one memory type.
+    ///
+    /// # Safety
+    ///
+    /// A guest reaches all of these frames as long as the slot lives. They belong to the guest:
+    /// none is a table page, and this program uses none of them for anything else.
+    pub const unsafe fn new(first: Pfn, memory: MemoryType) -> Self {
+        LinearFrames { first, memory }
+    }
+
+    /// Frame of the slot's first page.
+    pub const fn first(self) -> Pfn {
+        self.first
+    }
+
+    /// Memory type of every mapping.
+    pub const fn memory(self) -> MemoryType {
+        self.memory
+    }
 }
 
 /// Where a slot's pages come from.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Source {
-    /// Host frames in one run from `pfn`, pinned: they never move while the slot lives, and a
-    /// fault asks nobody.
-    Linear {
-        /// ResolvedFault of the first page.
-        pfn: Pfn,
-        /// Memory type of every mapping.
-        memory: MemoryType,
-    },
+    /// Host frames in one run, pinned: they never move while the slot lives, and a fault asks
+    /// nobody.
+    Linear(LinearFrames),
     /// Pages of a backing that the host looks up, and may take back by an invalidation.
     Backed {
         /// The host's name for the backing.

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use crate::addr::{Gfn, GfnRange, HostRange, Level};
 use crate::error::NoMemory;
-use crate::state::slot::{AddressSpace, SlotId, SlotSpec, Source};
+use crate::state::slot::{AddressSpace, Mutability, SlotId, SlotInfo, SlotSpec, SlotWord, Source};
 
 /// What never changes while a slot lives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,11 +19,26 @@ pub(crate) struct Region {
 }
 
 impl Region {
+    /// The slot as it stands, if `word` is that of one.
+    pub(crate) fn describe(&self, word: SlotWord) -> Option<SlotInfo> {
+        let mutability =
+            if word.is_read_only() { Mutability::ReadOnly } else { Mutability::ReadWrite };
+        let spec = SlotSpec {
+            id: self.id,
+            space: self.space,
+            range: self.range,
+            source: self.source,
+            mutability,
+            largest: word.largest(),
+        };
+        Some(SlotInfo { spec, state: word.state()? })
+    }
+
     /// The pages of the backing behind `range`, which must lie in the region. `None` if linear.
     #[inline]
     pub(crate) fn host_range(&self, range: GfnRange) -> Option<HostRange> {
         match self.source {
-            Source::Linear { .. } => None,
+            Source::Linear(_) => None,
             Source::Backed { backing, first } => Some(HostRange {
                 backing,
                 first: first.saturating_add(range.start().0.saturating_sub(self.range.start().0)),
@@ -93,7 +108,7 @@ impl SlotSet {
     /// The slot around `gfn`; tries where the last search ended first.
     #[inline]
     pub(crate) fn find(&self, space: AddressSpace, gfn: Gfn, hint: &mut Hint) -> Option<&Region> {
-        let regions = self.regions.get(usize::from(space.0))?;
+        let regions = self.regions.get(space as usize)?;
         if let Some(region) = regions.get(hint.0)
             && region.range.contains(gfn)
         {
@@ -108,7 +123,7 @@ impl SlotSet {
 
     /// The first slot that ends after `gfn`.
     pub(crate) fn next(&self, space: AddressSpace, gfn: Gfn) -> Option<&Region> {
-        let regions = self.regions.get(usize::from(space.0))?;
+        let regions = self.regions.get(space as usize)?;
         regions.get(regions.partition_point(|region| region.range.end() <= gfn))
     }
 
@@ -138,7 +153,7 @@ impl SlotSet {
     pub(crate) fn lengths_with(&self, spec: &SlotSpec) -> ([usize; AddressSpace::COUNT], usize) {
         let mut regions = [0; AddressSpace::COUNT];
         for (n, (length, list)) in regions.iter_mut().zip(&self.regions).enumerate() {
-            *length = list.len() + usize::from(n == usize::from(spec.space.0));
+            *length = list.len() + usize::from(n == spec.space as usize);
         }
         let is_backed = matches!(spec.source, Source::Backed { .. });
         (regions, self.backed.len() + usize::from(is_backed))
@@ -175,12 +190,12 @@ impl SlotSet {
         for (space, (to, from)) in self.regions.iter_mut().zip(&like.regions).enumerate() {
             to.clear();
             to.extend(from.iter().filter(|region| Some(region.id) != without).copied());
-            if let Some(region) = with.filter(|r| usize::from(r.space.0) == space) {
+            if let Some(region) = with.filter(|r| r.space as usize == space) {
                 let place = to.partition_point(|r| r.range.start() < region.range.start());
                 to.insert(place, region);
             }
             self.backed.extend(to.iter().filter_map(|region| match region.source {
-                Source::Linear { .. } => None,
+                Source::Linear(_) => None,
                 Source::Backed { backing, first } => {
                     let end = first.saturating_add(region.range.pages());
                     Some(Backed { backing, first, end, reach: end, region: *region })

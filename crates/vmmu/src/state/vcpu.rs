@@ -21,6 +21,8 @@ pub(crate) struct VcpuWords {
     /// Flushes done; written by the vCPU.
     done: AtomicU64,
     taken: AtomicU64,
+    /// The number of the thread or processor that entered last, plus one; 0 if the host has none.
+    here: AtomicU64,
 }
 
 impl VcpuWords {
@@ -30,6 +32,7 @@ impl VcpuWords {
             wanted: AtomicU64::new(0),
             done: AtomicU64::new(0),
             taken: AtomicU64::new(0),
+            here: AtomicU64::new(0),
         }
     }
 
@@ -87,6 +90,16 @@ impl VcpuWords {
     /// Whether the vCPU exists.
     pub(crate) fn is_taken(&self) -> bool {
         self.taken.load(Ordering::Relaxed) != 0
+    }
+
+    /// Notes who is about to enter.
+    pub(crate) fn note_here(&self, here: Option<u32>) {
+        self.here.store(here.map_or(0, |here| u64::from(here) + 1), Ordering::Relaxed);
+    }
+
+    /// Whether it was entered by the thread or processor of that number, if there is one.
+    pub(crate) fn is_at(&self, here: Option<u32>) -> bool {
+        here.is_some_and(|here| self.here.load(Ordering::Relaxed) == u64::from(here) + 1)
     }
 
     /// The count of a flush that must be done before the guest runs, if there is one.

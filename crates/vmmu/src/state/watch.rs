@@ -48,7 +48,7 @@ impl WatchWords {
         let count = self.hits.load(Ordering::Relaxed) >> 1;
         self.hits.store((count + 1) << 1, Ordering::Relaxed);
         let gfn = gfn.align_down(level);
-        let word = 1 | (level as u64) << 1 | u64::from(space.0) << 4 | gfn.0 << 8;
+        let word = 1 | (level as u64) << 1 | (space as u64) << 4 | gfn.0 << 8;
         self.open.store(word, Ordering::Release);
     }
 
@@ -79,9 +79,9 @@ impl WatchWords {
             1 => Level::Size4K,
             2 => Level::Size2M,
             3 => Level::Size1G,
-            _ => return Some(Watched { space: AddressSpace(0), range: GfnRange::ALL }),
+            _ => return Some(Watched { space: AddressSpace::Normal, range: GfnRange::ALL }),
         };
-        Some(Watched { space: AddressSpace((word >> 4 & 1) as u8), range: gfn.leaf(level) })
+        Some(Watched { space: AddressSpace::of_bit(word >> 4), range: gfn.leaf(level) })
     }
 
     /// Somebody takes the watched frames back.

@@ -23,13 +23,27 @@ use crate::tdp::usable::{is_allowed, is_usable};
 /// The answer to a fault's first half.
 #[must_use]
 #[derive(Debug)]
-pub enum FaultStep<'vm> {
+pub enum FaultStep<R> {
     /// Nothing more to do.
     Done(Outcome),
     /// Find the frame, then complete.
-    Resolve(Request<'vm>),
+    Resolve(R),
+    /// The vCPU has no valid root: load one and ask again.
+    LoadRoot,
     /// Table pages are missing; reserve them and ask again.
     MissingPages(MissingPages),
+}
+
+impl<R> FaultStep<R> {
+    /// The same with another form of the request.
+    pub(crate) fn map<S>(self, form: impl FnOnce(R) -> S) -> FaultStep<S> {
+        match self {
+            FaultStep::Done(outcome) => FaultStep::Done(outcome),
+            FaultStep::Resolve(request) => FaultStep::Resolve(form(request)),
+            FaultStep::LoadRoot => FaultStep::LoadRoot,
+            FaultStep::MissingPages(pages) => FaultStep::MissingPages(pages),
+        }
+    }
 }
 
 /// A frame that could not be mapped for want of table pages. Nothing is lost: reserve pages and
@@ -38,9 +52,9 @@ pub enum FaultStep<'vm> {
 #[derive(Debug)]
 pub struct NeedsPages<'vm> {
     /// How many.
-    pub need: MissingPages,
-    /// The frame, still watched.
-    pub frame: ResolvedFault<'vm>,
+    pub missing: MissingPages,
+    /// The resolved fault, still watched.
+    pub resolved: ResolvedFault<'vm>,
 }
 
 /// What one participant brings to a fault.
@@ -58,7 +72,7 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
         name: RootName,
         space: AddressSpace,
         fault: PageFault,
-    ) -> FaultStep<'p> {
+    ) -> FaultStep<Request<'p>> {
         let core = self.local.core();
         let words = self.local.words();
         if let Some(broken) = core.broken() {
@@ -86,7 +100,7 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
             return done(words, Outcome::WriteProtected);
         }
         match region.source {
-            Source::Linear { .. } => {
+            Source::Linear(_) => {
                 let full = match self.cache.reserved() {
                     Ok(full) => full,
                     Err(need) => return FaultStep::MissingPages(need),
@@ -122,7 +136,7 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
         }
         let full = match self.cache.reserved() {
             Ok(full) => full,
-            Err(need) => return Err(NeedsPages { need, frame }),
+            Err(missing) => return Err(NeedsPages { missing, resolved: frame }),
         };
         let (root, fault) = (frame.admission.root, frame.admission.fault);
         // A frame of another VM is judged by that one; the permit refuses it here.
@@ -183,6 +197,8 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
         loop {
             let request = match self.begin_fault(root, space, fault) {
                 FaultStep::Done(outcome) => return outcome,
+                // Not said below a vCPU, which has a root by now.
+                FaultStep::LoadRoot => return self.refuse(Outcome::Retry),
                 FaultStep::MissingPages(_) if self.fill() => continue,
                 FaultStep::MissingPages(_) => {
                     return counted(self.local.words(), Outcome::OutOfMemory);
@@ -203,7 +219,7 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
             loop {
                 match self.complete(frame) {
                     Ok(outcome) => return outcome,
-                    Err(short) if self.fill() => frame = short.frame,
+                    Err(needs) if self.fill() => frame = needs.resolved,
                     Err(_) => return counted(self.local.words(), Outcome::OutOfMemory),
                 }
             }
@@ -265,7 +281,7 @@ fn emulate<'p>(
     words: &ParticipantWords,
     root: RootName,
     fault: PageFault,
-) -> FaultStep<'p> {
+) -> FaultStep<Request<'p>> {
     match section.permit_mmio(root, fault) {
         Ok(permit) => {
             let full = match cache.reserved() {
@@ -293,7 +309,7 @@ fn outcome(mapped: Mapped) -> Outcome {
 }
 
 #[inline]
-fn done<'p>(words: &ParticipantWords, outcome: Outcome) -> FaultStep<'p> {
+fn done<'p>(words: &ParticipantWords, outcome: Outcome) -> FaultStep<Request<'p>> {
     FaultStep::Done(counted(words, outcome))
 }
 

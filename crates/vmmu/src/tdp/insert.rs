@@ -113,7 +113,7 @@ impl<L: Liability> Section<'_, L> {
         fault: PageFault,
     ) -> Result<Insert<'_, L>, Refused> {
         let core = self.inside.core;
-        let Source::Linear { pfn, memory } = region.source else { return Err(Refused::Slot) };
+        let Source::Linear(frames) = region.source else { return Err(Refused::Slot) };
         if !may_be_populated(root) {
             return Err(Refused::Root);
         }
@@ -124,12 +124,12 @@ impl<L: Liability> Section<'_, L> {
             return Err(Refused::ReadOnly);
         }
         let gfn = fault.gpa.gfn();
-        let pfn = Pfn(pfn.0 + (gfn.0 - region.range.start().0));
+        let pfn = Pfn(frames.first().0 + (gfn.0 - region.range.start().0));
         let mut level = region.level_at(gfn, word.largest().min(core.largest));
         while level > Level::Size4K && !congruent(pfn, gfn, level) {
             level = level.below().unwrap_or(Level::Size4K);
         }
-        let leaf = leaf_for(core.format.record(), pfn, word.access(), memory, fault);
+        let leaf = leaf_for(core.format.record(), pfn, word.access(), frames.memory(), fault);
         Ok(self.insert(*root, fault, level, leaf))
     }
 

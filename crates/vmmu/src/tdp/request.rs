@@ -101,7 +101,7 @@ impl<'vm> Request<'vm> {
         let (backing, page) = match region.source {
             Source::Backed { backing, first } => (backing, first.saturating_add(offset)),
             // Never admitted: a linear slot needs no request.
-            Source::Linear { pfn, .. } => (0, pfn.0.saturating_add(offset)),
+            Source::Linear(frames) => (0, frames.first().0.saturating_add(offset)),
         };
         FrameQuery { slot: region.id, backing, page, gfn, access: fault.access, largest }
     }
@@ -135,7 +135,12 @@ impl<'p, H: Host> Local<'p, H> {
     }
 }
 
-impl ResolvedFault<'_> {
+impl<'vm> ResolvedFault<'vm> {
+    /// The request again, without the frame.
+    pub(crate) fn reopen(self) -> Request<'vm> {
+        Request { watch: self.watch, admission: self.admission }
+    }
+
     /// The largest leaf this frame can make here.
     #[inline]
     pub fn level(&self) -> Level {

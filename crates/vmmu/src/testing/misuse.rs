@@ -36,7 +36,7 @@
 //!
 //! Seen at run time, and tested in `tests/misuse.rs`: a debt dropped unsettled, a section
 //! forgotten, and values without a borrow (frames, names of roots, paused walks, promises, parked
-//! requests) brought to another VM; a vCPU whose worker was swapped for another VM's. Contract
+//! requests) brought to another VM. Contract
 //! only: two participants on one thread, a section of one open while the other waits for a grace period; two slot
 //! guards on one thread; [`Mmu::host`](crate::Mmu::host), the owner's way to his own value, called in
 //! a section.

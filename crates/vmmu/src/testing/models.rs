@@ -1,6 +1,7 @@
 //! Doors for models and benchmarks: parts of an MMU that no hypervisor needs to name.
 
 use crate::addr::Gfn;
+use crate::api::hold::Hold;
 use crate::api::mmu::Mmu;
 use crate::api::worker::Worker;
 use crate::host::host::Host;
@@ -12,7 +13,7 @@ use crate::state::slot_set::Hint;
 impl<H: Host> Mmu<H> {
     /// A bare participant.
     pub fn participant(&self) -> Option<Participant<'_, H>> {
-        Participant::register(&self.core, &self.host)
+        Participant::register(&self.core, self.host())
     }
 
     /// The name of the valid root of a role.
@@ -21,12 +22,13 @@ impl<H: Host> Mmu<H> {
     }
 }
 
-impl<H: Host> Worker<'_, H> {
+impl<M: Hold> Worker<M> {
     /// How many of these frames are memory, looked up in one section.
     pub fn look_up(&mut self, frames: &[Gfn]) -> u64 {
         let mut hint = Hint::default();
-        let section = self.participant.section();
-        let (slots, space) = (section.slots(), AddressSpace(0));
+        let mut local = self.seat.local();
+        let section = local.section();
+        let (slots, space) = (section.slots(), AddressSpace::Normal);
         let is_memory = |gfn: &&Gfn| slots.find(space, **gfn, &mut hint).is_some();
         frames.iter().filter(is_memory).count() as u64
     }

@@ -16,10 +16,11 @@ use crate::support::{Frames, TestHost, backed, fault_at, npt, range};
 fn the_first_of_two_frames_stays() -> Verdict {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 2)).unwrap();
     let mut vcpus = [0, 1].map(|id| vm.vcpu(VcpuId(id)).unwrap());
-    vcpus[0].create_slot(&backed(1, range(0, 0x400))).unwrap();
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x400))).unwrap();
     let mut requests = Vec::new();
     for (n, vcpu) in vcpus.iter_mut().enumerate() {
         vcpu.reserve(8).unwrap();
+        vcpu.load_root().unwrap();
         drop(vcpu.before_enter(Number(n as u32)).unwrap());
         match vcpu.begin_fault(fault_at(3, Access::WRITE)) {
             FaultStep::Resolve(request) => requests.push(request),

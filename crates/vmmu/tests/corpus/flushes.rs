@@ -13,7 +13,7 @@ use crate::processor::{Met, Processor};
 use crate::stage::Stage;
 use crate::support::{Frames, TestHost, backed, npt, range};
 
-const SPACE: AddressSpace = AddressSpace(0);
+const SPACE: AddressSpace = AddressSpace::Normal;
 
 /// A vCPU that has a page in its TLB leaves the guest; the page is zapped; it comes back.
 fn a_zapped_page_is_gone() -> Verdict {
@@ -73,7 +73,7 @@ fn a_table_outlives_the_walkers() -> Verdict {
     let frames = Frames::new(Level::Size4K);
     let mut participant = vm.participant().unwrap();
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-    vcpu.create_slot(&backed(1, range(0, 0x400))).unwrap();
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x400))).unwrap();
     let mut cpu = Processor::new(0, vm.host());
     cpu.touch(&mut vcpu, &frames, 3, Access::READ)?;
     let actor = vm.host().cast();
@@ -157,7 +157,7 @@ fn a_promise_covers_the_debts_of_others() -> Verdict {
         let root = section.root(Role::PLAIN).unwrap();
         section.entry(root, Gfn(3), Level::Size4K).unwrap().zap().unwrap();
     }
-    let _taken = worker.invalidate_range(vmmu::HostRange { backing: 7, first: 3, pages: 1 });
+    let _taken = vm.invalidate_range(vmmu::HostRange { backing: 7, first: 3, pages: 1 });
     let met = cpu.run(&mut vcpu, 3, true);
     debt.settle();
     ensure(met == Met::Nothing, || format!("a page that was taken back is reached: {met:?}"))

@@ -8,7 +8,7 @@ use vmmu::Outcome;
 use vmmu::addr::Hpa;
 use vmmu::entry::Access;
 use vmmu::host::{Host, TablePages};
-use vmmu::{Flush, Processor as Number, VcpuMmu};
+use vmmu::{Flush, Mmu, Processor as Number, VcpuMmu};
 
 use crate::support::{Frames, fault_at};
 
@@ -77,7 +77,8 @@ impl Processor {
     }
 
     /// The vCPU enters, accesses one page, and leaves.
-    pub fn run<H: Host>(&mut self, vcpu: &mut VcpuMmu<'_, H>, gfn: u64, write: bool) -> Met {
+    pub fn run<H: Host>(&mut self, vcpu: &mut VcpuMmu<&Mmu<H>>, gfn: u64, write: bool) -> Met {
+        vcpu.load_root().unwrap();
         let inside = vcpu.before_enter(Number(self.number)).expect("an entry");
         if inside.flush() == Flush::Needed {
             self.flush();
@@ -90,7 +91,7 @@ impl Processor {
     /// The guest's access to a page, faults and all.
     pub fn touch<H: Host>(
         &mut self,
-        vcpu: &mut VcpuMmu<'_, H>,
+        vcpu: &mut VcpuMmu<&Mmu<H>>,
         frames: &Frames,
         gfn: u64,
         access: Access,

@@ -22,6 +22,7 @@ fn an_invalid_root_is_not_populated() -> Verdict {
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
     vcpu.reserve(16).unwrap();
+    vcpu.load_root().unwrap();
     drop(vcpu.before_enter(Number(0)).unwrap());
     let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(3, Access::WRITE)) else {
         return Err("no request".to_owned());
@@ -70,7 +71,7 @@ fn a_drain_pauses_and_a_page_is_taken_back() -> Verdict {
     let mut drain = worker.invalidate_roots();
     ensure(worker.drain(&mut drain, 4) == Progress::More, || "drained at once".to_owned())?;
     let last = 15 * 0x200;
-    drop(worker.invalidate_range(HostRange { backing: 7, first: last, pages: 1 }));
+    drop(vm.invalidate_range(HostRange { backing: 7, first: last, pages: 1 }));
     let mut text = String::new();
     worker.dump(&mut text).unwrap();
     let frame = format!("{:#x}", last + Frames::OFFSET);
@@ -170,19 +171,22 @@ fn a_role_has_its_own_tables() -> Verdict {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
-    vcpu.create_slot(&backed(1, range(0, 0x400))).unwrap();
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x400))).unwrap();
     let other = SlotSpec {
         id: SlotId(2),
-        space: AddressSpace(1),
+        space: AddressSpace::Smm,
         source: vmmu::slot::Source::Backed { backing: 7, first: 0x1000 },
         ..backed(2, range(0, 0x400))
     };
-    vcpu.create_slot(&other).unwrap();
+    vm.worker().unwrap().create_slot(&other).unwrap();
     let mut cpu = Processor::new(0, vm.host());
-    for (space, expected) in [(0, 3), (1, 0x1003), (0, 3)] {
-        vcpu.set_role(Role { space: AddressSpace(space), flavour: 0 });
+    for (space, expected) in {
+        let [normal, smm] = AddressSpace::ALL;
+        [(normal, 3), (smm, 0x1003), (normal, 3)]
+    } {
+        vcpu.set_role(Role { space, flavour: 0 });
         let frame = cpu.touch(&mut vcpu, &frames, 3, Access::WRITE)?;
-        ensure(frame == expected + Frames::OFFSET, || format!("space {space}: frame {frame:#x}"))?;
+        ensure(frame == expected + Frames::OFFSET, || format!("{space:?}: frame {frame:#x}"))?;
     }
     Ok(())
 }

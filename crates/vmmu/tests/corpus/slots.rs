@@ -51,7 +51,7 @@ fn a_dying_slot_is_known() -> Verdict {
     let mut cpu = Processor::new(0, vm.host());
     cpu.touch(&mut vcpu, &frames, 3, Access::READ)?;
     let mut deletion = worker.begin_delete(SlotId(1)).unwrap();
-    let _taken = worker.invalidate_range(HostRange { backing: 7, first: 3, pages: 1 });
+    let _taken = vm.invalidate_range(HostRange { backing: 7, first: 3, pages: 1 });
     let met = cpu.run(&mut vcpu, 3, false);
     while worker.delete_some(&mut deletion, 1) == Progress::More {}
     ensure(met == Met::Nothing, || format!("a page that was taken back is reached: {met:?}"))
@@ -70,7 +70,7 @@ fn a_new_slot_is_under_invalidation_too() -> Verdict {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size4K);
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
-    let taken = worker.invalidate_range(HostRange { backing: 7, first: 3, pages: 1 });
+    let taken = vm.invalidate_range(HostRange { backing: 7, first: 3, pages: 1 });
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
     let outcome = vcpu.handle_fault(&frames, fault_at(3, Access::READ));
     drop(taken);
@@ -95,6 +95,7 @@ fn a_frame_of_an_earlier_slot_is_refused() -> Verdict {
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
     vcpu.reserve(8).unwrap();
+    vcpu.load_root().unwrap();
     drop(vcpu.before_enter(Number(0)).unwrap());
     let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(3, Access::READ)) else {
         return Err("no request".to_owned());

@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use vmmu::addr::Pfn;
-use vmmu::host::{Cpus, Observer, Placement, TablePage, TablePages, VcpuId};
-use vmmu::{Flush, Processor as Number, VcpuMmu};
+use vmmu::host::{Cpus, Observer, Placement, TablePage, TablePages, VcpuId, Wait};
+use vmmu::{Flush, Mmu, Processor as Number, VcpuMmu};
 
 use crate::processor::{Met, Processor};
 use crate::support::TestHost;
@@ -83,7 +83,8 @@ impl Stage {
 impl Actor {
     /// Enters the guest and does as it is told until it is to leave. It accesses one page after
     /// the other: each by the upper entry that is cached since the first, none by a translation.
-    pub fn play(self, vcpu: &mut VcpuMmu<'_, Stage>, cpu: &mut Processor, gfn: u64) {
+    pub fn play(self, vcpu: &mut VcpuMmu<&Mmu<Stage>>, cpu: &mut Processor, gfn: u64) {
+        vcpu.load_root().unwrap();
         let inside = vcpu.before_enter(Number(0)).expect("an entry");
         if inside.flush() == Flush::Needed {
             cpu.flush();
@@ -121,7 +122,7 @@ impl Cpus for Stage {
         self.tell(Cue::Leave);
     }
 
-    fn relax(&self) {
+    fn wait(&self, _: Wait) {
         std::thread::yield_now();
     }
 }

@@ -11,7 +11,7 @@ use crate::catch::{Verdict, catches, ensure};
 use crate::processor::{Met, Processor};
 use crate::support::{Frames, TestHost, backed, npt, range};
 
-const SPACE: AddressSpace = AddressSpace(0);
+const SPACE: AddressSpace = AddressSpace::Normal;
 
 /// Scenario S2: a leaf of 2 MiB, of which the host takes one page back and moves it. No page of
 /// the block is reached by the old translation; what the host still has in one piece is mapped
@@ -27,7 +27,7 @@ fn one_page_of_a_huge_leaf_is_taken_back() -> Verdict {
         ensure(frame == gfn + Frames::OFFSET, || format!("gfn {gfn} at {frame:#x}"))?;
     }
     ensure(vm.stats().leaves == [0, 1, 0], || "not one huge leaf".to_owned())?;
-    let taken = worker.invalidate_range(HostRange { backing: 7, first: 17, pages: 1 });
+    let taken = vm.invalidate_range(HostRange { backing: 7, first: 17, pages: 1 });
     for gfn in [0, 16, 17, 511] {
         let met = cpu.run(&mut vcpu, gfn, false);
         ensure(met == Met::Nothing, || format!("gfn {gfn} is still reached: {met:?}"))?;
@@ -98,7 +98,7 @@ fn a_range_may_end_at_the_end_of_all_numbers() -> Verdict {
         cpu.touch(&mut vcpu, &frames, gfn, Access::READ)?;
     }
     for (first, pages) in [(0x3ff, u64::MAX), (5, u64::MAX - 4), (5, u64::MAX - 5)] {
-        let _taken = worker.invalidate_range(HostRange { backing: 7, first, pages });
+        let _taken = vm.invalidate_range(HostRange { backing: 7, first, pages });
         for gfn in [5, 0x3ff].into_iter().filter(|gfn| *gfn >= first) {
             let met = cpu.run(&mut vcpu, gfn, false);
             ensure(met == Met::Nothing, || format!("gfn {gfn:#x} is still reached: {met:?}"))?;

@@ -20,6 +20,7 @@ fn a_frame_from_before_an_invalidation_is_refused() -> Verdict {
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
     vcpu.reserve(8).unwrap();
+    vcpu.load_root().unwrap();
     drop(vcpu.before_enter(Number(0)).unwrap());
     let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(3, Access::READ)) else {
         return Err("no request".to_owned());
@@ -27,7 +28,7 @@ fn a_frame_from_before_an_invalidation_is_refused() -> Verdict {
     let Resolution::Frame(found) = frames.find(&request.query()) else {
         return Err("no frame".to_owned());
     };
-    drop(worker.invalidate_range(TAKEN));
+    drop(vm.invalidate_range(TAKEN));
     let outcome = vcpu.complete(request.resolve(found)).unwrap();
     ensure(outcome == Outcome::Retry, || format!("an old frame: {outcome:?}"))
 }
@@ -47,8 +48,9 @@ fn a_page_under_invalidation_is_not_resolved() -> Verdict {
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
     vcpu.reserve(8).unwrap();
+    vcpu.load_root().unwrap();
     drop(vcpu.before_enter(Number(0)).unwrap());
-    let taken = worker.invalidate_range(TAKEN);
+    let taken = vm.invalidate_range(TAKEN);
     let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(3, Access::READ)) else {
         return Ok(());
     };
@@ -76,8 +78,9 @@ fn a_block_is_not_believed_whole() -> Verdict {
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
     vcpu.reserve(8).unwrap();
+    vcpu.load_root().unwrap();
     drop(vcpu.before_enter(Number(0)).unwrap());
-    let taken = worker.invalidate_range(TAKEN);
+    let taken = vm.invalidate_range(TAKEN);
     let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(4, Access::READ)) else {
         return Err("a page beside the range is refused".to_owned());
     };

@@ -2,15 +2,15 @@
 
 use vmmu::addr::{Gfn, Gpa, Hpa, Level, Pfn};
 use vmmu::entry::{Access, State, Value};
-use vmmu::{Cause, FaultStep, Outcome, PageFault};
-use vmmu::{Flush, Processor, VcpuMmu};
+use vmmu::{Cause, FaultStep, Mmu, Outcome, PageFault};
+use vmmu::{EnterError, Flush, Processor, VcpuMmu};
 
 use crate::explore::saw;
 use crate::machine::{Machine, format};
 
 /// A vCPU and the translations its processor holds.
 pub struct Guest<'vm> {
-    pub vcpu: VcpuMmu<'vm, Machine>,
+    pub vcpu: VcpuMmu<&'vm Mmu<Machine>>,
     machine: &'vm Machine,
     keeps: Keeps,
     tlb: Option<(Gfn, Pfn)>,
@@ -46,7 +46,7 @@ pub fn write(gfn: Gfn) -> PageFault {
 }
 
 impl<'vm> Guest<'vm> {
-    pub fn new(vcpu: VcpuMmu<'vm, Machine>, machine: &'vm Machine) -> Self {
+    pub fn new(vcpu: VcpuMmu<&'vm Mmu<Machine>>, machine: &'vm Machine) -> Self {
         Guest { vcpu, machine, keeps: Keeps::Leaf, tlb: None, upper: None }
     }
 
@@ -64,11 +64,19 @@ impl<'vm> Guest<'vm> {
     /// leaves. Kicks are not looked at: a kick may come as late as it likes.
     pub fn run(&mut self, gfn: Gfn, times: usize) -> Met {
         let Guest { vcpu, machine, keeps, tlb, upper } = self;
-        let inside = match vcpu.before_enter(Processor(0)) {
-            Ok(inside) => inside,
-            Err(why) => {
+        let inside = loop {
+            if let Err(why) = vcpu.load_root() {
                 machine.complain(&format!("no entry: {why}"));
                 return Met::Nothing;
+            }
+            match vcpu.before_enter(Processor(0)) {
+                Ok(inside) => break inside,
+                // Another round of `load_root`; it ends, because models invalidate so often only.
+                Err(EnterError::LoadRoot) => {}
+                Err(why) => {
+                    machine.complain(&format!("no entry: {why}"));
+                    return Met::Nothing;
+                }
             }
         };
         if inside.flush() == Flush::Needed {
@@ -110,6 +118,8 @@ impl<'vm> Guest<'vm> {
         let request = match self.vcpu.begin_fault(fault) {
             FaultStep::Done(outcome) => return outcome,
             FaultStep::Resolve(request) => request,
+            // As a vCPU does that enters next.
+            FaultStep::LoadRoot => return Outcome::Retry,
             FaultStep::MissingPages(_) => {
                 self.machine.complain("the rig gave too few table pages");
                 return Outcome::OutOfMemory;
@@ -149,6 +159,7 @@ pub fn walk(machine: &Machine, from: (Hpa, Level), gfn: Gfn) -> Option<(Pfn, Hpa
 
 /// The frame the tables translate `gfn` to when the guest is not running.
 pub fn look(guest: &mut Guest<'_>, gfn: Gfn) -> Option<Pfn> {
+    guest.vcpu.load_root().unwrap();
     let inside = guest.vcpu.before_enter(Processor(0)).expect("a root");
     let top = (inside.root(), format().top());
     walk(guest.machine, top, gfn).map(|(frame, _)| frame)

@@ -6,9 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use loom::sync::atomic::{AtomicU64, Ordering};
 use vmmu::addr::{ENTRIES, Hpa, Level, Pfn};
 use vmmu::entry::{Access, Format, MemoryType, State, npt};
-use vmmu::host::VcpuId;
 use vmmu::host::{
-    Contents, Cpus, FrameQuery, HostFrame, Observer, Placement, TablePage, TablePages,
+    Contents, Cpus, FrameQuery, HostFrame, Observer, Placement, TablePage, TablePages, VcpuId, Wait,
 };
 
 /// Frames of guest memory: three blocks of one huge leaf each.
@@ -220,7 +219,7 @@ unsafe impl TablePages for Machine {
 impl Cpus for Machine {
     fn kick(&self, _: VcpuId) {}
 
-    fn relax(&self) {
+    fn wait(&self, _: Wait) {
         // Waiting longer changes nothing, but the checker would explore every length of every
         // wait. After so many turns it lets this execution end in one way only.
         if self.waits.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == WAITS {

@@ -4,7 +4,7 @@ use vmmu::addr::{Gfn, GfnRange, Level};
 use vmmu::host::VcpuId;
 use vmmu::internals::Participant;
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
-use vmmu::{Config, HostRange, Mmu, Processor, Worker};
+use vmmu::{Config, HostRange, Mmu, Worker};
 
 use crate::guest::Guest;
 use crate::machine::{Machine, format};
@@ -25,7 +25,7 @@ pub struct Rig {
 pub fn memory() -> SlotSpec {
     SlotSpec {
         id: SlotId(0),
-        space: AddressSpace(0),
+        space: AddressSpace::Normal,
         range: GfnRange::sized(Gfn(0), MEMORY).expect("short"),
         source: Source::Backed { backing: 0, first: 0 },
         mutability: Mutability::ReadWrite,
@@ -42,7 +42,7 @@ pub fn pages(first: u64, pages: u64) -> HostRange {
 pub fn guest_of(vm: &'static Mmu<Machine>, id: VcpuId) -> Guest<'static> {
     let mut vcpu = vm.vcpu(id).expect("a place");
     vcpu.reserve(8).expect("pages");
-    drop(vcpu.before_enter(Processor(0)).expect("a root"));
+    vcpu.load_root().expect("a root");
     Guest::new(vcpu, vm.host())
 }
 
@@ -51,6 +51,7 @@ impl Rig {
     pub fn new(vcpus: u32, workers: u32) -> Rig {
         let mut config = Config::new(format(), vcpus);
         config.workers = workers;
+        config.notifiers = 0;
         config.slots = 2;
         let vm = Mmu::new(Machine::new(), &config).expect("a small VM");
         let raw = Box::into_raw(Box::new(vm));
@@ -60,7 +61,7 @@ impl Rig {
         rig
     }
 
-    pub fn worker(&self) -> Worker<'static, Machine> {
+    pub fn worker(&self) -> Worker<&'static Mmu<Machine>> {
         self.vm.worker().expect("a place")
     }
 

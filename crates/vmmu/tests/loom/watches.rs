@@ -10,7 +10,7 @@ use crate::explore::{Model, saw};
 use crate::guest::{Guest, look, read};
 use crate::machine::{Machine, NEW, OLD};
 use crate::rig::{self, PAGE, Rig, pages};
-use vmmu::{HostRange, Worker};
+use vmmu::{HostRange, Mmu, Worker};
 
 pub const COMPLAINT: &str = "an old page is mapped after the end of its invalidation";
 
@@ -23,13 +23,13 @@ pub fn check(guest: &mut Guest<'static>, machine: &Machine, gfn: Gfn) {
 }
 
 /// The host takes page 0 back, moves it, and ends the invalidation.
-fn migrate(worker: Worker<'static, Machine>, machine: &'static Machine) {
+fn migrate(worker: Worker<&'static Mmu<Machine>>, machine: &'static Machine) {
     migrate_in(worker, machine, pages(0, 1));
 }
 
 /// The same for the first page of another backing.
 pub fn migrate_in(
-    mut worker: Worker<'static, Machine>,
+    mut worker: Worker<&'static Mmu<Machine>>,
     machine: &'static Machine,
     range: HostRange,
 ) {

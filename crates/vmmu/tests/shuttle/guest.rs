@@ -4,7 +4,7 @@
 use shuttle::rand::{Rng, thread_rng};
 use vmmu::addr::{Gfn, Gpa, Hpa, Level, Pfn};
 use vmmu::entry::{Access, State, Value};
-use vmmu::{Cause, Outcome, PageFault};
+use vmmu::{Cause, EnterError, LoadError, Mmu, Outcome, PageFault};
 use vmmu::{Flush, Processor, VcpuMmu};
 
 use crate::explore::saw;
@@ -12,7 +12,7 @@ use crate::machine::{Machine, format};
 
 /// A vCPU and what its processor holds.
 pub struct Guest<'vm> {
-    pub vcpu: VcpuMmu<'vm, Machine>,
+    pub vcpu: VcpuMmu<&'vm Mmu<Machine>>,
     machine: &'vm Machine,
     processor: Processor,
     tlb: Vec<(Gfn, Pfn)>,
@@ -20,7 +20,7 @@ pub struct Guest<'vm> {
 }
 
 impl<'vm> Guest<'vm> {
-    pub fn new(vcpu: VcpuMmu<'vm, Machine>, machine: &'vm Machine) -> Self {
+    pub fn new(vcpu: VcpuMmu<&'vm Mmu<Machine>>, machine: &'vm Machine) -> Self {
         let processor = Processor(vcpu.id().0);
         Guest { vcpu, machine, processor, tlb: Vec::new(), upper: Vec::new() }
     }
@@ -29,16 +29,26 @@ impl<'vm> Guest<'vm> {
     /// faulted.
     fn run(&mut self, pages: &[Gfn]) -> Option<Gfn> {
         let Guest { vcpu, machine, processor, tlb, upper } = self;
-        let inside = match vcpu.before_enter(*processor) {
-            Ok(inside) => inside,
-            Err(vmmu::EnterError::RootsBusy) => {
-                saw("no place for a root");
-                shuttle::thread::yield_now();
-                return None;
+        let inside = loop {
+            match vcpu.load_root() {
+                Ok(()) => {}
+                Err(LoadError::RootsBusy) => {
+                    saw("no place for a root");
+                    shuttle::thread::yield_now();
+                    return None;
+                }
+                Err(why) => {
+                    machine.complain(&format!("no root: {why}"));
+                    return None;
+                }
             }
-            Err(why) => {
-                machine.complain(&format!("no entry: {why}"));
-                return None;
+            match vcpu.before_enter(*processor) {
+                Ok(inside) => break inside,
+                Err(EnterError::LoadRoot) => saw("a root that went before the entry"),
+                Err(why) => {
+                    machine.complain(&format!("no entry: {why}"));
+                    return None;
+                }
             }
         };
         if inside.flush() == Flush::Needed {

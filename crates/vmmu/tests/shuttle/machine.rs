@@ -9,7 +9,7 @@ use vmmu::addr::{ENTRIES, Gfn, Hpa, Level, Pfn};
 use vmmu::entry::{Access, Format, MemoryType, npt};
 use vmmu::host::{
     Backing, Contents, Cpus, FrameQuery, HostFrame, Observer, Placement, Resolution, TablePage,
-    TablePages, VcpuId,
+    TablePages, VcpuId, Wait,
 };
 
 use crate::explore::saw;
@@ -244,14 +244,15 @@ impl Cpus for Machine {
         saw("kick");
     }
 
-    fn relax(&self) {
+    fn wait(&self, _: Wait) {
         shuttle::thread::yield_now();
     }
 }
 
 impl Observer for Machine {}
 
-impl Backing for Machine {
+// SAFETY: what is named is memory of the test.
+unsafe impl Backing for Machine {
     fn find(&self, query: &FrameQuery) -> Resolution {
         let (frames, page) = (lock(&self.map).frames, query.page);
         let pfn = Pfn(frames[page as usize]);

@@ -21,7 +21,7 @@ pub struct Rig {
 fn memory() -> SlotSpec {
     SlotSpec {
         id: SlotId(0),
-        space: AddressSpace(0),
+        space: AddressSpace::Normal,
         range: GfnRange::sized(Gfn(0), MEMORY).expect("short"),
         source: Source::Backed { backing: 0, first: 0 },
         mutability: Mutability::ReadWrite,
@@ -44,6 +44,7 @@ impl Rig {
     pub fn new(vcpus: u32, workers: u32) -> Rig {
         let mut config = Config::new(format(), vcpus);
         config.workers = workers;
+        config.notifiers = 0;
         config.slots = 2;
         let vm = Mmu::new(Machine::new(), &config).expect("a small VM");
         let raw = Box::into_raw(Box::new(vm));
@@ -53,7 +54,7 @@ impl Rig {
         rig
     }
 
-    pub fn worker(&self) -> Worker<'static, Machine> {
+    pub fn worker(&self) -> Worker<&'static Mmu<Machine>> {
         self.vm.worker().expect("a place")
     }
 

@@ -6,7 +6,7 @@ use shuttle::thread::{JoinHandle, spawn};
 use vmmu::addr::{Gfn, GfnRange, Level};
 use vmmu::internals::Defect;
 use vmmu::slot::{AddressSpace, SlotId};
-use vmmu::{HostRange, Progress, Worker};
+use vmmu::{HostRange, Mmu, Progress, Worker};
 
 use crate::explore::{Model, saw};
 use crate::machine::{BLOCK, MEMORY, Machine, OTHER, PAGES};
@@ -69,7 +69,7 @@ fn one_of_other() -> (u64, u64) {
 }
 
 /// The host takes pages back and moves them.
-fn take_back(worker: &mut Worker<'static, Machine>, machine: &Machine, cast: Cast) {
+fn take_back(worker: &mut Worker<&'static Mmu<Machine>>, machine: &Machine, cast: Cast) {
     for _ in 0..cast.host {
         let (first, pages) = (cast.take)();
         let invalidation = worker.invalidate_range(HostRange { backing: 0, first, pages });
@@ -80,7 +80,7 @@ fn take_back(worker: &mut Worker<'static, Machine>, machine: &Machine, cast: Cas
 }
 
 /// A slot comes, changes and goes, at once or in steps.
-fn change_slots(worker: &mut Worker<'static, Machine>, machine: &Machine, rounds: usize) {
+fn change_slots(worker: &mut Worker<&'static Mmu<Machine>>, machine: &Machine, rounds: usize) {
     for _ in 0..rounds {
         machine.set_other_gone(false);
         worker.create_slot(&other()).expect("there is room");
@@ -98,17 +98,17 @@ fn change_slots(worker: &mut Worker<'static, Machine>, machine: &Machine, rounds
 }
 
 /// Somebody zaps in steps, promising nothing.
-fn zap(worker: &mut Worker<'static, Machine>, rounds: usize) {
+fn zap(worker: &mut Worker<&'static Mmu<Machine>>, rounds: usize) {
     for _ in 0..rounds {
         let range = GfnRange::sized(Gfn(thread_rng().gen_range(0..6)), 6).expect("short");
-        let mut zap = worker.begin_zap(AddressSpace(0), range);
+        let mut zap = worker.begin_zap(AddressSpace::Normal, range);
         while worker.zap_some(&mut zap, 1) == Progress::More {}
         saw("zapped");
     }
 }
 
 /// Somebody drops every mapping, in steps.
-fn drain(worker: &mut Worker<'static, Machine>, rounds: usize) {
+fn drain(worker: &mut Worker<&'static Mmu<Machine>>, rounds: usize) {
     for _ in 0..rounds {
         let mut drain = worker.invalidate_roots();
         while worker.drain(&mut drain, 1) == Progress::More {}

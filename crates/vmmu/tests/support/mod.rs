@@ -12,12 +12,12 @@ use vmmu::addr::{Gfn, GfnRange, Gpa, Level, Pfn};
 use vmmu::check::Witness;
 use vmmu::entry::{Access, Format, MemoryType, ept, npt};
 use vmmu::host::{
-    Backing, Contents, Cpus, FrameQuery, HostFrame, Observer, Placement, Resolution, TablePage,
-    TablePages, VcpuId,
+    Backing, Contents, Cpus, FrameQuery, GuestMemory, GuestPage, HostFrame, Observer, Placement,
+    Resolution, TablePage, TablePages, VcpuId, Wait,
 };
-use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
+use vmmu::slot::{AddressSpace, LinearFrames, Mutability, SlotId, SlotSpec, Source};
 use vmmu::{Cause, FaultStep, PageFault, Request};
-use vmmu::{HostRange, Mmu, VcpuMmu};
+use vmmu::{Hold, HostRange, InGuest, Mmu, Processor, VcpuMmu};
 
 /// Virtual addresses are this much above the "physical" ones the library sees.
 const WINDOW: u64 = 0x1_0000;
@@ -126,7 +126,7 @@ impl Cpus for TestHost {
         self.kicks[vcpu.0 as usize].fetch_add(1, Ordering::SeqCst);
     }
 
-    fn relax(&self) {
+    fn wait(&self, _: Wait) {
         std::thread::yield_now();
     }
 }
@@ -156,6 +156,11 @@ impl Drop for TestHost {
     }
 }
 
+/// A page of a guest.
+#[derive(Debug)]
+#[repr(align(4096))]
+struct Page([u8; 4096]);
+
 /// A backing: page to frame, by default frame = page + [`Frames::OFFSET`], in blocks of `level`.
 #[derive(Debug)]
 pub struct Frames {
@@ -166,7 +171,7 @@ pub struct Frames {
     exceptions: Mutex<BTreeMap<u64, Resolution>>,
     /// How often it was asked.
     pub asked: AtomicU64,
-    memory: Mutex<BTreeMap<u64, Box<[u8; 4096]>>>,
+    memory: Mutex<BTreeMap<u64, Box<Page>>>,
 }
 
 impl Frames {
@@ -198,7 +203,8 @@ impl Frames {
     }
 }
 
-impl Backing for Frames {
+// SAFETY: what is named is memory of the test.
+unsafe impl Backing for Frames {
     fn find(&self, query: &FrameQuery) -> Resolution {
         self.asked.fetch_add(1, Ordering::SeqCst);
         let exceptions = self.exceptions.lock().unwrap();
@@ -221,10 +227,13 @@ impl Backing for Frames {
             memory: MemoryType::WriteBack,
         })
     }
+}
 
-    fn bytes(&self, pfn: Pfn) -> Option<NonNull<u8>> {
+// SAFETY: boxes of the test that live as long as it, aligned as pages are; nobody else borrows them.
+unsafe impl GuestMemory for Frames {
+    fn bytes(&self, pfn: Pfn) -> Option<NonNull<GuestPage>> {
         let mut memory = self.memory.lock().unwrap();
-        let page = memory.entry(pfn.0).or_insert_with(|| Box::new([0; 4096]));
+        let page = memory.entry(pfn.0).or_insert_with(|| Box::new(Page([0; 4096])));
         Some(NonNull::from(&mut **page).cast())
     }
 }
@@ -248,7 +257,7 @@ pub fn range(start: u64, pages: u64) -> GfnRange {
 pub fn backed(id: u32, frames: GfnRange) -> SlotSpec {
     SlotSpec {
         id: SlotId(id),
-        space: AddressSpace(0),
+        space: AddressSpace::Normal,
         range: frames,
         source: Source::Backed { backing: 7, first: frames.start().0 },
         mutability: Mutability::ReadWrite,
@@ -259,7 +268,9 @@ pub fn backed(id: u32, frames: GfnRange) -> SlotSpec {
 /// A slot of pinned frames from `pfn`.
 pub fn linear(id: u32, frames: GfnRange, pfn: u64) -> SlotSpec {
     let memory = MemoryType::WriteBack;
-    SlotSpec { source: Source::Linear { pfn: Pfn(pfn), memory }, ..backed(id, frames) }
+    // SAFETY: no guest runs; the frames are numbers.
+    let source = Source::Linear(unsafe { LinearFrames::new(Pfn(pfn), memory) });
+    SlotSpec { source, ..backed(id, frames) }
 }
 
 /// A guest's access to a frame.
@@ -281,13 +292,20 @@ pub fn pages(first: u64, pages: u64) -> HostRange {
 
 /// A request for a page that is mapped by nobody yet, with the frame the host has for it now.
 pub fn half<'vm>(
-    vcpu: &mut VcpuMmu<'vm, TestHost>,
+    vcpu: &mut VcpuMmu<&'vm Mmu<TestHost>>,
     frames: &Frames,
     gfn: u64,
 ) -> (Request<'vm>, HostFrame) {
+    vcpu.load_root().unwrap();
     let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(gfn, Access::WRITE)) else {
         panic!("no request")
     };
     let Resolution::Frame(found) = frames.find(&request.query()) else { panic!("no frame") };
     (request, found)
+}
+
+/// Enters the guest, with a root loaded first if need be.
+pub fn enter<M: Hold>(vcpu: &mut VcpuMmu<M>) -> InGuest<'_, M> {
+    vcpu.load_root().unwrap();
+    vcpu.before_enter(Processor(0)).unwrap()
 }

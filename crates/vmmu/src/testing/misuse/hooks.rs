@@ -79,54 +79,57 @@
 //! }
 //! ```
 //!
-//! A vCPU's own participant used from inside the resolving of its fault: here the backing makes
-//! room by an invalidation.
+//! A vCPU's own participant used from inside the resolving of its fault: here the backing asks for
+//! table pages.
 //! ```compile_fail,E0499
 //! # use std::cell::RefCell;
-//! # use vmmu::{host::*, *, HostRange, VcpuMmu, Worker};
-//! struct Reclaim<'a, 'vm, H: Host>(RefCell<&'a mut Worker<'vm, H>>, HostRange);
-//! impl<H: Host> Backing for Reclaim<'_, '_, H> {
+//! # use vmmu::{host::*, *};
+//! struct Stocks<'a, 'vm, H: Host>(RefCell<&'a mut VcpuMmu<&'vm Mmu<H>>>);
+//! // SAFETY: it names nothing.
+//! unsafe impl<H: Host> Backing for Stocks<'_, '_, H> {
 //!     fn find(&self, _: &FrameQuery) -> Resolution {
-//!         drop(self.0.borrow_mut().invalidate_range(self.1));
+//!         let _ = self.0.borrow_mut().reserve(1);
 //!         Resolution::Retry
 //!     }
 //! }
-//! fn fault<H: Host>(vcpu: &mut VcpuMmu<'_, H>, worker: &mut Worker<'_, H>, cold: HostRange, fault: PageFault) {
-//!     let backing = Reclaim(RefCell::new(&mut **vcpu), cold);
+//! fn fault<H: Host>(vcpu: &mut VcpuMmu<&Mmu<H>>, other: &mut VcpuMmu<&Mmu<H>>, fault: PageFault) {
+//!     let backing = Stocks(RefCell::new(&mut *vcpu));
 //!     let _outcome = vcpu.handle_fault(&backing, fault);
 //! }
 //! ```
-//! With a worker of its own:
+//! With a participant of its own:
 //! ```
 //! # use std::cell::RefCell;
-//! # use vmmu::{host::*, *, HostRange, VcpuMmu, Worker};
-//! struct Reclaim<'a, 'vm, H: Host>(RefCell<&'a mut Worker<'vm, H>>, HostRange);
-//! impl<H: Host> Backing for Reclaim<'_, '_, H> {
+//! # use vmmu::{host::*, *};
+//! struct Stocks<'a, 'vm, H: Host>(RefCell<&'a mut VcpuMmu<&'vm Mmu<H>>>);
+//! // SAFETY: it names nothing.
+//! unsafe impl<H: Host> Backing for Stocks<'_, '_, H> {
 //!     fn find(&self, _: &FrameQuery) -> Resolution {
-//!         drop(self.0.borrow_mut().invalidate_range(self.1));
+//!         let _ = self.0.borrow_mut().reserve(1);
 //!         Resolution::Retry
 //!     }
 //! }
-//! fn fault<H: Host>(vcpu: &mut VcpuMmu<'_, H>, worker: &mut Worker<'_, H>, cold: HostRange, fault: PageFault) {
-//!     let backing = Reclaim(RefCell::new(worker), cold);
+//! fn fault<H: Host>(vcpu: &mut VcpuMmu<&Mmu<H>>, other: &mut VcpuMmu<&Mmu<H>>, fault: PageFault) {
+//!     let backing = Stocks(RefCell::new(&mut *other));
 //!     let _outcome = vcpu.handle_fault(&backing, fault);
 //! }
 //! ```
 //!
-//! A vCPU that counts as being in the guest and invalidates: the flush would wait for itself.
+//! A vCPU that counts as being in the guest and handles a fault, which may need a flush: the flush
+//! would wait for itself.
 //! ```compile_fail,E0499
-//! # use vmmu::{host::*, HostRange, Processor, VcpuMmu};
-//! fn enter<H: Host>(vcpu: &mut VcpuMmu<'_, H>, range: HostRange) {
+//! # use vmmu::{host::*, *};
+//! fn enter<H: Host>(vcpu: &mut VcpuMmu<&Mmu<H>>, backing: &dyn Backing, fault: PageFault) {
 //!     let Ok(inside) = vcpu.before_enter(Processor(0)) else { return };
-//!     drop(vcpu.invalidate_range(range));
+//!     let _outcome = vcpu.handle_fault(backing, fault);
 //!     inside.after_exit();
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::*, HostRange, Processor, VcpuMmu};
-//! fn enter<H: Host>(vcpu: &mut VcpuMmu<'_, H>, range: HostRange) {
+//! # use vmmu::{host::*, *};
+//! fn enter<H: Host>(vcpu: &mut VcpuMmu<&Mmu<H>>, backing: &dyn Backing, fault: PageFault) {
 //!     let Ok(inside) = vcpu.before_enter(Processor(0)) else { return };
 //!     inside.after_exit();
-//!     drop(vcpu.invalidate_range(range));
+//!     let _outcome = vcpu.handle_fault(backing, fault);
 //! }
 //! ```

@@ -129,7 +129,7 @@
 //! A frame used twice:
 //! ```compile_fail,E0382
 //! # use vmmu::{host::Host, *, Worker};
-//! fn complete<'vm, H: Host>(worker: &mut Worker<'vm, H>, frame: ResolvedFault<'vm>) {
+//! fn complete<'vm, H: Host>(worker: &mut Worker<&'vm Mmu<H>>, frame: ResolvedFault<'vm>) {
 //!     let _first = worker.complete(frame);
 //!     let _second = worker.complete(frame);
 //! }
@@ -137,9 +137,9 @@
 //! What comes back for want of table pages can be used:
 //! ```
 //! # use vmmu::{host::Host, *, Worker};
-//! fn complete<'vm, H: Host>(worker: &mut Worker<'vm, H>, frame: ResolvedFault<'vm>) {
+//! fn complete<'vm, H: Host>(worker: &mut Worker<&'vm Mmu<H>>, frame: ResolvedFault<'vm>) {
 //!     let _first = worker.complete(frame);
-//!     let _second = _first.map_err(|short| worker.complete(short.frame));
+//!     let _second = _first.map_err(|short| worker.complete(short.resolved));
 //! }
 //! ```
 //!

@@ -149,7 +149,7 @@
 //! # use vmmu::{host::*, *, Mmu};
 //! fn teardown<H: Host>(vm: Mmu<H>, fault: PageFault) {
 //!     let request = match vm.vcpu(VcpuId(0)).map(|mut vcpu| vcpu.begin_fault(fault)) {
-//!         Some(FaultStep::Resolve(request)) => request,
+//!         Ok(FaultStep::Resolve(request)) => request,
 //!         _ => return,
 //!     };
 //!     let _host = vm.teardown();
@@ -160,7 +160,7 @@
 //! # use vmmu::{host::*, *, Mmu};
 //! fn teardown<H: Host>(vm: Mmu<H>, fault: PageFault) {
 //!     let request = match vm.vcpu(VcpuId(0)).map(|mut vcpu| vcpu.begin_fault(fault)) {
-//!         Some(FaultStep::Resolve(request)) => request,
+//!         Ok(FaultStep::Resolve(request)) => request,
 //!         _ => return,
 //!     };
 //!     drop(request);

@@ -85,14 +85,14 @@
 //! # use vmmu::{addr::*, entry::Access, host::Host, internals::*, slot::*, *, RootName};
 //! fn watch<H: Host>(local: &mut Local<'_, H>, root: RootName, fault: PageFault) {
 //!     let section = local.section();
-//!     let watch = local.watch(AddressSpace(0), fault.gpa.gfn(), Level::Size2M);
+//!     let watch = local.watch(AddressSpace::Normal, fault.gpa.gfn(), Level::Size2M);
 //!     let _ = watch.map(|watch| section.admit(watch, root, fault));
 //! }
 //! ```
 //! ```
 //! # use vmmu::{addr::*, entry::Access, host::Host, internals::*, slot::*, *, RootName};
 //! fn watch<H: Host>(local: &mut Local<'_, H>, root: RootName, fault: PageFault) {
-//!     let watch = local.watch(AddressSpace(0), fault.gpa.gfn(), Level::Size2M);
+//!     let watch = local.watch(AddressSpace::Normal, fault.gpa.gfn(), Level::Size2M);
 //!     let section = local.section();
 //!     let _ = watch.map(|watch| section.admit(watch, root, fault));
 //! }

@@ -1,8 +1,8 @@
 //! Dropping whole roots: invalidate, wait until no vCPU runs on one, take their tables apart in
 //! steps.
 
-use crate::api::worker::Worker;
 use crate::host::host::Host;
+use crate::protocol::local::Local;
 use crate::protocol::section::Owing;
 use crate::revoke::chain::{PausedWalk, Revoked};
 use crate::revoke::progress::Progress;
@@ -14,27 +14,27 @@ use crate::table::page::Page;
 #[must_use = "the tables below the invalid roots stay until they are drained"]
 #[derive(Debug)]
 pub struct Drain {
-    rest: Option<PausedWalk<Unloaded>>,
+    pub(crate) rest: Option<PausedWalk<Unloaded>>,
 }
 
-impl<H: Host> Worker<'_, H> {
+impl<H: Host> Local<'_, H> {
     /// Invalidates every root and waits until no vCPU runs on one: the first half of the big
     /// hammer. vCPUs load new roots at their next entry. [`drain`](Self::drain) the old ones.
-    pub fn invalidate_roots(&mut self) -> Drain {
-        let mut guard = self.participant.slots();
+    pub(crate) fn invalidate_roots(&mut self) -> Drain {
+        let mut guard = self.slots();
         self.invalidate_under(&mut guard)
     }
 
     pub(crate) fn invalidate_under(&mut self, guard: &mut SlotGuard<'_>) -> Drain {
-        let unloaded = self.participant.announce(guard.invalidate()).synchronize().unload();
+        let unloaded = self.announce(guard.invalidate()).synchronize().unload();
         Drain { rest: Some(unloaded.pause()) }
     }
 
     /// Takes at most `budget` tables of invalid roots apart and gives them back to the host. A
     /// drain that another VM began is left alone.
-    pub fn drain(&mut self, drain: &mut Drain, budget: u64) -> Progress {
+    pub(crate) fn drain(&mut self, drain: &mut Drain, budget: u64) -> Progress {
         let detach = |page: &Page<'_, Owing<'_>>| page.each(|entry| entry.detach());
-        if let Some(drained) = self.participant.walk_on(&mut drain.rest, budget, detach) {
+        if let Some(drained) = self.walk_on(&mut drain.rest, budget, detach) {
             self.retire(drained);
         }
         Progress::of(&drain.rest)
@@ -48,15 +48,15 @@ impl<H: Host> Worker<'_, H> {
         for top in &mut tops {
             *top = top.filter(|root| core.roots.retire(root.name));
         }
-        self.participant.synchronize();
+        self.synchronize();
         for root in tops.into_iter().flatten() {
-            self.participant.host().release(root.top);
+            self.host().release(root.top);
             core.roots.free(root.name);
         }
     }
 
     /// The big hammer: drops every mapping of the VM. Cost follows the VM, not the change.
-    pub fn zap_all(&mut self) {
+    pub(crate) fn zap_all(&mut self) {
         let mut drain = self.invalidate_roots();
         while self.drain(&mut drain, 64) == Progress::More {}
     }

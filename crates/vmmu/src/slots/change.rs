@@ -1,40 +1,33 @@
 //! Changing slots. Every change is made under the slot guard; a failed one has changed nothing.
 
 use crate::addr::{Gfn, GfnRange, Level};
-use crate::api::worker::Worker;
 use crate::entry::format::Format;
 use crate::host::host::Host;
+use crate::protocol::local::Local;
 use crate::protocol::section::Owing;
-use crate::revoke::chain::{PausedWalk, Revoked};
+use crate::revoke::chain::Revoked;
 use crate::revoke::dying_slot::SlotDying;
 use crate::revoke::guest_frames::GuestFrames;
 use crate::revoke::progress::Progress;
+use crate::slots::deletion::Deletion;
 use crate::slots::edit::Room;
 use crate::slots::error::SlotError;
 use crate::slots::guard::SlotGuard;
-use crate::state::slot::{SlotId, SlotInfo, SlotSpec, Source};
+use crate::state::slot::{SlotId, SlotInfo, SlotSpec, SlotState, Source};
 use crate::table::page::Page;
 
-/// A slot that is being deleted in steps. While it is not done, the slot is dying: faults on it
-/// retry, and its number is taken.
-#[must_use = "the slot stays dying until the deletion is done"]
-#[derive(Debug)]
-pub struct Deletion {
-    rest: Option<PausedWalk<SlotDying>>,
-}
-
-impl<H: Host> Worker<'_, H> {
+impl<H: Host> Local<'_, H> {
     /// Makes a slot. When this returns, faults map from it.
-    pub fn create_slot(&mut self, spec: &SlotSpec) -> Result<(), SlotError> {
-        self.alive().map_err(SlotError::Dead)?;
+    pub(crate) fn create_slot(&mut self, spec: &SlotSpec) -> Result<(), SlotError> {
+        self.core().alive().map_err(SlotError::Dead)?;
         self.check(spec)?;
-        let mut guard = self.participant.slots();
+        let mut guard = self.slots();
         while guard.make_room(spec)? == Room::AfterGracePeriod {
-            self.participant.synchronize();
+            self.synchronize();
         }
         guard.add(spec)?;
         if !defect!(SlotLiveAtOnce) {
-            self.participant.synchronize();
+            self.synchronize();
         }
         guard.come(spec);
         self.renew_if_wrapped(guard);
@@ -44,9 +37,9 @@ impl<H: Host> Worker<'_, H> {
     /// Deletes a slot: zaps exactly its leaves, in every root. When this returns, nothing reaches
     /// its pages; requests of vCPUs that still resolve frames of it will be refused, and are not
     /// waited for.
-    pub fn delete_slot(&mut self, id: SlotId) -> Result<(), SlotError> {
-        self.alive().map_err(SlotError::Dead)?;
-        let mut guard = self.participant.slots();
+    pub(crate) fn delete_slot(&mut self, id: SlotId) -> Result<(), SlotError> {
+        self.core().alive().map_err(SlotError::Dead)?;
+        let mut guard = self.slots();
         let dying = guard.dying(id)?;
         self.zap_and_remove(&mut guard, dying);
         self.renew_if_wrapped(guard);
@@ -55,18 +48,18 @@ impl<H: Host> Worker<'_, H> {
 
     /// Begins to delete a slot in steps: from now on nothing of it is mapped any more, and nobody
     /// is held up while [`delete_some`](Self::delete_some) takes away what is.
-    pub fn begin_delete(&mut self, id: SlotId) -> Result<Deletion, SlotError> {
-        self.alive().map_err(SlotError::Dead)?;
-        let dying = self.participant.slots().dying(id)?;
-        Ok(Deletion { rest: Some(self.participant.announce(dying).synchronize().pause()) })
+    pub(crate) fn begin_delete(&mut self, id: SlotId) -> Result<Deletion, SlotError> {
+        self.core().alive().map_err(SlotError::Dead)?;
+        let dying = self.slots().dying(id)?;
+        Ok(Deletion { rest: Some(self.announce(dying).synchronize().pause()) })
     }
 
     /// Goes on with a deletion for at most `budget` table pages. The slot's number is free when
     /// it is done. A deletion that another VM began is left alone.
-    pub fn delete_some(&mut self, deletion: &mut Deletion, budget: u64) -> Progress {
+    pub(crate) fn delete_some(&mut self, deletion: &mut Deletion, budget: u64) -> Progress {
         let zap = |page: &Page<'_, Owing<'_>>| page.each(|entry| entry.zap());
-        if let Some(gone) = self.participant.walk_on(&mut deletion.rest, budget, zap) {
-            let mut guard = self.participant.slots();
+        if let Some(gone) = self.walk_on(&mut deletion.rest, budget, zap) {
+            let mut guard = self.slots();
             self.remove(&mut guard, gone);
             self.renew_if_wrapped(guard);
         }
@@ -74,9 +67,9 @@ impl<H: Host> Worker<'_, H> {
     }
 
     /// Moves a slot to another place of its address space; mappings of the old place go.
-    pub fn move_slot(&mut self, id: SlotId, to: Gfn) -> Result<(), SlotError> {
-        self.alive().map_err(SlotError::Dead)?;
-        let mut guard = self.participant.slots();
+    pub(crate) fn move_slot(&mut self, id: SlotId, to: Gfn) -> Result<(), SlotError> {
+        self.core().alive().map_err(SlotError::Dead)?;
+        let mut guard = self.slots();
         let SlotInfo { spec, .. } = guard.info(id)?;
         let frames = self.core().format.frames();
         let range = GfnRange::sized(to, spec.range.pages());
@@ -88,7 +81,7 @@ impl<H: Host> Worker<'_, H> {
         self.zap_and_remove(&mut guard, dying);
         // There is room: that of the same slot at its old place.
         guard.add(&spec)?;
-        self.participant.synchronize();
+        self.synchronize();
         guard.come(&spec);
         self.renew_if_wrapped(guard);
         Ok(())
@@ -96,16 +89,16 @@ impl<H: Host> Worker<'_, H> {
 
     /// Changes the largest leaf of a slot. When this returns, no larger one is mapped; faults on
     /// other slots are not held up.
-    pub fn limit_slot(&mut self, id: SlotId, largest: Level) -> Result<(), SlotError> {
-        self.alive().map_err(SlotError::Dead)?;
+    pub(crate) fn limit_slot(&mut self, id: SlotId, largest: Level) -> Result<(), SlotError> {
+        self.core().alive().map_err(SlotError::Dead)?;
         if !largest.can_be_leaf() {
             return Err(SlotError::Largest(largest));
         }
-        let mut guard = self.participant.slots();
+        let mut guard = self.slots();
         let SlotInfo { spec, .. } = guard.info(id)?;
         guard.revise(&SlotSpec { largest, ..spec });
         let changed = GuestFrames::new(spec.space, spec.range);
-        let quiesced = self.participant.announce(changed).synchronize();
+        let quiesced = self.announce(changed).synchronize();
         if largest < spec.largest {
             let walked = quiesced.walk(|page| {
                 page.each(|entry| if entry.level() > largest { entry.zap() } else { Ok(()) })
@@ -115,9 +108,13 @@ impl<H: Host> Worker<'_, H> {
         Ok(())
     }
 
-    /// The slot of that number, as it stands.
-    pub fn slot(&mut self, id: SlotId) -> Result<SlotInfo, SlotError> {
-        self.participant.slots().info(id)
+    /// The slot of that number, as it stands: looked up in a section, without the guard.
+    pub(crate) fn slot(&mut self, id: SlotId) -> Result<SlotInfo, SlotError> {
+        let section = self.section();
+        let core = section.inside.core;
+        let region = section.slots().by_id(id).ok_or(SlotError::Missing(id))?;
+        let info = region.describe(core.slots.word(id)).ok_or(SlotError::Missing(id))?;
+        if info.state == SlotState::Dying { Err(SlotError::Missing(id)) } else { Ok(info) }
     }
 
     /// What a slot must fulfil by itself.
@@ -134,7 +131,8 @@ impl<H: Host> Worker<'_, H> {
             return Err(SlotError::Largest(spec.largest));
         }
         match spec.source {
-            Source::Linear { pfn, memory } => {
+            Source::Linear(frames) => {
+                let (pfn, memory) = (frames.first(), frames.memory());
                 let end = pfn.0.checked_add(range.pages()).ok_or(SlotError::Source(spec.id))?;
                 if end > 1 << (core.format.phys_bits() - 12) {
                     return Err(SlotError::Source(spec.id));
@@ -163,18 +161,14 @@ impl<H: Host> Worker<'_, H> {
 
     /// Zaps a dying slot's leaves, takes it out of the set and frees its number.
     fn zap_and_remove(&mut self, guard: &mut SlotGuard<'_>, dying: SlotDying) {
-        let walked = self
-            .participant
-            .announce(dying)
-            .synchronize()
-            .walk(|page| page.each(|entry| entry.zap()));
+        let walked = self.announce(dying).synchronize().walk(|page| page.each(|entry| entry.zap()));
         let gone = walked.finish();
         self.remove(guard, gone);
     }
 
     fn remove(&mut self, guard: &mut SlotGuard<'_>, gone: Revoked<SlotDying>) {
         let removed = guard.remove(gone);
-        self.participant.synchronize();
+        self.synchronize();
         if let Some(id) = removed {
             guard.free_id(id);
         }

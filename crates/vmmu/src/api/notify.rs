@@ -1,0 +1,77 @@
+//! What a host's memory notifier calls: invalidations on the MMU itself.
+//!
+//! The hazard: the host takes pages back on a thread that owns no vCPU and no worker, perhaps in
+//! the middle of something else, and must not be told that there is no place for it.
+//!
+//! The rule: the MMU has participants of its own for this
+//! ([`Config::notifiers`](crate::Config::notifiers)). A notifier takes one for the duration of the
+//! call; when all are in use, it waits until one is free. So a begin never fails.
+
+use core::fmt;
+
+use crate::addr::HostRange;
+use crate::api::mmu::Mmu;
+use crate::host::cpus::WaitFor;
+use crate::host::host::Host;
+use crate::protocol::local::Participant;
+use crate::protocol::waiting::Waiting;
+use crate::revoke::host_pages::HostPages;
+use crate::revoke::invalidation::{Invalidation, NotInvalidating};
+
+/// All participants of the MMU's own are busy, and the caller may not wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WouldWait;
+
+impl fmt::Display for WouldWait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("all notifiers are busy, and this caller may not wait; nothing has begun")
+    }
+}
+
+impl core::error::Error for WouldWait {}
+
+impl<H: Host> Mmu<H> {
+    /// The host takes pages back. When this returns, no vCPU reaches them by any translation, in
+    /// any root, also not by a huge leaf that overlaps them by one page; and while the result
+    /// lives nothing is mapped from them.
+    ///
+    /// Takes no lock, and waits for no vCPU's resolving; it waits for sections, for vCPUs to leave
+    /// the guest, and, when all [notifiers](crate::Config::notifiers) are busy, for one of them.
+    pub fn invalidate_range(&self, range: HostRange) -> Invalidation<'_> {
+        let place = self.own().invalidate(HostPages::new(range));
+        Invalidation::new(&self.core, place)
+    }
+
+    /// The same for notifiers with separate callbacks: [`invalidate_end`](Self::invalidate_end)
+    /// with the same range follows, as often as this was called.
+    pub fn invalidate_begin(&self, range: HostRange) {
+        self.own().invalidate(HostPages::named(range));
+    }
+
+    /// The same where the caller may not sleep. It still waits, without sleeping, for sections and
+    /// for vCPUs to leave the guest ([`Wait::may_sleep`](crate::host::Wait::may_sleep)).
+    ///
+    /// `Err`: all notifiers are busy, and nothing has begun.
+    pub fn try_invalidate_begin(&self, range: HostRange) -> Result<(), WouldWait> {
+        let mut own = Participant::register_own(&self.core, self.host(), false).ok_or(WouldWait)?;
+        own.invalidate(HostPages::named(range));
+        Ok(())
+    }
+
+    /// Ends what [`invalidate_begin`](Self::invalidate_begin) began, on whatever thread, by
+    /// whomever. Waits for nobody.
+    pub fn invalidate_end(&self, range: HostRange) -> Result<(), NotInvalidating> {
+        if self.core.invalidations.end(&range) { Ok(()) } else { Err(NotInvalidating(range)) }
+    }
+
+    /// A participant of the MMU's own.
+    fn own(&self) -> Participant<'_, H> {
+        let mut waiting = Waiting::on(WaitFor::OwnParticipant, true);
+        loop {
+            if let Some(own) = Participant::register_own(&self.core, self.host(), true) {
+                return own;
+            }
+            waiting.pass(self.host());
+        }
+    }
+}

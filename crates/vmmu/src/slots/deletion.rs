@@ -1,0 +1,12 @@
+//! A slot that is being deleted in steps.
+
+use crate::revoke::chain::PausedWalk;
+use crate::revoke::dying_slot::SlotDying;
+
+/// A slot that is being deleted in steps. While it is not done, the slot is dying: faults on it
+/// retry, and its number is taken.
+#[must_use = "the slot stays dying until the deletion is done"]
+#[derive(Debug)]
+pub struct Deletion {
+    pub(crate) rest: Option<PausedWalk<SlotDying>>,
+}
