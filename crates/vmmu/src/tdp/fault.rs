@@ -87,7 +87,7 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
         };
         let section = self.local.section_after_watch();
         let Some(root) = core.roots.get(name).filter(|root| root.role.space == space) else {
-            return done(words, Outcome::Retry);
+            return load_root(words);
         };
         if let Some(outcome) = present(&section, words, &root, fault) {
             return done(words, outcome);
@@ -105,11 +105,11 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
                     Ok(full) => full,
                     Err(need) => return FaultStep::MissingPages(need),
                 };
-                let outcome = match section.permit_linear(&root, region, word, fault) {
-                    Ok(permit) => outcome(permit.map(full)),
-                    Err(_) => Outcome::Retry,
-                };
-                done(words, outcome)
+                match section.permit_linear(&root, region, word, fault) {
+                    Ok(permit) => done(words, outcome(permit.map(full))),
+                    Err(Refused::Root) => load_root(words),
+                    Err(_) => done(words, Outcome::Retry),
+                }
             }
             Source::Backed { .. } => {
                 let admission =
@@ -197,8 +197,8 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
         loop {
             let request = match self.begin_fault(root, space, fault) {
                 FaultStep::Done(outcome) => return outcome,
-                // Not said below a vCPU, which has a root by now.
-                FaultStep::LoadRoot => return self.refuse(Outcome::Retry),
+                // It was invalidated since it was loaded. The guest's next entry loads another.
+                FaultStep::LoadRoot => return Outcome::Retry,
                 FaultStep::MissingPages(_) if self.fill() => continue,
                 FaultStep::MissingPages(_) => {
                     return counted(self.local.words(), Outcome::OutOfMemory);
@@ -311,6 +311,12 @@ fn outcome(mapped: Mapped) -> Outcome {
 #[inline]
 fn done<'p>(words: &ParticipantWords, outcome: Outcome) -> FaultStep<Request<'p>> {
     FaultStep::Done(counted(words, outcome))
+}
+
+/// The root has gone: nothing can be mapped until the vCPU has loaded another.
+fn load_root<R>(words: &ParticipantWords) -> FaultStep<R> {
+    words.count_retry();
+    FaultStep::LoadRoot
 }
 
 /// Counts an outcome. A mapped leaf has been counted by the law.

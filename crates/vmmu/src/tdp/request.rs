@@ -82,6 +82,18 @@ pub struct Parked {
 }
 
 impl Admission {
+    fn query(&self) -> FrameQuery {
+        let Admission { region, largest, fault, .. } = *self;
+        let gfn = fault.gpa.gfn();
+        let offset = gfn.0.saturating_sub(region.range.start().0);
+        let (backing, page) = match region.source {
+            Source::Backed { backing, first } => (backing, first.saturating_add(offset)),
+            // Never admitted: a linear slot needs no request.
+            Source::Linear(frames) => (0, frames.first().0.saturating_add(offset)),
+        };
+        FrameQuery { slot: region.id, backing, page, gfn, access: fault.access, largest }
+    }
+
     pub(crate) fn gfn(&self) -> Gfn {
         self.fault.gpa.gfn()
     }
@@ -95,15 +107,7 @@ impl<'vm> Request<'vm> {
 
     /// What to ask a [`Backing`](crate::host::Backing).
     pub fn query(&self) -> FrameQuery {
-        let Admission { region, largest, fault, .. } = self.admission;
-        let gfn = fault.gpa.gfn();
-        let offset = gfn.0.saturating_sub(region.range.start().0);
-        let (backing, page) = match region.source {
-            Source::Backed { backing, first } => (backing, first.saturating_add(offset)),
-            // Never admitted: a linear slot needs no request.
-            Source::Linear(frames) => (0, frames.first().0.saturating_add(offset)),
-        };
-        FrameQuery { slot: region.id, backing, page, gfn, access: fault.access, largest }
+        self.admission.query()
     }
 
     /// The frame has been found.
@@ -120,6 +124,13 @@ impl<'vm> Request<'vm> {
         let parked = Parked { vm: watch.core.id, place: watch.place, count, admission };
         core::mem::forget(watch);
         parked
+    }
+}
+
+impl Parked {
+    /// What to ask a [`Backing`](crate::host::Backing).
+    pub fn query(&self) -> FrameQuery {
+        self.admission.query()
     }
 }
 
