@@ -33,7 +33,7 @@ macro_rules! defects {
 
             /// What it is called in lists of such mistakes: `K` from Linux KVM's history, `B` from
             /// other hypervisors, `S` a worked scenario that it breaks, `D-` a row of the
-            /// protocol's models that fails.
+            /// protocol's models that fails, `F-` a fault that a review of this library found.
             pub const fn ids(self) -> &'static [&'static str] {
                 match self {
                     $(Defect::$variant => &[$($id),+],)+
@@ -96,6 +96,8 @@ defects! {
     LeavesOverlappingHugeLeaf leaves_overlapping_huge_leaf ["B7", "S2"];
     /// A walk that is resumed goes on one table too far.
     SkipsAfterRestart skips_after_restart ["K16"];
+    /// A walk begins anew when it finds that the slots have changed.
+    RestartsAtSlotChange restarts_at_slot_change ["F-H2"];
     /// The end of a range of host pages wraps around.
     EndWrapsAround end_wraps_around ["B10"];
     /// Of a linear slot only the first frame is compared with the reserved ones.

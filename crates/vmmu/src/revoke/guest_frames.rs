@@ -6,7 +6,7 @@ use crate::revoke::hull::with_huge_leaves;
 use crate::state::core::Core;
 use crate::state::slot::AddressSpace;
 use crate::state::slot_set::SlotSet;
-use crate::table::walk::{Order, Target};
+use crate::table::walk::{Order, Piece, PieceKey, Target};
 
 /// Guest frames whose mappings must be made anew, because what a new one would say has changed.
 ///
@@ -47,7 +47,8 @@ impl Target for GuestFrames {
         Order::Leaves
     }
 
-    fn piece(&self, _: &SlotSet, n: usize) -> Option<(usize, AddressSpace, GfnRange)> {
-        (n == 0).then_some((0, self.space, self.range))
+    fn piece(&self, _: &SlotSet, from: PieceKey) -> Option<Piece> {
+        let key = PieceKey::ONLY;
+        (from <= key).then_some(Piece { key, space: self.space, range: self.range })
     }
 }

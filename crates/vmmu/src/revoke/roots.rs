@@ -7,7 +7,7 @@ use crate::state::core::Core;
 use crate::state::root::{PLACES, Root, RootName};
 use crate::state::slot::AddressSpace;
 use crate::state::slot_set::SlotSet;
-use crate::table::walk::{Order, Target};
+use crate::table::walk::{Order, Piece, PieceKey, Target};
 
 /// Roots that have become invalid together, made by the slot guard.
 #[derive(Debug)]
@@ -31,8 +31,14 @@ impl Target for RootInvalid {
         Order::TablesBottomUp
     }
 
-    fn piece(&self, _: &SlotSet, n: usize) -> Option<(usize, AddressSpace, GfnRange)> {
-        (n < AddressSpace::COUNT).then_some((n, AddressSpace(n as u8), GfnRange::ALL))
+    /// One for each address space.
+    fn piece(&self, _: &SlotSet, from: PieceKey) -> Option<Piece> {
+        let PieceKey { major, minor } = from;
+        let major = if minor == 0 { major } else { major.saturating_add(1) };
+        let key = PieceKey { major, minor: 0 };
+        let space = AddressSpace(u8::try_from(major).ok()?);
+        let is_there = usize::from(space.0) < AddressSpace::COUNT;
+        is_there.then_some(Piece { key, space, range: GfnRange::ALL })
     }
 
     fn wants(&self, root: &Root) -> bool {
@@ -67,8 +73,8 @@ impl Target for Unloaded {
         self.0.order()
     }
 
-    fn piece(&self, slots: &SlotSet, n: usize) -> Option<(usize, AddressSpace, GfnRange)> {
-        self.0.piece(slots, n)
+    fn piece(&self, slots: &SlotSet, from: PieceKey) -> Option<Piece> {
+        self.0.piece(slots, from)
     }
 
     fn wants(&self, root: &Root) -> bool {
