@@ -123,7 +123,8 @@ fn no_number_that_a_host_gives_is_too_large_for_the_library() {
                 drop(vcpu.invalidate_range(range));
                 vcpu.invalidate_begin(range);
                 vcpu.invalidate_end(range).unwrap();
-                assert!(vcpu.invalidate_end(range).is_err());
+                // Of no page there is nothing to end, however often.
+                assert_eq!(vcpu.invalidate_end(range).is_ok(), range.is_empty());
             }
         }
     }

@@ -367,3 +367,79 @@ fn ends_by_name_and_by_value_do_not_mix_when_places_run_out() {
     drop((worker, vcpu));
     vm.teardown();
 }
+
+/// A zap of no frame and an invalidation of no page concern nobody, also not who is resolving a block
+/// around the place they name.
+#[test]
+fn what_is_empty_refuses_nobody() {
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size2M);
+    let (mut vcpu, mut worker) = (vm.vcpu(VcpuId(0)).unwrap(), vm.worker().unwrap());
+    worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
+    worker.reserve(16).unwrap();
+    drop(vcpu.before_enter(Processor(0)).unwrap());
+    let nothing = [pages(0x10, 0), pages(u64::MAX, 1), pages(u64::MAX, 0)];
+    let (request, found) = half(&mut vcpu, &frames, 0x20);
+    worker.zap(AddressSpace(0), range(0x10, 0));
+    for range in nothing {
+        drop(worker.invalidate_range(range));
+    }
+    let outcome = worker.complete(request.resolve(found)).unwrap();
+    assert_eq!(outcome, Outcome::Fixed(Level::Size2M));
+    // Nor is anybody refused who comes while they last.
+    let held = nothing.map(|range| worker.invalidate_range(range));
+    for range in nothing {
+        worker.invalidate_begin(range);
+    }
+    let outcome = vcpu.handle_fault(&frames, fault_at(0x220, Access::READ));
+    assert_eq!(outcome, Outcome::Fixed(Level::Size2M));
+    // A range that begins there as well is another one.
+    assert_eq!(worker.invalidate_end(pages(0x10, 1)), Err(NotInvalidating(pages(0x10, 1))));
+    for range in nothing {
+        assert_eq!(worker.invalidate_end(range), Ok(()));
+    }
+    drop(held);
+    assert_eq!(vm.stats().leaves, [0, 2, 0]);
+    assert_eq!(vm.stats().flushes, 0);
+    drop((vcpu, worker));
+    finish(vm);
+}
+
+/// Also where no slot is known, which is where a watch is hit by any invalidation of pages.
+#[test]
+fn an_empty_invalidation_is_no_debt_and_has_no_hull() {
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let mut worker = vm.worker().unwrap();
+    // More than there are places: none takes one.
+    let held: Vec<_> = (0..40).map(|n| worker.invalidate_range(pages(n, 0))).collect();
+    worker.create_slot(&backed(1, range(0, 0x100))).unwrap();
+    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+    let frames = Frames::new(Level::Size4K);
+    let outcome = vcpu.handle_fault(&frames, fault_at(19, Access::READ));
+    assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
+    drop(held);
+    drop((worker, vcpu));
+    finish(vm);
+}
+
+/// Who has a debt over nothing makes nobody flush, and who promises nothing flushes for nobody.
+#[cfg(feature = "protocol")]
+#[test]
+fn an_empty_debt_concerns_no_promise_and_an_empty_promise_no_debt() {
+    let vm =
+        Mmu::new(TestHost::default(), &Config { workers: 3, ..Config::new(npt(), 1) }).unwrap();
+    let (mut worker, mut debtor) = (vm.worker().unwrap(), vm.participant().unwrap());
+    worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
+    let debt = debtor.debt(range(0x10, 0));
+    drop(worker.invalidate_range(pages(0, 0x20)));
+    worker.zap(AddressSpace(0), range(0, 0x20));
+    assert_eq!(vm.stats().flushes, 0, "for a debt over nothing");
+    debt.settle();
+    let debt = debtor.debt(range(0, 0x20));
+    drop(worker.invalidate_range(pages(0x10, 0)));
+    worker.zap(AddressSpace(0), range(0x10, 0));
+    assert_eq!(vm.stats().flushes, 0, "for a promise of nothing");
+    debt.settle();
+    drop((worker, debtor));
+    finish(vm);
+}

@@ -20,12 +20,15 @@ use crate::table::page::Page;
 #[derive(Debug)]
 pub struct Invalidation<'vm> {
     core: &'vm Core,
-    place: InvalidationPlace,
+    /// `None`: of no page.
+    place: Option<InvalidationPlace>,
 }
 
 impl Drop for Invalidation<'_> {
     fn drop(&mut self) {
-        self.core.invalidations.remove(self.place);
+        if let Some(place) = self.place {
+            self.core.invalidations.remove(place);
+        }
     }
 }
 
@@ -59,7 +62,8 @@ impl<'vm, H: Host> Worker<'vm, H> {
     /// any root, also not by a huge leaf that overlaps them by one page; and while the result
     /// lives nothing is mapped from them.
     ///
-    /// Takes no sleeping lock, waits for no vCPU's resolving.
+    /// Takes no sleeping lock, waits for no vCPU's resolving. A range without a page is taken back
+    /// at once, and nobody is refused.
     pub fn invalidate_range(&mut self, range: HostRange) -> Invalidation<'vm> {
         let core = self.core();
         let place = self.take_back(HostPages::new(range));
@@ -72,12 +76,17 @@ impl<'vm, H: Host> Worker<'vm, H> {
         self.take_back(HostPages::named(range));
     }
 
-    /// Ends what [`invalidate_begin`](Self::invalidate_begin) began.
+    /// Ends what [`invalidate_begin`](Self::invalidate_begin) began. For a range without a page
+    /// there is nothing to end, and it is never an error.
     pub fn invalidate_end(&mut self, range: HostRange) -> Result<(), NotInvalidating> {
-        if self.core().invalidations.end(&range) { Ok(()) } else { Err(NotInvalidating(range)) }
+        if range.is_empty() || self.core().invalidations.end(&range) {
+            Ok(())
+        } else {
+            Err(NotInvalidating(range))
+        }
     }
 
-    fn take_back(&mut self, pages: HostPages) -> InvalidationPlace {
+    fn take_back(&mut self, pages: HostPages) -> Option<InvalidationPlace> {
         let core = self.core();
         self.participant.words().counters.invalidations.add(1);
         let walked = self
@@ -86,8 +95,8 @@ impl<'vm, H: Host> Worker<'vm, H> {
             .synchronize()
             .walk(|page| page.each(|entry| entry.zap()));
         let revoked = walked.finish();
-        // It is this VM's promise, of a range that was announced.
-        revoked.open(core).and_then(|pages| pages.place()).unwrap_or(InvalidationPlace::Overflow)
+        // It is this VM's promise.
+        revoked.open(core).and_then(|pages| pages.place())
     }
 
     /// Drops every mapping of guest frames, so that faults make them anew: leaves only, and an

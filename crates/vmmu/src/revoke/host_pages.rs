@@ -11,6 +11,8 @@ use crate::state::slot_set::{BackedKey, SlotSet};
 use crate::table::walk::{Order, Piece, PieceKey, Target};
 
 /// Pages that the host takes back; see [`Worker::invalidate_range`](crate::Worker::invalidate_range).
+///
+/// A range without a page is announced nowhere, hits no watch and concerns no debt.
 #[derive(Debug)]
 pub struct HostPages {
     range: HostRange,
@@ -46,7 +48,7 @@ impl HostPages {
         HostPages { is_named: true, ..Self::new(range) }
     }
 
-    /// Where it is announced.
+    /// Where it is announced, if it is.
     pub(crate) fn place(&self) -> Option<InvalidationPlace> {
         self.place
     }
@@ -56,6 +58,9 @@ impl Revocation for HostPages {}
 
 impl Sealed for HostPages {
     fn announce(&mut self, core: &Core) {
+        if self.range.is_empty() {
+            return;
+        }
         #[cfg(feature = "defects")]
         let range = &self.known;
         #[cfg(not(feature = "defects"))]
@@ -75,6 +80,10 @@ impl Sealed for HostPages {
     }
 
     fn hit(&mut self, core: &Core, slots: &SlotSet) {
+        if self.range.is_empty() {
+            self.hull = GfnRange::EMPTY;
+            return;
+        }
         core.participants.hit(|watched| {
             let mut at = watched.range.start();
             // A watch on frames of no slot that is known now is hit too: the slot may be coming.
