@@ -1,6 +1,6 @@
 //! Guest frames whose mappings must be made anew.
 
-use crate::addr::GfnRange;
+use crate::addr::{GfnRange, Level};
 use crate::revoke::chain::{Revocation, Sealed};
 use crate::revoke::hull::with_huge_leaves;
 use crate::state::core::Core;
@@ -33,8 +33,12 @@ impl Sealed for GuestFrames {
     fn announce(&mut self, _: &Core) {}
 
     fn hit(&mut self, core: &Core, _: &SlotSet) {
-        core.participants.hit(|w| w.space == self.space && w.range.overlaps(self.range));
-        self.hull = with_huge_leaves(self.range, core.largest);
+        let first = self.range.start().leaf(Level::Size4K);
+        let range = if defect!(HitsAroundFirstFrame) { first } else { self.range };
+        core.participants.hit(|w| w.space == self.space && w.range.overlaps(range));
+        if !defect!(ZapsBlockForPage) {
+            self.hull = with_huge_leaves(self.range, core.largest);
+        }
     }
 
     fn hull(&self) -> GfnRange {
