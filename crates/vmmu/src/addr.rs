@@ -264,10 +264,12 @@ impl GfnRange {
         self.start.0 <= other.start.0 && other.end.0 <= self.end.0
     }
 
-    /// Whether the two have a frame in common.
+    /// Whether the two have a frame in common. An empty range has none with any.
     #[inline]
     pub const fn overlaps(self, other: GfnRange) -> bool {
-        self.start.0 < other.end.0 && other.start.0 < self.end.0
+        let start = if self.start.0 > other.start.0 { self.start.0 } else { other.start.0 };
+        let end = if self.end.0 < other.end.0 { self.end.0 } else { other.end.0 };
+        start < end
     }
 }
 
@@ -294,9 +296,17 @@ impl HostRange {
         self.first.saturating_add(self.pages)
     }
 
-    /// Whether the two have a page in common.
+    /// Whether it has no page. The largest number is no page's, so a range that begins there is
+    /// empty, however long it is said to be.
+    pub const fn is_empty(&self) -> bool {
+        self.first == self.end()
+    }
+
+    /// Whether the two have a page in common. An empty range has none with any.
     pub const fn overlaps(&self, other: &HostRange) -> bool {
-        self.backing == other.backing && self.first < other.end() && other.first < self.end()
+        let first = if self.first > other.first { self.first } else { other.first };
+        let end = if self.end() < other.end() { self.end() } else { other.end() };
+        self.backing == other.backing && first < end
     }
 }
 
@@ -321,6 +331,13 @@ mod tests {
         assert!(range(0, 2).overlaps(range(1, 3)));
         assert!(!range(0, 2).overlaps(range(2, 3)));
         assert!(!range(1, 1).overlaps(range(0, 1)));
+        assert!(!range(1, 1).overlaps(range(0, 2)) && !range(0, 2).overlaps(range(1, 1)));
+        assert!(!range(1, 1).overlaps(range(1, 1)));
+        let pages = |first, pages| HostRange { backing: 0, first, pages };
+        assert!(pages(0, 2).overlaps(&pages(1, 2)) && !pages(0, 2).overlaps(&pages(2, 1)));
+        assert!(!pages(1, 0).overlaps(&pages(0, 2)) && !pages(0, 2).overlaps(&pages(1, 0)));
+        // No page has a number as large as that.
+        assert!(!pages(u64::MAX, 5).overlaps(&pages(0, u64::MAX)));
         assert!(range(0, 2).contains(Gfn(1)) && !range(0, 2).contains(Gfn(2)));
     }
 

@@ -33,7 +33,7 @@ macro_rules! defects {
 
             /// What it is called in lists of such mistakes: `K` from Linux KVM's history, `B` from
             /// other hypervisors, `S` a worked scenario that it breaks, `D-` a row of the
-            /// protocol's models that fails.
+            /// protocol's models that fails, `F-` a fault that a review of this library found.
             pub const fn ids(self) -> &'static [&'static str] {
                 match self {
                     $(Defect::$variant => &[$($id),+],)+
@@ -64,6 +64,12 @@ defects! {
     LedgerClosedBeforeFlush ledger_closed_before_flush ["D-b4"];
     /// A promise ignores the ledgers of others.
     IgnoresForeignDebts ignores_foreign_debts ["D-b1", "D-n1", "D-w2"];
+    /// A zap's debt covers what was asked for, without the huge leaves that reach over its edges.
+    ZapsBlockForPage zaps_block_for_page ["F-e"];
+    /// A zap hits only the watches around its first frame.
+    HitsAroundFirstFrame hits_around_first_frame ["F-c"];
+    /// A second debt that is leaked takes the place of the first in the ledger.
+    LeakHidesLeak leak_hides_leak ["F-g"];
     /// A permit does not compare the slot's word with that of the admission.
     IgnoresRevision ignores_revision ["D-e2"];
     /// A request keeps the slot's word in 16 bits and widens it with its sign.
@@ -72,6 +78,8 @@ defects! {
     LoadsUnnamedRoot loads_unnamed_root ["D-g1"];
     /// A drain starts while vCPUs may still run on the root.
     DrainsUnderGuest drains_under_guest ["D-g3"];
+    /// A drain waits for vCPUs to leave its roots after it has cleared entries, not before.
+    WaivesBeforeUnload waives_before_unload ["F-M6"];
     /// A vCPU's entry and a flush look at each other's words without a fence in between.
     FlushWithoutFences flush_without_fences ["D-g6"];
     /// A flush reaches no vCPU.
@@ -96,6 +104,8 @@ defects! {
     LeavesOverlappingHugeLeaf leaves_overlapping_huge_leaf ["B7", "S2"];
     /// A walk that is resumed goes on one table too far.
     SkipsAfterRestart skips_after_restart ["K16"];
+    /// A walk begins anew when it finds that the slots have changed.
+    RestartsAtSlotChange restarts_at_slot_change ["F-H2"];
     /// The end of a range of host pages wraps around.
     EndWrapsAround end_wraps_around ["B10"];
     /// Of a linear slot only the first frame is compared with the reserved ones.

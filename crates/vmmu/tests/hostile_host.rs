@@ -127,7 +127,8 @@ fn no_number_that_a_host_gives_is_too_large_for_the_library() {
                 drop(vm.invalidate_range(range));
                 vm.invalidate_begin(range);
                 vm.invalidate_end(range).unwrap();
-                assert!(vm.invalidate_end(range).is_err());
+                // Of no page there is nothing to end, however often.
+                assert_eq!(vm.invalidate_end(range).is_ok(), range.is_empty());
             }
         }
     }

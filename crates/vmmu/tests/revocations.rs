@@ -2,13 +2,15 @@
 
 mod support;
 
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use support::{Frames, TestHost, backed, ept, fault_at, finish, half, npt, pages, range};
 use vmmu::Outcome;
 use vmmu::addr::{Gpa, Level, Pfn};
 use vmmu::entry::Access;
-use vmmu::host::VcpuId;
+use vmmu::host::{Cpus, Observer, Placement, TablePage, TablePages, VcpuId};
 use vmmu::slot::{AddressSpace, SlotSpec, Source};
 use vmmu::{Config, Flush, HostRange, Mmu, NotInvalidating, Processor, Progress, Role};
 
@@ -379,4 +381,146 @@ fn ends_by_name_and_by_value_do_not_mix_when_places_run_out() {
     );
     drop((worker, vcpu));
     vm.teardown();
+}
+
+/// A zap of no frame and an invalidation of no page concern nobody, also not who is resolving a block
+/// around the place they name.
+#[test]
+fn what_is_empty_refuses_nobody() {
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size2M);
+    let (mut vcpu, mut worker) = (vm.vcpu(VcpuId(0)).unwrap(), vm.worker().unwrap());
+    worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
+    worker.reserve(16).unwrap();
+    drop(vcpu.before_enter(Processor(0)).unwrap());
+    let nothing = [pages(0x10, 0), pages(u64::MAX, 1), pages(u64::MAX, 0)];
+    let (request, found) = half(&mut vcpu, &frames, 0x20);
+    worker.zap(AddressSpace::Normal, range(0x10, 0));
+    for range in nothing {
+        drop(worker.invalidate_range(range));
+    }
+    let outcome = worker.complete(request.resolve(found)).unwrap();
+    assert_eq!(outcome, Outcome::Fixed(Level::Size2M));
+    // Nor is anybody refused who comes while they last.
+    let held = nothing.map(|range| worker.invalidate_range(range));
+    for range in nothing {
+        worker.invalidate_begin(range);
+    }
+    let outcome = vcpu.handle_fault(&frames, fault_at(0x220, Access::READ));
+    assert_eq!(outcome, Outcome::Fixed(Level::Size2M));
+    // A range that begins there as well is another one.
+    assert_eq!(worker.invalidate_end(pages(0x10, 1)), Err(NotInvalidating(pages(0x10, 1))));
+    for range in nothing {
+        assert_eq!(worker.invalidate_end(range), Ok(()));
+    }
+    drop(held);
+    assert_eq!(vm.stats().leaves, [0, 2, 0]);
+    assert_eq!(vm.stats().flushes, 0);
+    drop((vcpu, worker));
+    finish(vm);
+}
+
+/// Also where no slot is known, which is where a watch is hit by any invalidation of pages.
+#[test]
+fn an_empty_invalidation_is_no_debt_and_has_no_hull() {
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let mut worker = vm.worker().unwrap();
+    // More than there are places: none takes one.
+    let held: Vec<_> = (0..40).map(|n| worker.invalidate_range(pages(n, 0))).collect();
+    worker.create_slot(&backed(1, range(0, 0x100))).unwrap();
+    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+    let frames = Frames::new(Level::Size4K);
+    let outcome = vcpu.handle_fault(&frames, fault_at(19, Access::READ));
+    assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
+    drop(held);
+    drop((worker, vcpu));
+    finish(vm);
+}
+
+/// Who has a debt over nothing makes nobody flush, and who promises nothing flushes for nobody.
+#[cfg(feature = "protocol")]
+#[test]
+fn an_empty_debt_concerns_no_promise_and_an_empty_promise_no_debt() {
+    let vm =
+        Mmu::new(TestHost::default(), &Config { workers: 3, ..Config::new(npt(), 1) }).unwrap();
+    let (mut worker, mut debtor) = (vm.worker().unwrap(), vm.participant().unwrap());
+    worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
+    let debt = debtor.debt(range(0x10, 0));
+    drop(worker.invalidate_range(pages(0, 0x20)));
+    worker.zap(AddressSpace::Normal, range(0, 0x20));
+    assert_eq!(vm.stats().flushes, 0, "for a debt over nothing");
+    debt.settle();
+    let debt = debtor.debt(range(0, 0x20));
+    drop(worker.invalidate_range(pages(0x10, 0)));
+    worker.zap(AddressSpace::Normal, range(0x10, 0));
+    assert_eq!(vm.stats().flushes, 0, "for a promise of nothing");
+    debt.settle();
+    drop((worker, debtor));
+    finish(vm);
+}
+
+/// A host that lets another thread act while a table page is given back.
+#[derive(Debug, Default)]
+struct Beside {
+    pages: TestHost,
+    other: Mutex<Option<(Sender<()>, Receiver<()>)>>,
+}
+
+// SAFETY: as for the host within.
+unsafe impl TablePages for Beside {
+    fn window(&self) -> u64 {
+        self.pages.window()
+    }
+
+    fn take(&self, placement: Placement) -> Option<TablePage> {
+        self.pages.take(placement)
+    }
+
+    fn release(&self, page: Pfn) {
+        self.pages.release(page);
+        if let Some((go, done)) = self.other.lock().unwrap().take() {
+            go.send(()).unwrap();
+            done.recv().unwrap();
+        }
+    }
+}
+
+impl Cpus for Beside {
+    fn kick(&self, vcpu: VcpuId) {
+        self.pages.kick(vcpu);
+    }
+}
+
+impl Observer for Beside {}
+
+/// A drain owes no flush, so nobody need do one for it.
+#[test]
+fn an_invalidation_beside_a_drain_flushes_for_itself_only() {
+    let vm = Mmu::new(Beside::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
+    let mut worker = vm.worker().unwrap();
+    worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
+    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+    let outcome = vcpu.handle_fault(&frames, fault_at(3, Access::READ));
+    assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
+    let mut drain = worker.invalidate_roots();
+    let (go, going) = channel();
+    let (done, ended) = channel();
+    *vm.host().other.lock().unwrap() = Some((go, ended));
+    std::thread::scope(|scope| {
+        let vm = &vm;
+        scope.spawn(move || {
+            going.recv().unwrap();
+            let mut beside = vm.worker().unwrap();
+            drop(beside.invalidate_range(pages(3, 1)));
+            beside.zap(AddressSpace::Normal, range(0, 0x1000));
+            done.send(()).unwrap();
+        });
+        while worker.drain(&mut drain, 1) == Progress::More {}
+    });
+    assert!(vm.host().other.lock().unwrap().is_none(), "somebody acted");
+    let stats = vm.stats();
+    assert_eq!((stats.flushes, stats.foreign_debts), (0, 0));
+    drop((vcpu, worker));
+    assert_eq!(vm.teardown().pages.in_use(), 0);
 }

@@ -18,7 +18,7 @@ use crate::state::root::{Root, RootName};
 use crate::state::slot::AddressSpace;
 use crate::state::slot_set::SlotSet;
 use crate::table::page::Then;
-use crate::table::walk::{Cursor, Order, Target, WalkStep};
+use crate::table::walk::{Cursor, Order, Piece, PieceKey, Target, WalkStep};
 
 /// Why a dump ended early.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,8 +63,9 @@ impl Target for One {
         Order::Leaves
     }
 
-    fn piece(&self, _: &SlotSet, n: usize) -> Option<(usize, AddressSpace, GfnRange)> {
-        (n == 0).then_some((0, self.space, GfnRange::ALL))
+    fn piece(&self, _: &SlotSet, from: PieceKey) -> Option<Piece> {
+        let key = PieceKey::ONLY;
+        (from <= key).then_some(Piece { key, space: self.space, range: GfnRange::ALL })
     }
 
     fn wants(&self, root: &Root) -> bool {
@@ -142,7 +143,7 @@ impl<M: Hold> Worker<M> {
                 name.place, name.generation, root.phase, root.role, root.top
             )?;
             let one = One { name, space: root.role.space };
-            let mut cursor = Cursor::default();
+            let mut cursor = Cursor::begin();
             let mut run: Option<Run> = None;
             loop {
                 copy.clear();

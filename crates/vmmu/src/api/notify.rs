@@ -35,7 +35,7 @@ impl<H: Host> Mmu<H> {
     /// any root, also not by a huge leaf that overlaps them by one page; and while the result
     /// lives nothing is mapped from them.
     ///
-    /// Takes no lock, and waits for no vCPU's resolving; it waits for sections, for vCPUs to leave
+    /// A range without a page is taken back at once, and nobody is refused. Takes no lock, and waits for no vCPU's resolving; it waits for sections, for vCPUs to leave
     /// the guest, and, when all [notifiers](crate::Config::notifiers) are busy, for one of them.
     pub fn invalidate_range(&self, range: HostRange) -> Invalidation<'_> {
         let place = self.own().invalidate(HostPages::new(range));
@@ -59,9 +59,14 @@ impl<H: Host> Mmu<H> {
     }
 
     /// Ends what [`invalidate_begin`](Self::invalidate_begin) began, on whatever thread, by
-    /// whomever. Waits for nobody.
+    /// whomever. Waits for nobody. For a range without a page there is nothing to end, and it is
+    /// never an error.
     pub fn invalidate_end(&self, range: HostRange) -> Result<(), NotInvalidating> {
-        if self.core.invalidations.end(&range) { Ok(()) } else { Err(NotInvalidating(range)) }
+        if range.is_empty() || self.core.invalidations.end(&range) {
+            Ok(())
+        } else {
+            Err(NotInvalidating(range))
+        }
     }
 
     /// A participant of the MMU's own.

@@ -10,6 +10,12 @@
 //! its range stands in the participant's [ledger](crate::state::ledger), where others who promise
 //! something about the range see it.
 //!
+//! A debt can be *waived*: when no processor can hold a translation of what is cleared, there is no
+//! flush to come, so it opens no range, and nobody need flush on its behalf. That is the case below a
+//! root that every vCPU has left since it became invalid. The order is what makes it right: worker A
+//! sees vCPU C outside the guest, and only then clears the entry that worker B finds empty. What C did
+//! in the guest is over when B sees that, and C enters with another root and a flush.
+//!
 //! A debt that is dropped unsettled frees nothing: what hangs on it is leaked, its range stays in the
 //! ledger for good, and the count of leaked debts shows it.
 
@@ -29,7 +35,7 @@ pub(crate) enum Due {
     /// Before anything is released or promised.
     Yes,
     /// No processor can hold translations of what is cleared: the debts of a drain after
-    /// `unload`.
+    /// `unload`. Such a debt stands in no ledger.
     Waived,
 }
 
@@ -51,7 +57,7 @@ impl<'p, H: Host> Local<'p, H> {
     }
 
     pub(crate) fn into_debt(self, range: GfnRange, due: Due) -> Debt<'p, H> {
-        if !defect!(LedgerAfterClear) {
+        if due == Due::Yes && !defect!(LedgerAfterClear) {
             self.words().ledger.open(range);
         }
         Debt {
@@ -74,6 +80,13 @@ impl<H: Host> Debt<'_, H> {
     /// table, releases those tables, and closes the ledger.
     pub fn settle(self) {
         let mut this = ManuallyDrop::new(self);
+        if this.due == Due::Waived {
+            if defect!(WaivesBeforeUnload) {
+                this.local.outside_once();
+            }
+            this.free_detached();
+            return;
+        }
         let words = this.local.words();
         #[cfg(feature = "defects")]
         if defect!(LedgerAfterClear) {
@@ -85,7 +98,7 @@ impl<H: Host> Debt<'_, H> {
         if defect!(FreesTableBeforeFlush) {
             this.free_detached();
         }
-        if this.owed.owes_flush() && this.due == Due::Yes {
+        if this.owed.owes_flush() {
             this.local.flush();
         }
         this.free_detached();
@@ -125,10 +138,13 @@ impl<H: Host> Debt<'_, H> {
 impl<H: Host> Drop for Debt<'_, H> {
     fn drop(&mut self) {
         let words = self.local.words();
-        if self.owed.is_nothing() {
-            words.ledger.close();
-        } else {
-            words.ledger.leak();
+        let is_nothing = self.owed.is_nothing();
+        match self.due {
+            Due::Waived => {}
+            Due::Yes if is_nothing => words.ledger.close(),
+            Due::Yes => words.ledger.leak(),
+        }
+        if !is_nothing {
             words.counters.debts_leaked.add(1);
         }
     }

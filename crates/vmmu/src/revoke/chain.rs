@@ -197,7 +197,7 @@ impl<'p, H: Host, P: Revocation> Announced<'p, H, P> {
         if !left_out {
             self.local.synchronize();
         }
-        Quiesced { local: self.local, what: self.what, cursor: Cursor::default() }
+        Quiesced { local: self.local, what: self.what, cursor: Cursor::begin() }
     }
 }
 

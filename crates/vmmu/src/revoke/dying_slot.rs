@@ -5,7 +5,7 @@ use crate::revoke::chain::{Revocation, Sealed};
 use crate::state::core::Core;
 use crate::state::slot::{AddressSpace, SlotId};
 use crate::state::slot_set::SlotSet;
-use crate::table::walk::{Order, Target};
+use crate::table::walk::{Order, Piece, PieceKey, Target};
 
 /// A slot that is dying, made by the slot guard.
 #[derive(Debug)]
@@ -33,7 +33,8 @@ impl Target for SlotDying {
         Order::Leaves
     }
 
-    fn piece(&self, _: &SlotSet, n: usize) -> Option<(usize, AddressSpace, GfnRange)> {
-        (n == 0).then_some((0, self.space, self.range))
+    fn piece(&self, _: &SlotSet, from: PieceKey) -> Option<Piece> {
+        let key = PieceKey::ONLY;
+        (from <= key).then_some(Piece { key, space: self.space, range: self.range })
     }
 }

@@ -1,12 +1,12 @@
 //! Guest frames whose mappings must be made anew.
 
-use crate::addr::GfnRange;
+use crate::addr::{GfnRange, Level};
 use crate::revoke::chain::{Revocation, Sealed};
 use crate::revoke::hull::with_huge_leaves;
 use crate::state::core::Core;
 use crate::state::slot::AddressSpace;
 use crate::state::slot_set::SlotSet;
-use crate::table::walk::{Order, Target};
+use crate::table::walk::{Order, Piece, PieceKey, Target};
 
 /// Guest frames whose mappings must be made anew, because what a new one would say has changed.
 ///
@@ -33,8 +33,12 @@ impl Sealed for GuestFrames {
     fn announce(&mut self, _: &Core) {}
 
     fn hit(&mut self, core: &Core, _: &SlotSet) {
-        core.participants.hit(|w| w.space == self.space && w.range.overlaps(self.range));
-        self.hull = with_huge_leaves(self.range, core.largest);
+        let first = self.range.start().leaf(Level::Size4K);
+        let range = if defect!(HitsAroundFirstFrame) { first } else { self.range };
+        core.participants.hit(|w| w.space == self.space && w.range.overlaps(range));
+        if !defect!(ZapsBlockForPage) {
+            self.hull = with_huge_leaves(self.range, core.largest);
+        }
     }
 
     fn hull(&self) -> GfnRange {
@@ -47,7 +51,8 @@ impl Target for GuestFrames {
         Order::Leaves
     }
 
-    fn piece(&self, _: &SlotSet, n: usize) -> Option<(usize, AddressSpace, GfnRange)> {
-        (n == 0).then_some((0, self.space, self.range))
+    fn piece(&self, _: &SlotSet, from: PieceKey) -> Option<Piece> {
+        let key = PieceKey::ONLY;
+        (from <= key).then_some(Piece { key, space: self.space, range: self.range })
     }
 }

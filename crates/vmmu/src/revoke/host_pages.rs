@@ -6,11 +6,13 @@ use crate::revoke::hull::with_huge_leaves;
 use crate::state::core::Core;
 use crate::state::invalidations::InvalidationPlace;
 use crate::state::root::{Phase, Root};
-use crate::state::slot::AddressSpace;
-use crate::state::slot_set::SlotSet;
-use crate::table::walk::{Order, Target};
+use crate::state::slot::SlotId;
+use crate::state::slot_set::{BackedKey, SlotSet};
+use crate::table::walk::{Order, Piece, PieceKey, Target};
 
 /// Pages that the host takes back; see [`Worker::invalidate_range`](crate::Worker::invalidate_range).
+///
+/// A range without a page is announced nowhere, hits no watch and concerns no debt.
 #[derive(Debug)]
 pub struct HostPages {
     range: HostRange,
@@ -18,6 +20,9 @@ pub struct HostPages {
     /// Whoever says the same range ends it.
     is_named: bool,
     hull: GfnRange,
+    /// Generation of the slot set in which watches were hit. A slot that is in no set up to it was
+    /// created after the announcement.
+    newest: u64,
     /// What `AnnouncesInGuestFrames` announces instead.
     #[cfg(feature = "defects")]
     known: HostRange,
@@ -31,6 +36,7 @@ impl HostPages {
             place: None,
             is_named: false,
             hull: GfnRange::ALL,
+            newest: u64::MAX,
             #[cfg(feature = "defects")]
             known: range,
         }
@@ -42,7 +48,7 @@ impl HostPages {
         HostPages { is_named: true, ..Self::new(range) }
     }
 
-    /// Where it is announced.
+    /// Where it is announced, if it is.
     pub(crate) fn place(&self) -> Option<InvalidationPlace> {
         self.place
     }
@@ -52,6 +58,9 @@ impl Revocation for HostPages {}
 
 impl Sealed for HostPages {
     fn announce(&mut self, core: &Core) {
+        if self.range.is_empty() {
+            return;
+        }
         #[cfg(feature = "defects")]
         let range = &self.known;
         #[cfg(not(feature = "defects"))]
@@ -65,12 +74,16 @@ impl Sealed for HostPages {
 
     #[cfg(feature = "defects")]
     fn in_guest_frames(&mut self, slots: &SlotSet) {
-        if slots.backed_by(&self.range, 0).is_none() {
+        if slots.backed_by(&self.range, BackedKey::FIRST).next().is_none() {
             self.known.pages = 0;
         }
     }
 
     fn hit(&mut self, core: &Core, slots: &SlotSet) {
+        if self.range.is_empty() {
+            self.hull = GfnRange::EMPTY;
+            return;
+        }
         core.participants.hit(|watched| {
             let mut at = watched.range.start();
             // A watch on frames of no slot that is known now is hit too: the slot may be coming.
@@ -88,15 +101,14 @@ impl Sealed for HostPages {
             }
             !known && !defect!(SlotLiveAtOnce)
         });
+        self.newest = slots.generation;
         let mut hull: Option<GfnRange> = None;
-        let mut n = 0;
-        while let Some((at, region)) = slots.backed_by(&self.range, n) {
-            if let Some(part) = region.guest_range(&self.range) {
+        for backed in slots.backed_by(&self.range, BackedKey::FIRST) {
+            if let Some(part) = backed.region.guest_range(&self.range) {
                 let all = hull.unwrap_or(part);
                 let start = all.start().min(part.start());
                 hull = GfnRange::new(start, all.end().max(part.end()));
             }
-            n = at + 1;
         }
         self.hull = hull.map_or(GfnRange::EMPTY, |hull| with_huge_leaves(hull, core.largest));
     }
@@ -115,9 +127,18 @@ impl Target for HostPages {
         Order::Leaves
     }
 
-    fn piece(&self, slots: &SlotSet, n: usize) -> Option<(usize, AddressSpace, GfnRange)> {
-        let (n, region) = slots.backed_by(&self.range, n)?;
-        Some((n, region.space, region.guest_range(&self.range)?))
+    /// One for each slot that was there at the announcement and shows a page of the range, by the
+    /// first page of the backing that it shows, and its number.
+    fn piece(&self, slots: &SlotSet, from: PieceKey) -> Option<Piece> {
+        let from = BackedKey { first: from.major, id: SlotId(from.minor) };
+        let mut all = slots.backed_by(&self.range, from);
+        let backed = all.find(|backed| backed.born <= self.newest)?;
+        let BackedKey { first, id } = backed.key();
+        Some(Piece {
+            key: PieceKey { major: first, minor: id.0 },
+            space: backed.region.space,
+            range: backed.region.guest_range(&self.range)?,
+        })
     }
 
     fn wants(&self, root: &Root) -> bool {

@@ -14,18 +14,21 @@ use crate::state::invalidations::InvalidationPlace;
 #[derive(Debug)]
 pub struct Invalidation<'vm> {
     core: &'vm Core,
-    place: InvalidationPlace,
+    /// `None`: of no page.
+    place: Option<InvalidationPlace>,
 }
 
 impl<'vm> Invalidation<'vm> {
-    pub(crate) fn new(core: &'vm Core, place: InvalidationPlace) -> Self {
+    pub(crate) fn new(core: &'vm Core, place: Option<InvalidationPlace>) -> Self {
         Invalidation { core, place }
     }
 }
 
 impl Drop for Invalidation<'_> {
     fn drop(&mut self) {
-        self.core.invalidations.remove(self.place);
+        if let Some(place) = self.place {
+            self.core.invalidations.remove(place);
+        }
     }
 }
 
@@ -51,12 +54,12 @@ impl<H: Host> Local<'_, H> {
     /// Takes the pages back. When this returns, no vCPU reaches them by any translation, in any
     /// root, also not by a huge leaf that overlaps them by one page; and until the place is removed
     /// nothing is mapped from them.
-    pub(crate) fn invalidate(&mut self, pages: HostPages) -> InvalidationPlace {
+    pub(crate) fn invalidate(&mut self, pages: HostPages) -> Option<InvalidationPlace> {
         let core = self.core();
         self.words().counters.invalidations.add(1);
         let walked = self.announce(pages).synchronize().walk(|page| page.each(|entry| entry.zap()));
         let revoked = walked.finish();
-        // It is this MMU's, of a range that was announced.
-        revoked.open(core).and_then(|pages| pages.place()).unwrap_or(InvalidationPlace::Overflow)
+        // It is this MMU's.
+        revoked.open(core).and_then(|pages| pages.place())
     }
 }

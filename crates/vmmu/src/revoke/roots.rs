@@ -7,7 +7,7 @@ use crate::state::core::Core;
 use crate::state::root::{PLACES, Root, RootName};
 use crate::state::slot::AddressSpace;
 use crate::state::slot_set::SlotSet;
-use crate::table::walk::{Order, Target};
+use crate::table::walk::{Order, Piece, PieceKey, Target};
 
 /// Roots that have become invalid together, made by the slot guard.
 #[derive(Debug)]
@@ -31,8 +31,13 @@ impl Target for RootInvalid {
         Order::TablesBottomUp
     }
 
-    fn piece(&self, _: &SlotSet, n: usize) -> Option<(usize, AddressSpace, GfnRange)> {
-        AddressSpace::ALL.get(n).map(|space| (n, *space, GfnRange::ALL))
+    /// One for each address space.
+    fn piece(&self, _: &SlotSet, from: PieceKey) -> Option<Piece> {
+        let PieceKey { major, minor } = from;
+        let major = if minor == 0 { major } else { major.saturating_add(1) };
+        let key = PieceKey { major, minor: 0 };
+        let space = *AddressSpace::ALL.get(usize::try_from(major).ok()?)?;
+        Some(Piece { key, space, range: GfnRange::ALL })
     }
 
     fn wants(&self, root: &Root) -> bool {
@@ -67,8 +72,8 @@ impl Target for Unloaded {
         self.0.order()
     }
 
-    fn piece(&self, slots: &SlotSet, n: usize) -> Option<(usize, AddressSpace, GfnRange)> {
-        self.0.piece(slots, n)
+    fn piece(&self, slots: &SlotSet, from: PieceKey) -> Option<Piece> {
+        self.0.piece(slots, from)
     }
 
     fn wants(&self, root: &Root) -> bool {
@@ -80,7 +85,7 @@ impl<'p, H: Host> Quiesced<'p, H, RootInvalid> {
     /// Waits until every vCPU has been outside the guest once. At its next entry it loads another
     /// root, and flushes with that; so nothing below these can be cached any more.
     pub fn unload(self) -> Quiesced<'p, H, Unloaded> {
-        if !defect!(DrainsUnderGuest) {
+        if !defect!(DrainsUnderGuest) && !defect!(WaivesBeforeUnload) {
             self.local.outside_once();
         }
         Quiesced { local: self.local, what: Unloaded(self.what), cursor: self.cursor }

@@ -80,15 +80,37 @@ impl Region {
     }
 }
 
-/// A backed region seen from its backing; sorted by backing and first page.
+/// A backed region seen from its backing; sorted by backing and key.
 #[derive(Clone, Copy, Debug)]
-struct Backed {
+pub(crate) struct Backed {
     backing: u64,
     first: u64,
     end: u64,
     /// The largest `end` up to here within the backing: regions may alias one another's pages.
     reach: u64,
-    region: Region,
+    /// Generation of the first set that it was in.
+    pub born: u64,
+    pub region: Region,
+}
+
+/// Names a region within its backing, in every set that it is in.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct BackedKey {
+    /// The first page of the backing that it shows.
+    pub first: u64,
+    pub id: SlotId,
+}
+
+impl BackedKey {
+    /// Not after any.
+    pub(crate) const FIRST: BackedKey = BackedKey { first: 0, id: SlotId(0) };
+}
+
+impl Backed {
+    #[inline]
+    pub(crate) fn key(&self) -> BackedKey {
+        BackedKey { first: self.first, id: self.region.id }
+    }
 }
 
 /// Where the last lookup of a vCPU ended.
@@ -127,14 +149,18 @@ impl SlotSet {
         regions.get(regions.partition_point(|region| region.range.end() <= gfn))
     }
 
-    /// The `n`-th region that has a page of `host`, in a fixed order of this copy.
-    pub(crate) fn backed_by(&self, host: &HostRange, n: usize) -> Option<(usize, &Region)> {
-        let key = |b: &Backed| (b.backing, b.reach);
-        let start = self.backed.partition_point(|b| key(b) <= (host.backing, host.first)).max(n);
-        let rest = self.backed.get(start..)?.iter().enumerate();
-        rest.take_while(|(_, b)| b.backing == host.backing && b.first < host.end())
-            .find(|(_, b)| b.end > host.first)
-            .map(|(i, b)| (start + i, &b.region))
+    /// The regions that have a page of `host`, from one of key `from` on, by their keys.
+    pub(crate) fn backed_by(
+        &self,
+        host: &HostRange,
+        from: BackedKey,
+    ) -> impl Iterator<Item = &Backed> {
+        let (backing, first, end) = (host.backing, host.first, host.end());
+        let reached = self.backed.partition_point(|b| (b.backing, b.reach) <= (backing, first));
+        let named = self.backed.partition_point(|b| (b.backing, b.key()) < (backing, from));
+        let rest = self.backed.get(reached.max(named)..).unwrap_or_default().iter();
+        rest.take_while(move |b| b.backing == backing && b.first < end)
+            .filter(move |b| b.end > first)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Region> {
@@ -187,6 +213,7 @@ impl SlotSet {
     ) {
         self.generation = like.generation + 1;
         self.backed.clear();
+        self.backed.extend(like.backed.iter().filter(|b| Some(b.region.id) != without).copied());
         for (space, (to, from)) in self.regions.iter_mut().zip(&like.regions).enumerate() {
             to.clear();
             to.extend(from.iter().filter(|region| Some(region.id) != without).copied());
@@ -194,17 +221,19 @@ impl SlotSet {
                 let place = to.partition_point(|r| r.range.start() < region.range.start());
                 to.insert(place, region);
             }
-            self.backed.extend(to.iter().filter_map(|region| match region.source {
-                Source::Linear(_) => None,
-                Source::Backed { backing, first } => {
-                    let end = first.saturating_add(region.range.pages());
-                    Some(Backed { backing, first, end, reach: end, region: *region })
-                }
-            }));
         }
-        self.backed.sort_unstable_by_key(|b| (b.backing, b.first));
+        if let Some(region) = with
+            && let Source::Backed { backing, first } = region.source
+        {
+            let end = first.saturating_add(region.range.pages());
+            let backed = Backed { backing, first, end, reach: end, born: self.generation, region };
+            let key = (backing, backed.key());
+            let place = self.backed.partition_point(|b| (b.backing, b.key()) < key);
+            self.backed.insert(place, backed);
+        }
         let mut before: Option<(u64, u64)> = None;
         for backed in &mut self.backed {
+            backed.reach = backed.end;
             if let Some((_, reach)) = before.filter(|(backing, _)| *backing == backed.backing) {
                 backed.reach = backed.reach.max(reach);
             }

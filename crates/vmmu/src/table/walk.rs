@@ -1,5 +1,14 @@
-//! The one walker. It carries a [`Cursor`] between sections, never a pointer: names and numbers
-//! that are looked up anew in each.
+//! The one walker.
+//!
+//! The hazard: worker A takes mappings away, a table page in each section. Between two of its sections
+//! worker B creates a slot, deletes one, or drops every root. If A remembered a pointer to where it was,
+//! or the number of a slot in the set, it would come back to a page that was freed, or pass over what
+//! it has to take away. If it began anew after each change, a guest that moves a BAR again and again
+//! would keep A from ever ending.
+//!
+//! The rule: between sections A carries a [`Cursor`], which is made of names and numbers that mean the
+//! same whatever is changed. They are looked up anew in each section, and the walk only ever goes
+//! forward.
 //!
 //! Two orders:
 //!
@@ -15,6 +24,7 @@ use crate::state::root::{PLACES, Phase, Role, Root, RootName};
 use crate::state::slot::AddressSpace;
 use crate::state::slot_set::SlotSet;
 use crate::state::table::Table;
+use crate::sync;
 use crate::table::entry::Entry;
 use crate::table::page::{Page, Passes, Then};
 
@@ -32,8 +42,9 @@ pub(crate) trait Target {
     /// The order.
     fn order(&self) -> Order;
 
-    /// The `n`-th piece or the next one after it, with its number. Asked in every section.
-    fn piece(&self, slots: &SlotSet, n: usize) -> Option<(usize, AddressSpace, GfnRange)>;
+    /// The first piece whose key is `from` or comes after it, in the slots as they are in this
+    /// section. Asked in every section.
+    fn piece(&self, slots: &SlotSet, from: PieceKey) -> Option<Piece>;
 
     /// Whether a root is meant. Invalid roots are, unless the target says otherwise: they may
     /// still be used.
@@ -43,18 +54,99 @@ pub(crate) trait Target {
     }
 }
 
-/// Where a walk is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// Which piece of a target. Pieces are walked in the order of their keys, and a key names the same
+/// piece in every slot set.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub(crate) struct PieceKey {
+    /// What the target orders its pieces by: a page of a backing, or an address space.
+    pub major: u64,
+    /// Which of those that are equal in that: the slot's number.
+    pub minor: u32,
+}
+
+impl PieceKey {
+    /// The key of the piece of a target that has only one.
+    pub(crate) const ONLY: PieceKey = PieceKey { major: 0, minor: 0 };
+
+    /// The smallest key after this one.
+    fn next(self) -> PieceKey {
+        match self.minor.checked_add(1) {
+            Some(minor) => PieceKey { minor, ..self },
+            None => PieceKey { major: self.major.saturating_add(1), minor: 0 },
+        }
+    }
+}
+
+/// A part of a target: guest frames of one address space.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece {
+    pub key: PieceKey,
+    pub space: AddressSpace,
+    pub range: GfnRange,
+}
+
+/// Where a walk is: the key of its piece, a root by place and name, and a guest frame. All that
+/// comes before is done, in the order of these three.
+///
+/// A walk begins after a grace period that follows its announcement, and lasts until that is taken
+/// back: the range is under invalidation, the slot is dying, the root is invalid, or what a mapping
+/// would say has been changed. From then on nothing that the walk is to take away is mapped anew.
+/// So whatever is changed between two sections, the place is enough to go on from:
+///
+/// * What lies before it stays done.
+/// * A root that was born since then has never held anything of the kind; it is passed over. Were it
+///   not, somebody who drops all roots again and again would keep the walk from ending.
+/// * The same is true of a slot that was created since then.
+/// * A slot that is gone was zapped by its own deletion before it left the set. Until that zap is
+///   flushed, its range stands in a ledger, where the end of this walk finds it. A slot that has
+///   moved was deleted at its old place and created at its new one.
+/// * A slot that stays keeps its key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Cursor {
-    /// Generation of the slot set that `piece` counts in.
-    slots: u64,
-    piece: usize,
+    /// Roots whose generation is larger were born after the walk had begun.
+    newest: u64,
+    piece: PieceKey,
     root: usize,
     name: Option<RootName>,
     gfn: Gfn,
+    /// Generation of the slot set; what `RestartsAtSlotChange` looks at.
+    #[cfg(feature = "defects")]
+    slots: u64,
 }
 
 impl Cursor {
+    /// Before the first piece. The caller has waited for the grace period that follows the
+    /// announcement.
+    ///
+    /// The number taken here is from the sequence that generations of roots are from. A root with a
+    /// larger one was not there yet when the grace period ended. A section that may have been given
+    /// a permit in spite of the announcement was over by then, so it knew no such root.
+    pub(crate) fn begin() -> Self {
+        Cursor {
+            newest: sync::unique(),
+            piece: PieceKey::default(),
+            root: 0,
+            name: None,
+            gfn: Gfn(0),
+            #[cfg(feature = "defects")]
+            slots: 0,
+        }
+    }
+
+    /// At the beginning of a piece.
+    fn enter(&mut self, piece: PieceKey) {
+        (self.piece, self.root, self.name) = (piece, 0, None);
+    }
+
+    /// Begins anew when the slots have changed: a defect.
+    #[cfg(feature = "defects")]
+    fn restart(&mut self, slots: u64) {
+        if self.slots != slots && defect!(RestartsAtSlotChange) {
+            self.enter(PieceKey::default());
+        }
+        self.slots = slots;
+    }
+
     /// One table of leaves too far: a defect.
     pub(crate) fn skip(&mut self) {
         if self.name.is_some() {
@@ -98,20 +190,17 @@ impl<'s, L: Liability> Section<'s, L> {
         visit: &mut dyn FnMut(&Page<'_, L>) -> Then,
     ) -> WalkStep {
         let slots = self.slots();
-        if cursor.slots != slots.generation {
-            // The pieces are numbered anew; what was done already is done again, at no harm.
-            *cursor = Cursor { slots: slots.generation, ..Cursor::default() };
-        }
+        #[cfg(feature = "defects")]
+        cursor.restart(slots.generation);
         loop {
-            let Some((piece, space, range)) = target.piece(slots, cursor.piece) else {
+            let Some(Piece { key, space, range }) = target.piece(slots, cursor.piece) else {
                 return WalkStep::Done;
             };
-            if piece != cursor.piece {
-                *cursor = Cursor { slots: slots.generation, piece, ..Cursor::default() };
+            if key != cursor.piece {
+                cursor.enter(key);
             }
             let Some(root) = self.next_root(cursor, space, target) else {
-                let slots = slots.generation;
-                *cursor = Cursor { slots, piece: piece + 1, ..Cursor::default() };
+                cursor.enter(key.next());
                 continue;
             };
             if cursor.name != Some(root.name) {
@@ -150,6 +239,9 @@ impl<'s, L: Liability> Section<'s, L> {
         while cursor.root < PLACES {
             let root = self.inside.core.roots.at(cursor.root);
             let root = root.filter(|root| root.phase != Phase::Retiring);
+            let is_old =
+                |root: &Root| root.name.generation <= cursor.newest || defect!(DrainsNewRoots);
+            let root = root.filter(is_old);
             if let Some(root) = root.filter(|r| r.role.space == space && target.wants(r)) {
                 return Some(root);
             }

@@ -178,3 +178,40 @@ fn ignores_foreign_debts() {
 fn ledger_after_clear() {
     catches(Defect::LedgerAfterClear, a_promise_covers_the_debts_of_others);
 }
+
+/// Two debts about different pages are dropped unsettled. A promise about either page flushes.
+fn every_leaked_debt_is_remembered() -> Verdict {
+    for taken in [3, 0x803] {
+        // So that a promise about one page does not concern the other.
+        let config = Config { largest: Level::Size4K, ..Config::new(npt(), 1) };
+        let vm = Mmu::new(TestHost::default(), &config).unwrap();
+        let frames = Frames::new(Level::Size4K);
+        let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+        let mut debtor = vm.participant().unwrap();
+        worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
+        let mut cpu = Processor::new(0, vm.host());
+        for gfn in [3, 0x803] {
+            cpu.touch(&mut vcpu, &frames, gfn, Access::WRITE)?;
+        }
+        for gfn in [3, 0x803] {
+            let mut debt = debtor.debt(Gfn(gfn).leaf(Level::Size4K));
+            let section = debt.section();
+            let root = section.root(Role::PLAIN).unwrap();
+            section.entry(root, Gfn(gfn), Level::Size4K).unwrap().zap().unwrap();
+        }
+        ensure(vm.stats().debts_leaked == 2, || "not two debts were leaked".to_owned())?;
+        let pages = vmmu::HostRange { backing: 7, first: taken, pages: 1 };
+        let _taken = worker.invalidate_range(pages);
+        let met = cpu.run(&mut vcpu, taken, true);
+        ensure(met == Met::Nothing, || format!("page {taken:#x} was taken back: {met:?}"))?;
+    }
+    Ok(())
+}
+
+/// Of two debts that nobody will settle, others know of the second only.
+///
+/// F-g.
+#[test]
+fn leak_hides_leak() {
+    catches(Defect::LeakHidesLeak, every_leaked_debt_is_remembered);
+}

@@ -4,7 +4,7 @@ use vmmu::addr::Level;
 use vmmu::entry::Access;
 use vmmu::host::VcpuId;
 use vmmu::internals::Defect;
-use vmmu::slot::AddressSpace;
+use vmmu::slot::{AddressSpace, SlotId};
 use vmmu::{Config, HostRange, Mmu, Progress, Role};
 
 use crate::catch::{Verdict, catches, ensure};
@@ -73,7 +73,7 @@ fn steps_leave_nothing() -> Verdict {
     let left = vm.stats().leaves;
     ensure(left == [0; 3], || format!("a zap in steps leaves {left:?}"))?;
     fill(&mut vcpu)?;
-    let mut deletion = worker.begin_delete(vmmu::slot::SlotId(1)).unwrap();
+    let mut deletion = worker.begin_delete(SlotId(1)).unwrap();
     while worker.delete_some(&mut deletion, 1) == Progress::More {}
     let left = vm.stats().leaves;
     ensure(left == [0; 3], || format!("a deletion in steps leaves {left:?}"))
@@ -85,6 +85,37 @@ fn steps_leave_nothing() -> Verdict {
 #[test]
 fn skips_after_restart() {
     catches(Defect::SkipsAfterRestart, steps_leave_nothing);
+}
+
+/// A deletion in steps beside somebody who makes and deletes another slot between any two of them.
+fn a_deletion_ends_beside_changes() -> Verdict {
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
+    let (mut worker, mut changer) = (vm.worker().unwrap(), vm.worker().unwrap());
+    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+    worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
+    let mut cpu = Processor::new(0, vm.host());
+    for table in 0..8 {
+        cpu.touch(&mut vcpu, &frames, table * 0x200, Access::READ)?;
+    }
+    let mut deletion = worker.begin_delete(SlotId(1)).unwrap();
+    let mut steps = 0;
+    while worker.delete_some(&mut deletion, 1) == Progress::More {
+        steps += 1;
+        ensure(steps < 16, || format!("a deletion is not done after {steps} steps"))?;
+        changer.create_slot(&backed(2, range(0x2000, 1))).unwrap();
+        changer.delete_slot(SlotId(2)).unwrap();
+    }
+    let left = vm.stats().leaves;
+    ensure(left == [0; 3], || format!("a deletion beside changes leaves {left:?}"))
+}
+
+/// A walk that is resumed begins anew because the slots have changed.
+///
+/// F-H2.
+#[test]
+fn restarts_at_slot_change() {
+    catches(Defect::RestartsAtSlotChange, a_deletion_ends_beside_changes);
 }
 
 /// The host takes everything back from some page on.

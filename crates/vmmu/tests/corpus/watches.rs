@@ -4,6 +4,7 @@ use vmmu::addr::Level;
 use vmmu::entry::Access;
 use vmmu::host::{Backing, Resolution, VcpuId};
 use vmmu::internals::Defect;
+use vmmu::slot::AddressSpace;
 use vmmu::{Config, HostRange, Mmu, Processor as Number};
 use vmmu::{FaultStep, Outcome};
 
@@ -39,6 +40,39 @@ fn a_frame_from_before_an_invalidation_is_refused() -> Verdict {
 #[test]
 fn hits_no_watch() {
     catches(Defect::HitsNoWatch, a_frame_from_before_an_invalidation_is_refused);
+}
+
+/// A frame is found in one block; a zap that begins in another block reaches to it.
+fn a_zap_refuses_requests_wherever_it_reaches() -> Verdict {
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
+    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+    let block = Level::Size1G.pages();
+    worker.create_slot(&backed(1, range(0, 4 * block))).unwrap();
+    vcpu.reserve(8).unwrap();
+    drop(vcpu.before_enter(Number(0)).unwrap());
+    for gfn in [0, block + 3, 2 * block, 3 * block - 1] {
+        let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(gfn, Access::READ)) else {
+            return Err("no request".to_owned());
+        };
+        let Resolution::Frame(found) = frames.find(&request.query()) else {
+            return Err("no frame".to_owned());
+        };
+        worker.zap(AddressSpace::Normal, range(0, 3 * block));
+        let outcome = vcpu.complete(request.resolve(found)).unwrap();
+        ensure(outcome == Outcome::Retry, || {
+            format!("what was found for {gfn:#x} before a zap is mapped after it: {outcome:?}")
+        })?;
+    }
+    Ok(())
+}
+
+/// A zap does not tell those who are finding a frame in another block than its first.
+///
+/// F-c.
+#[test]
+fn hits_around_first_frame() {
+    catches(Defect::HitsAroundFirstFrame, a_zap_refuses_requests_wherever_it_reaches);
 }
 
 /// A fault begins while its page is under invalidation, and ends after it.

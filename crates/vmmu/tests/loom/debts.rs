@@ -5,6 +5,7 @@ use loom::thread::spawn;
 use vmmu::Role;
 use vmmu::addr::{Gfn, Level};
 use vmmu::internals::{Defect, Local};
+use vmmu::slot::AddressSpace;
 
 use crate::explore::{Model, saw};
 use crate::guest::{Keeps, Met, read};
@@ -68,6 +69,50 @@ fn two_debtors(keeps: Keeps, clear: fn(&mut Local<'static, Machine>, Gfn)) {
     let host = invalidating.join().expect("an invalidation");
     drop((guest, debtor, host));
     rig.end();
+}
+
+/// A guest that has a block in its TLB, somebody who zaps the block for another page of it, and
+/// somebody who zaps a page and then uses its frame for something else.
+fn two_zaps_of_a_block() {
+    let rig = Rig::new(1, 2);
+    let machine = rig.vm.host();
+    let mut guest = rig.guest();
+    let _ = guest.fault(read(PAGE), Level::Size2M);
+    let (mut debtor, mut worker) = (rig.worker(), rig.worker());
+    let running = spawn(move || {
+        saw(match guest.run(PAGE, 2) {
+            Met::Page => "reached",
+            Met::Nothing => "gone",
+        });
+        guest
+    });
+    let page = |gfn: Gfn| gfn.leaf(Level::Size4K);
+    let zapping = spawn(move || {
+        debtor.zap(AddressSpace::Normal, page(Gfn(1)));
+        debtor
+    });
+    let promising = spawn(move || {
+        worker.zap(AddressSpace::Normal, page(PAGE));
+        machine.take_back(OLD);
+        worker
+    });
+    let guest = running.join().expect("a guest");
+    let debtor = zapping.join().expect("a zap");
+    let worker = promising.join().expect("a zap");
+    drop((guest, debtor, worker));
+    rig.end();
+}
+
+const B6: Model = Model { name: "b6", preemptions: 2, run: two_zaps_of_a_block };
+
+#[test]
+fn a_block_that_goes_for_one_page_is_owed_for_all_of_them() {
+    B6.holds(&["reached", "gone"]);
+}
+
+#[test]
+fn a_zap_that_owes_only_what_was_asked_for_hides_the_rest() {
+    B6.fails("b7", Defect::ZapsBlockForPage, REACHED);
 }
 
 const B2: Model = Model { name: "b2", preemptions: 2, run: || two_debtors(Keeps::Leaf, zap) };

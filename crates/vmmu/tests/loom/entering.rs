@@ -126,6 +126,55 @@ fn drain_then_invalidation() {
     rig.end();
 }
 
+/// The host takes a page back while somebody else drains the root below which it is mapped, and a
+/// vCPU runs. The invalidation may find the page's entry gone already, and no debt about it.
+fn drain_beside_invalidation() {
+    let rig = Rig::new(1, 2);
+    let machine = rig.vm.host();
+    let mut guest = rig.guest();
+    let _ = guest.fault(read(PAGE), Level::Size4K);
+    let _ = guest.run(PAGE, 1);
+    let (mut drainer, mut host) = (rig.worker(), rig.worker());
+    let running = spawn(move || {
+        saw(match guest.run(PAGE, 2) {
+            Met::Page => "reached",
+            Met::Nothing => "gone",
+        });
+        guest
+    });
+    let draining = spawn(move || {
+        let mut drain = drainer.invalidate_roots();
+        let _more = drainer.drain(&mut drain, 1);
+        (drainer, drain)
+    });
+    let invalidating = spawn(move || {
+        let flushes = rig.vm.stats().flushes;
+        let invalidation = host.invalidate_range(pages(0, 1));
+        // Flushes are the invalidation's own: a drain does none.
+        let nobody = rig.vm.stats().flushes == flushes;
+        saw(if nobody { "without a flush" } else { "with a flush" });
+        machine.take_back(OLD);
+        (rig, host, invalidation)
+    });
+    let guest = running.join().expect("a guest");
+    let drainer = draining.join().expect("a drain");
+    let (rig, host, invalidation) = invalidating.join().expect("an invalidation");
+    drop((guest, drainer, host, invalidation));
+    rig.end();
+}
+
+const G12: Model = Model { name: "g12", preemptions: 2, run: drain_beside_invalidation };
+
+#[test]
+fn an_invalidation_need_not_flush_for_a_drain_beside_it() {
+    G12.holds(&["reached", "gone", "with a flush", "without a flush"]);
+}
+
+#[test]
+fn it_would_have_to_if_vcpus_were_waited_for_after_the_clear() {
+    G12.fails("g13", Defect::WaivesBeforeUnload, REACHED);
+}
+
 const G11: Model = Model { name: "g11", preemptions: 3, run: drain_then_invalidation };
 const G4: Model = Model { name: "g4", preemptions: 2, run: invalidations_of_root_and_page };
 
