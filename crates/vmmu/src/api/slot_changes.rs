@@ -1,8 +1,8 @@
 //! Changing slots. Every change is made under the slot guard; a failed one has changed nothing.
 
 use crate::addr::{Gfn, GfnRange, Level};
+use crate::api::drain::Drain;
 use crate::api::worker::Worker;
-use crate::entry::format::Format;
 use crate::host::host::Host;
 use crate::protocol::section::Owing;
 use crate::revoke::chain::{PausedWalk, Revoked};
@@ -21,6 +21,8 @@ use crate::table::page::Page;
 #[derive(Debug)]
 pub struct Deletion {
     rest: Option<PausedWalk<SlotDying>>,
+    /// Roots that this change of the slots has made worth replacing; begun when the slot is gone.
+    renewal: Option<Drain>,
 }
 
 impl<H: Host> Worker<'_, H> {
@@ -37,7 +39,7 @@ impl<H: Host> Worker<'_, H> {
             self.participant.synchronize();
         }
         guard.come(spec);
-        self.renew_if_wrapped(guard);
+        self.renew(guard);
         Ok(())
     }
 
@@ -49,7 +51,7 @@ impl<H: Host> Worker<'_, H> {
         let mut guard = self.participant.slots();
         let dying = guard.dying(id)?;
         self.zap_and_remove(&mut guard, dying);
-        self.renew_if_wrapped(guard);
+        self.renew(guard);
         Ok(())
     }
 
@@ -58,7 +60,8 @@ impl<H: Host> Worker<'_, H> {
     pub fn begin_delete(&mut self, id: SlotId) -> Result<Deletion, SlotError> {
         self.alive().map_err(SlotError::Dead)?;
         let dying = self.participant.slots().dying(id)?;
-        Ok(Deletion { rest: Some(self.participant.announce(dying).synchronize().pause()) })
+        let rest = self.participant.announce(dying).synchronize().pause();
+        Ok(Deletion { rest: Some(rest), renewal: None })
     }
 
     /// Goes on with a deletion for at most `budget` table pages. The slot's number is free when
@@ -68,9 +71,13 @@ impl<H: Host> Worker<'_, H> {
         if let Some(gone) = self.participant.walk_on(&mut deletion.rest, budget, zap) {
             let mut guard = self.participant.slots();
             self.remove(&mut guard, gone);
-            self.renew_if_wrapped(guard);
+            deletion.renewal = self.begin_renewal(guard);
+        } else if let Some(drain) = &mut deletion.renewal
+            && self.drain(drain, budget) == Progress::Done
+        {
+            deletion.renewal = None;
         }
-        Progress::of(&deletion.rest)
+        if deletion.renewal.is_some() { Progress::More } else { Progress::of(&deletion.rest) }
     }
 
     /// Moves a slot to another place of its address space; mappings of the old place go.
@@ -90,7 +97,7 @@ impl<H: Host> Worker<'_, H> {
         guard.add(&spec)?;
         self.participant.synchronize();
         guard.come(&spec);
-        self.renew_if_wrapped(guard);
+        self.renew(guard);
         Ok(())
     }
 
@@ -180,12 +187,16 @@ impl<H: Host> Worker<'_, H> {
         }
     }
 
-    /// MMIO entries carry only the low bits of the generation: when those come round, every old
-    /// entry goes.
-    fn renew_if_wrapped(&mut self, mut guard: SlotGuard<'_>) {
-        let mask = (1 << Format::GENERATION_BITS) - 1;
-        if guard.generation() & mask == 0 {
-            let mut drain = self.invalidate_under(&mut guard);
+    /// Roots of an older epoch remember no MMIO ([`root`](crate::state::root)): the change that
+    /// makes them so, or any later one, begins to replace them. Nothing but speed depends on it.
+    fn begin_renewal(&mut self, mut guard: SlotGuard<'_>) -> Option<Drain> {
+        let outdated = guard.invalidate_outdated()?;
+        Some(self.unload(outdated))
+    }
+
+    /// Replaces them, to the end.
+    fn renew(&mut self, guard: SlotGuard<'_>) {
+        if let Some(mut drain) = self.begin_renewal(guard) {
             while self.drain(&mut drain, u64::MAX) == Progress::More {}
         }
     }

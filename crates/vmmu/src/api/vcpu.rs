@@ -6,7 +6,6 @@ use core::ops::{Deref, DerefMut};
 use crate::addr::{Hpa, Pfn};
 use crate::api::mmu::Mmu;
 use crate::api::worker::Worker;
-use crate::error::NoMemory;
 use crate::fault::{Outcome, PageFault};
 use crate::host::backing::Backing;
 use crate::host::cpus::VcpuId;
@@ -14,7 +13,7 @@ use crate::host::host::Host;
 use crate::host::observer::Event;
 use crate::state::broken::Broken;
 use crate::state::core::Core;
-use crate::state::root::{Role, RootName};
+use crate::state::root::{Berth, Role, RootName};
 use crate::state::vcpu::VcpuWords;
 use crate::tdp::fault::FaultStep;
 
@@ -139,11 +138,18 @@ impl<'vm, H: Host> VcpuMmu<'vm, H> {
         }
         // Only a new root needs a page, and whether it is new is decided under the roots' lock.
         let root = loop {
-            let cache = &mut self.worker.cache;
-            match core.roots.create(self.role, || cache.take()) {
-                Ok(root) => break root.ok_or(EnterError::RootsBusy)?,
-                Err(NoMemory) => self.worker.reserve(0).map_err(|_| EnterError::OutOfMemory)?,
+            let vacancy = match core.roots.find_or_make(self.role) {
+                Berth::Taken(root) => break root,
+                Berth::Free(vacancy) => vacancy,
+                Berth::None => return Err(EnterError::RootsBusy),
+            };
+            if let Some(top) = self.worker.cache.take() {
+                let section = self.worker.participant.section();
+                let root = vacancy.fill(top, section.slots().epoch());
+                break root.ok_or(EnterError::RootsBusy)?;
             }
+            drop(vacancy);
+            self.worker.reserve(0).map_err(|_| EnterError::OutOfMemory)?;
         };
         self.root = Some((root.name, root.top));
         self.stale = true;

@@ -2,7 +2,6 @@
 
 use crate::addr::{Gfn, GfnRange, Level};
 use crate::entry::access::Access;
-use crate::entry::format::Format;
 use crate::entry::state::State;
 use crate::fault::{MemoryFault, Outcome, PageFault};
 use crate::host::backing::{Backing, Resolution};
@@ -242,9 +241,8 @@ fn present(
     }
     match entry.state() {
         State::Mmio { generation } => {
-            let mask = (1 << Format::GENERATION_BITS) - 1;
             // Stale: somebody may have put a slot here since.
-            if generation != section.slots().generation & mask {
+            if !section.slots().wrote(core.roots.epoch(root), generation) {
                 return None;
             }
             words.count_emulated_fast();

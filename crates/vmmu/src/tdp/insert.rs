@@ -133,7 +133,8 @@ impl<L: Liability> Section<'_, L> {
         Ok(self.insert(*root, fault, level, leaf))
     }
 
-    /// The permit for an MMIO entry: no slot is there, as of the generation it will carry.
+    /// The permit for an MMIO entry: no slot is there, as of the generation it will carry, and the
+    /// root is of that generation's epoch.
     pub fn permit_mmio(&self, root: RootName, fault: PageFault) -> Result<Insert<'_, L>, Refused> {
         let core = self.inside.core;
         let slots = self.slots();
@@ -142,7 +143,10 @@ impl<L: Liability> Section<'_, L> {
         if slots.find(root.role.space, gfn, &mut Hint::default()).is_some() {
             return Err(Refused::Slot);
         }
-        let mmio = State::Mmio { generation: slots.generation };
+        if !slots.remembers_in(core.roots.epoch(&root)) {
+            return Err(Refused::Generation);
+        }
+        let mmio = State::Mmio { generation: slots.tag() };
         let value = core.format.make(mmio, Level::Size4K).ok_or(Refused::Generation)?;
         let (inside, access) = (self.inside, fault.access);
         Ok(Insert { inside, root, gfn, level: Level::Size4K, what: What::Mmio(value), access })

@@ -1,0 +1,269 @@
+//! MMIO entries: believed under one generation of the slots only, however its low bits come round,
+//! and paid for with few table pages.
+#![cfg(feature = "protocol")]
+
+mod support;
+
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use support::{Frames, TestHost, backed, fault_at, finish, formats, range};
+use vmmu::addr::{Gfn, Level, Pfn};
+use vmmu::check::Witness;
+use vmmu::entry::{Access, Format};
+use vmmu::host::{
+    Backing, Cpus, Event, FrameQuery, Observer, Placement, Resolution, TablePage, TablePages,
+    VcpuId,
+};
+use vmmu::slot::SlotId;
+use vmmu::{Config, EnterError, FaultStep, Mmu, Outcome, Processor, Progress, VcpuMmu};
+
+/// After so many changes of the slots an MMIO entry has the bits of the first generation again.
+const ROUND: u64 = 1 << Format::GENERATION_BITS;
+
+const FIXED: Outcome = Outcome::Fixed(Level::Size4K);
+
+fn read(vcpu: &mut VcpuMmu<'_, TestHost>, gfn: u64) -> Outcome {
+    vcpu.handle_fault(&Frames::new(Level::Size4K), fault_at(gfn, Access::READ))
+}
+
+fn vm(format: Format) -> Mmu<TestHost> {
+    Mmu::new(TestHost::default(), &Config::new(format, 1)).unwrap()
+}
+
+/// An MMIO entry of `gfn` that answers now.
+fn remembered(vm: &Mmu<TestHost>, gfn: u64) {
+    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+    assert_eq!(read(&mut vcpu, gfn), Outcome::Emulate);
+    let before = vm.stats().emulated_fast;
+    assert_eq!(read(&mut vcpu, gfn), Outcome::Emulate);
+    assert_eq!(vm.stats().emulated_fast, before + 1, "the entry answers");
+}
+
+/// Where an MMIO entry is, and where a slot comes.
+const HERE: u64 = 0x1000;
+
+#[test]
+fn a_change_by_one_that_crosses_the_wrap_makes_no_old_entry_current() {
+    for (name, format) in formats() {
+        let mut vm = vm(format);
+        remembered(&vm, HERE);
+        vm.set_generation(ROUND - 1);
+        let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+        vcpu.create_slot(&backed(1, range(HERE, 1))).unwrap();
+        assert_eq!(read(&mut vcpu, HERE), FIXED, "{name}");
+        drop(vcpu);
+        finish(vm);
+    }
+}
+
+#[test]
+fn a_move_that_crosses_the_wrap_by_two_makes_no_old_entry_current() {
+    for (name, format) in formats() {
+        let mut vm = vm(format);
+        vm.vcpu(VcpuId(0)).unwrap().create_slot(&backed(1, range(0x8000, 1))).unwrap();
+        remembered(&vm, HERE);
+        // One change takes the slot away, the other puts it there: the bits are never seen zero.
+        vm.set_generation(ROUND - 1);
+        let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+        vcpu.move_slot(SlotId(1), Gfn(HERE)).unwrap();
+        assert_eq!(read(&mut vcpu, HERE), FIXED, "{name}");
+        drop(vcpu);
+        // Once it has loaded a root of this round, what is no memory is remembered again.
+        remembered(&vm, 0x8000);
+        finish(vm);
+    }
+}
+
+#[test]
+fn a_deletion_in_steps_that_crosses_the_wrap_makes_no_old_entry_current() {
+    for (name, format) in formats() {
+        let mut vm = vm(format);
+        {
+            let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+            vcpu.create_slot(&backed(1, range(0x8000, 1))).unwrap();
+            assert_eq!(read(&mut vcpu, 0x8000), FIXED);
+        }
+        remembered(&vm, HERE);
+        vm.set_generation(ROUND - 1);
+        let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+        let mut deletion = vcpu.begin_delete(SlotId(1)).unwrap();
+        let mut steps = 0;
+        while vcpu.delete_some(&mut deletion, 1) == Progress::More {
+            steps += 1;
+        }
+        assert!(steps > 3, "{name}: the renewal is in steps too, not {steps}");
+        vcpu.create_slot(&backed(1, range(HERE, 1))).unwrap();
+        assert_eq!(read(&mut vcpu, HERE), FIXED, "{name}");
+        drop(vcpu);
+        remembered(&vm, 0x8000);
+        finish(vm);
+    }
+}
+
+#[test]
+fn a_deletion_dropped_where_it_crosses_the_wrap_leaves_the_vm_right_and_running() {
+    for (name, format) in formats() {
+        let mut vm = vm(format);
+        {
+            let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+            vcpu.create_slot(&backed(1, range(0x8000, 1))).unwrap();
+            vcpu.create_slot(&backed(2, range(0x9000, 1))).unwrap();
+            assert_eq!(read(&mut vcpu, 0x8000), FIXED);
+        }
+        remembered(&vm, HERE);
+        vm.set_generation(ROUND - 1);
+        let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+        let mut deletion = vcpu.begin_delete(SlotId(1)).unwrap();
+        while vcpu.slot(SlotId(1)).is_ok() || vcpu.create_slot(&backed(1, range(HERE, 1))).is_err()
+        {
+            let _ = vcpu.delete_some(&mut deletion, 1);
+        }
+        drop(deletion);
+        assert_eq!(read(&mut vcpu, HERE), FIXED, "{name}");
+        assert_eq!(read(&mut vcpu, 0x9000), FIXED, "{name}");
+        drop(vcpu);
+        remembered(&vm, 0x8000);
+        finish(vm);
+    }
+}
+
+/// Drains that were begun and dropped hold every place but one, and the last is needed: the wrap
+/// must neither take it away nor let old entries speak.
+#[test]
+fn a_wrap_while_dropped_drains_hold_the_places_leaves_the_last_root_alone() {
+    for (name, format) in formats() {
+        let mut vm = vm(format);
+        vm.vcpu(VcpuId(0)).unwrap().create_slot(&backed(1, range(0x8000, 1))).unwrap();
+        {
+            let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+            for _ in 0..15 {
+                drop(vcpu.before_enter(Processor(0)).unwrap());
+                drop(vcpu.invalidate_roots());
+            }
+        }
+        remembered(&vm, HERE);
+        vm.set_generation(ROUND - 1);
+        let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+        let root = vcpu.before_enter(Processor(0)).unwrap().root();
+        vcpu.move_slot(SlotId(1), Gfn(HERE)).unwrap();
+        assert_eq!(read(&mut vcpu, HERE), FIXED, "{name}");
+        assert_eq!(read(&mut vcpu, 0x8000), Outcome::Emulate, "{name}");
+        // There is no place for a successor, so it stays; what is no memory is not remembered.
+        assert_eq!(vcpu.before_enter(Processor(0)).unwrap().root(), root, "{name}");
+        let fast = vm.stats().emulated_fast;
+        assert_eq!(read(&mut vcpu, 0x8000), Outcome::Emulate, "{name}");
+        assert_eq!(vm.stats().emulated_fast, fast, "{name}");
+        drop(vcpu);
+        finish(vm);
+    }
+}
+
+/// All places are held when the wrap comes, by drains that were dropped: nobody can enter, before
+/// and after, and the change of the slots ends.
+#[test]
+fn a_wrap_while_dropped_drains_hold_all_places_ends() {
+    for (name, format) in formats() {
+        let mut vm = vm(format);
+        let mut drains = Vec::new();
+        {
+            let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+            vcpu.create_slot(&backed(1, range(0x8000, 1))).unwrap();
+            for n in 0..16 {
+                drop(vcpu.before_enter(Processor(0)).unwrap());
+                if n == 0 {
+                    drains.push(vcpu.invalidate_roots());
+                } else {
+                    drop(vcpu.invalidate_roots());
+                }
+            }
+        }
+        vm.set_generation(ROUND - 1);
+        let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+        vcpu.move_slot(SlotId(1), Gfn(HERE)).unwrap();
+        assert_eq!(vcpu.before_enter(Processor(0)).err(), Some(EnterError::RootsBusy), "{name}");
+        while vcpu.drain(&mut drains[0], 1) == Progress::More {}
+        assert_eq!(read(&mut vcpu, HERE), FIXED, "{name}");
+        drop(vcpu);
+        remembered(&vm, 0x8000);
+        finish(vm);
+    }
+}
+
+/// A host that lets a vCPU of another thread fault each time a grace period has ended.
+struct Gaps {
+    pages: TestHost,
+    fault: Mutex<Option<(SyncSender<()>, Receiver<()>)>>,
+}
+
+// SAFETY: the pages are those of the other host.
+unsafe impl TablePages for Gaps {
+    fn window(&self) -> u64 {
+        self.pages.window()
+    }
+
+    fn take(&self, placement: Placement) -> Option<TablePage> {
+        self.pages.take(placement)
+    }
+
+    fn release(&self, page: Pfn) {
+        self.pages.release(page);
+    }
+}
+
+impl Cpus for Gaps {
+    fn kick(&self, _: VcpuId) {}
+}
+
+impl Observer for Gaps {
+    fn event(&self, event: Event) {
+        if event == Event::GracePeriod
+            && let Some((ask, done)) = &*self.fault.lock().unwrap()
+        {
+            ask.send(()).unwrap();
+            done.recv().unwrap();
+        }
+    }
+}
+
+/// The set of the next round is current and the roots of the last one are valid still: a page that
+/// has long been memory is not taken for MMIO.
+#[test]
+fn a_fault_between_the_wrap_and_the_renewal_finds_memory() {
+    for (name, format) in formats() {
+        let host = Gaps { pages: TestHost::default(), fault: Mutex::new(None) };
+        let mut vm = Mmu::new(host, &Config::new(format, 1)).map_err(|e| e.why).unwrap();
+        let frames = Frames::new(Level::Size4K);
+        let fault = fault_at(HERE, Access::READ);
+        {
+            // An entry of generation 0; then the slot comes, and nobody touches it.
+            let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+            assert_eq!(vcpu.handle_fault(&frames, fault), Outcome::Emulate);
+            vcpu.create_slot(&backed(1, range(HERE, 1))).unwrap();
+        }
+        vm.set_generation(ROUND - 1);
+        let (ask, asked) = sync_channel(0);
+        let (answer, done) = sync_channel(0);
+        *vm.host().fault.lock().unwrap() = Some((ask, done));
+        let mut met = Vec::new();
+        thread::scope(|scope| {
+            let (mut vcpu, mut worker) = (vm.vcpu(VcpuId(0)).unwrap(), vm.worker().unwrap());
+            let (frames, met) = (&frames, &mut met);
+            scope.spawn(move || {
+                while asked.recv().is_ok() {
+                    met.push(vcpu.handle_fault(frames, fault));
+                    answer.send(()).unwrap();
+                }
+            });
+            worker.create_slot(&backed(2, range(0x8000, 1))).unwrap();
+            *vm.host().fault.lock().unwrap() = None;
+        });
+        assert!(met.len() > 2, "{name}: {met:?}");
+        assert_eq!(met[0], FIXED, "{name}: {met:?}");
+        assert!(!met.contains(&Outcome::Emulate), "{name}: {met:?}");
+        let checked = vm.check(|_, _| Witness::Unknown).unwrap();
+        assert!(checked.is_clean(), "{:#?}", checked.violations);
+        assert_eq!(vm.teardown().pages.in_use(), 0);
+    }
+}
