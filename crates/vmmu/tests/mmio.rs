@@ -12,12 +12,11 @@ use support::{Frames, TestHost, backed, fault_at, finish, formats, range};
 use vmmu::addr::{Gfn, Level, Pfn};
 use vmmu::check::Witness;
 use vmmu::entry::{Access, Format};
-use vmmu::host::{
-    Backing, Cpus, Event, FrameQuery, Observer, Placement, Resolution, TablePage, TablePages,
-    VcpuId,
-};
+use vmmu::host::{Cpus, Event, Observer, Placement, TablePage, TablePages, VcpuId};
 use vmmu::slot::SlotId;
-use vmmu::{Config, EnterError, FaultStep, Mmu, Outcome, Processor, Progress, VcpuMmu};
+use vmmu::{
+    Config, EnterError, FaultStep, MemoryFault, Mmu, Outcome, Processor, Progress, Role, VcpuMmu,
+};
 
 /// After so many changes of the slots an MMIO entry has the bits of the first generation again.
 const ROUND: u64 = 1 << Format::GENERATION_BITS;
@@ -266,4 +265,179 @@ fn a_fault_between_the_wrap_and_the_renewal_finds_memory() {
         assert!(checked.is_clean(), "{:#?}", checked.violations);
         assert_eq!(vm.teardown().pages.in_use(), 0);
     }
+}
+
+/// Frames so far apart that each needs a table of leaves of its own.
+const APART: u64 = 0x200;
+
+/// A vCPU on a root, with so many table pages in stock and none to be had.
+fn starved(vm: &Mmu<TestHost>) -> VcpuMmu<'_, TestHost> {
+    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+    vm.host().budget.set(1);
+    let _ = vcpu.reserve(1);
+    drop(vcpu.before_enter(Processor(0)).unwrap());
+    vcpu
+}
+
+#[test]
+fn mmio_needs_no_table_pages() {
+    for (name, format) in formats() {
+        let vm = vm(format);
+        let mut vcpu = starved(&vm);
+        for n in 0..4 {
+            assert_eq!(read(&mut vcpu, HERE + n * APART), Outcome::Emulate, "{name}");
+            let step = vcpu.begin_fault(fault_at(HERE, Access::WRITE));
+            assert!(matches!(step, FaultStep::Done(Outcome::Emulate)), "{name}: {step:?}");
+        }
+        assert_eq!((vm.stats().tables, vm.stats().emulated_fast), (0, 0), "{name}");
+        // Memory needs them.
+        vcpu.create_slot(&backed(1, range(HERE, 1))).unwrap();
+        assert_eq!(read(&mut vcpu, HERE), Outcome::OutOfMemory, "{name}");
+        // As soon as there are pages, a whole fault takes them, for MMIO too.
+        vm.host().budget.set(u64::MAX);
+        assert_eq!(read(&mut vcpu, 2 * HERE), Outcome::Emulate, "{name}");
+        assert_eq!(read(&mut vcpu, 2 * HERE), Outcome::Emulate, "{name}");
+        assert_eq!(vm.stats().emulated_fast, 1, "{name}");
+        assert_eq!(read(&mut vcpu, HERE), FIXED, "{name}");
+        drop(vcpu);
+        finish(vm);
+    }
+}
+
+/// The roots have gone, and there is neither a page nor a place for another.
+#[test]
+fn mmio_needs_no_root() {
+    for (name, format) in formats() {
+        let vm = vm(format);
+        let mut vcpu = starved(&vm);
+        vcpu.zap_all();
+        vcpu.create_slot(&backed(1, range(HERE, 1))).unwrap();
+        assert_eq!(read(&mut vcpu, 2 * HERE), Outcome::Emulate, "{name}");
+        assert_eq!(read(&mut vcpu, HERE), Outcome::OutOfMemory, "{name}");
+        let beyond = read(&mut vcpu, format.frames());
+        assert_eq!(beyond, Outcome::Fault(MemoryFault::TooHigh), "{name}");
+        vm.host().budget.set(u64::MAX);
+        for _ in 0..16 {
+            drop(vcpu.before_enter(Processor(0)).unwrap());
+            drop(vcpu.invalidate_roots());
+        }
+        assert_eq!(read(&mut vcpu, 2 * HERE), Outcome::Emulate, "{name}");
+        assert_eq!(read(&mut vcpu, HERE), Outcome::Retry, "{name}");
+        drop(vcpu);
+        finish(vm);
+    }
+}
+
+/// A table that is there takes an entry, however few pages there are in stock.
+#[test]
+fn mmio_is_remembered_in_a_table_that_is_there_without_pages_in_stock() {
+    for (name, format) in formats() {
+        let vm = vm(format);
+        let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+        assert_eq!(read(&mut vcpu, HERE), Outcome::Emulate, "{name}");
+        vm.host().budget.set(0);
+        for n in [1, 1, 2, 2] {
+            let step = vcpu.begin_fault(fault_at(HERE + n, Access::READ));
+            assert!(matches!(step, FaultStep::Done(Outcome::Emulate)), "{name}: {step:?}");
+        }
+        assert_eq!(vm.stats().emulated_fast, 2, "{name}");
+        drop(vcpu);
+        finish(vm);
+    }
+}
+
+#[test]
+fn mmio_alone_links_no_more_tables_than_configured() {
+    for (name, format) in formats() {
+        let upper = format.top() as u64 - 2;
+        let limits = [64, 7, upper + 1, 1, 0];
+        for limit in limits {
+            let config = Config { mmio_tables: limit as u32, ..Config::new(format, 1) };
+            let vm = Mmu::new(TestHost::default(), &config).unwrap();
+            let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+            for n in 0..10_000 {
+                assert_eq!(read(&mut vcpu, HERE + n * APART), Outcome::Emulate, "{name}");
+            }
+            // The upper tables, one of leaves for each place; and no upper one without a lower.
+            let linked = if limit > upper { limit } else { 0 };
+            assert_eq!(vm.stats().tables, linked, "{name}, {limit}");
+            let before = vm.stats().emulated_fast;
+            for n in 0..10_000 {
+                assert_eq!(read(&mut vcpu, HERE + n * APART), Outcome::Emulate, "{name}");
+            }
+            let fast = linked.saturating_sub(upper);
+            assert_eq!(vm.stats().emulated_fast, before + fast, "{name}, {limit}");
+            drop(vcpu);
+            finish(vm);
+        }
+    }
+}
+
+/// Memory links as many tables as it needs, and counts for nothing; what is no memory is remembered
+/// in them.
+#[test]
+fn memory_is_not_concerned_by_what_mmio_may_link() {
+    for (name, format) in formats() {
+        let config = Config { mmio_tables: 0, ..Config::new(format, 1) };
+        let vm = Mmu::new(TestHost::default(), &config).unwrap();
+        let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+        for n in 0..100u32 {
+            let slot = backed(n, range(u64::from(n) * APART, 1));
+            vcpu.create_slot(&slot).unwrap();
+        }
+        for n in 0..100 {
+            assert_eq!(read(&mut vcpu, n * APART), FIXED, "{name}");
+            assert_eq!(read(&mut vcpu, n * APART + 1), Outcome::Emulate, "{name}");
+            assert_eq!(read(&mut vcpu, n * APART + 1), Outcome::Emulate, "{name}");
+        }
+        assert_eq!(vm.stats().emulated_fast, 100, "{name}");
+        drop(vcpu);
+        finish(vm);
+    }
+}
+
+#[test]
+fn each_root_counts_its_own_tables_from_zero() {
+    for (name, format) in formats() {
+        let vm = vm(format);
+        let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+        let fill = |vcpu: &mut VcpuMmu<'_, TestHost>| {
+            let before = vm.stats().tables;
+            for n in 0..100 {
+                assert_eq!(read(vcpu, HERE + n * APART), Outcome::Emulate, "{name}");
+            }
+            assert_eq!(vm.stats().tables, before + 64, "{name}");
+        };
+        fill(&mut vcpu);
+        vcpu.set_role(Role { flavour: 1, ..Role::PLAIN });
+        fill(&mut vcpu);
+        vcpu.zap_all();
+        // The same places, other tenants.
+        fill(&mut vcpu);
+        vcpu.set_role(Role::PLAIN);
+        fill(&mut vcpu);
+        drop(vcpu);
+        finish(vm);
+    }
+}
+
+/// Many vCPUs that link for MMIO at the same time do not exceed the limit together.
+#[test]
+fn the_limit_holds_for_all_vcpus_together() {
+    let format = formats()[1].1;
+    let vm = Mmu::new(TestHost::default(), &Config::new(format, 4)).unwrap();
+    thread::scope(|scope| {
+        for id in 0..4 {
+            let mut vcpu = vm.vcpu(VcpuId(id)).unwrap();
+            scope.spawn(move || {
+                for n in 0..200 {
+                    let place = n ^ u64::from(id);
+                    let outcome = read(&mut vcpu, HERE + place * APART);
+                    assert!(matches!(outcome, Outcome::Emulate | Outcome::Retry), "{outcome:?}");
+                }
+            });
+        }
+    });
+    assert_eq!(vm.stats().tables, 64);
+    finish(vm);
 }

@@ -15,7 +15,7 @@ use crate::state::broken::Broken;
 use crate::state::core::Core;
 use crate::state::root::{Berth, Role, RootName};
 use crate::state::vcpu::VcpuWords;
-use crate::tdp::fault::FaultStep;
+use crate::tdp::fault::{FaultStep, IfShort};
 
 /// A physical processor, as the host numbers them. A vCPU that finds itself on another one than
 /// last time drops its translations there.
@@ -144,8 +144,11 @@ impl<'vm, H: Host> VcpuMmu<'vm, H> {
                 Berth::None => return Err(EnterError::RootsBusy),
             };
             if let Some(top) = self.worker.cache.take() {
-                let section = self.worker.participant.section();
-                let root = vacancy.fill(top, section.slots().epoch());
+                let participant = &mut self.worker.participant;
+                let early =
+                    defect!(BornOutsideSection).then(|| participant.section().slots().epoch());
+                let section = participant.section();
+                let root = vacancy.fill(top, early.unwrap_or_else(|| section.slots().epoch()));
                 break root.ok_or(EnterError::RootsBusy)?;
             }
             drop(vacancy);
@@ -185,7 +188,10 @@ impl<'vm, H: Host> VcpuMmu<'vm, H> {
     /// The first half of a fault; see [`tdp`](crate::tdp). Never calls the host.
     pub fn begin_fault(&mut self, fault: PageFault) -> FaultStep<'vm> {
         match self.root {
-            Some((root, _)) => self.worker.faulter().begin_fault(root, self.role.space, fault),
+            Some((root, _)) => {
+                let (mut faulter, space) = (self.worker.faulter(), self.role.space);
+                faulter.begin_fault(root, space, fault, IfShort::Emulate)
+            }
             None => FaultStep::Done(Outcome::Retry),
         }
     }
@@ -199,10 +205,10 @@ impl<'vm, H: Host> VcpuMmu<'vm, H> {
         let outcome = match root {
             Ok((root, _)) => faulter.handle_fault(backing, root, space, fault),
             // Drains end, and none of them waits for this fault.
-            Err(EnterError::RootsBusy) => faulter.refuse(Outcome::Retry),
+            Err(EnterError::RootsBusy) => faulter.without_root(space, fault, Outcome::Retry),
             Err(EnterError::Dead(broken)) => Outcome::Dead(broken),
             Err(EnterError::OutOfMemory | EnterError::Foreign) => {
-                faulter.refuse(Outcome::OutOfMemory)
+                faulter.without_root(space, fault, Outcome::OutOfMemory)
             }
         };
         let (vcpu, gfn, access) = (self.id, fault.gpa.gfn(), fault.access);

@@ -249,11 +249,6 @@ impl Roots {
         }
     }
 
-    /// Tables that MMIO faults have linked below a root.
-    pub(crate) fn mmio_tables(&self, root: &Root) -> u64 {
-        self.place(root.name).map_or(0, |words| words.mmio_tables.load(Ordering::Relaxed))
-    }
-
     #[inline]
     fn place(&self, name: RootName) -> Option<&RootWords> {
         self.places.get(usize::from(name.place))
