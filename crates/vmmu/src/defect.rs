@@ -124,6 +124,12 @@ defects! {
     DrainsNewRoots drains_new_roots ["K23"];
     /// A root that a vCPU leaves is invalidated, whoever may come back to it.
     RootDiesWithItsUser root_dies_with_its_user ["K29", "S5"];
+    /// MMIO entries of the round before are believed until their roots have been replaced.
+    BelievesAcrossWrap believes_across_wrap ["D-i2"];
+    /// Of a change of the slots only the final tag is looked at: old MMIO entries go when it is zero.
+    LooksForTagZero looks_for_tag_zero ["D-i3"];
+    /// The section in which a root's epoch is read ends before the root is made.
+    BornOutsideSection born_outside_section ["D-i5"];
     /// A root is found by any role.
     RoleBlindReuse role_blind_reuse ["K14"];
     /// A drain starts without waiting for the sections open when the root became invalid.

@@ -249,6 +249,20 @@ fn an_mmio_entry_of_now_over_a_slot_is_found() {
     });
 }
 
+/// The same bits say *now* or *a round ago*, by what the root is.
+#[cfg(feature = "protocol")]
+#[test]
+fn an_mmio_entry_of_the_round_before_over_a_slot_is_none_of_now() {
+    both(|mut patient| {
+        let mmio = patient.make(State::Mmio { generation: 2 }, Level::Size4K);
+        patient.set(7, Level::Size4K, |_| mmio);
+        patient.vm.set_generation((1 << Format::GENERATION_BITS) + 2);
+        assert!(patient.check().is_clean());
+        patient.vm.set_generation(2);
+        patient.expect(vec![Invariant::MmioOutsideSlots]);
+    });
+}
+
 #[test]
 fn an_entry_the_library_does_not_write_is_found() {
     both(|mut patient| {

@@ -392,6 +392,7 @@ fn what_is_empty_refuses_nobody() {
     let (mut vcpu, mut worker) = (vm.vcpu(VcpuId(0)).unwrap(), vm.worker().unwrap());
     worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
     worker.reserve(16).unwrap();
+    vcpu.load_root().unwrap();
     drop(vcpu.before_enter(Processor(0)).unwrap());
     let nothing = [pages(0x10, 0), pages(u64::MAX, 1), pages(u64::MAX, 0)];
     let (request, found) = half(&mut vcpu, &frames, 0x20);

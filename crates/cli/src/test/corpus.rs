@@ -34,8 +34,8 @@ const TORTURE: &str = "torture";
 const REQUIRED: &[&str] = &[
     "K3", "K4", "K5", "K6", "K11", "K16", "K18", "K23", "K26", "B1", "B2", "B3", "B7", "B8", "B10",
     "B11", "B13", "S2", "S3", "S5", "S6", "D-a2", "D-a3", "D-a5", "D-a6", "D-b1", "D-b3", "D-b4",
-    "D-e2", "D-e4", "D-g1", "D-g3", "D-g6", "D-h1", "D-k1", "D-k3", "D-k5", "D-m1", "D-n1", "D-q2",
-    "D-r2", "D-w2", "D-w3", "D-w4",
+    "D-e2", "D-e4", "D-g1", "D-g3", "D-g6", "D-h1", "D-i2", "D-i3", "D-i5", "D-k1", "D-k3", "D-k5",
+    "D-m1", "D-n1", "D-q2", "D-r2", "D-w2", "D-w3", "D-w4",
 ];
 
 /// A defect of the library.

@@ -25,7 +25,6 @@ use crate::api::mmu::Mmu;
 use crate::api::stats::Stats;
 use crate::entry::access::Access;
 use crate::entry::cell::Value;
-use crate::entry::format::Format;
 use crate::entry::leaf::Leaf;
 use crate::entry::state::State;
 use crate::error::NoMemory;
@@ -323,8 +322,7 @@ impl Check<'_> {
             }
             State::Leaf(leaf) => self.leaf(root, place, value, &leaf),
             State::Mmio { generation } => {
-                let mask = (1 << Format::GENERATION_BITS) - 1;
-                let current = generation == self.slots.generation & mask;
+                let current = self.slots.wrote(self.core.roots.epoch(root), generation);
                 let slot = self.region(root, place.gfn);
                 let outside = !(current && slot.is_some());
                 let violation = violation(Invariant::MmioOutsideSlots);

@@ -43,16 +43,28 @@ pub struct Config<'a> {
     pub slots: u32,
     /// The largest leaf anywhere.
     pub largest: Level,
+    /// Table pages that faults where no slot is may link below one root, because a guest chooses how
+    /// many it makes. What memory needs is not counted. A fault beyond is emulated all the same, and
+    /// not remembered unless the table for it is there.
+    pub mmio_tables: u32,
     /// Host frames, half-open, that no linear slot may cover: the hypervisor's own.
     pub reserved: &'a [(Pfn, Pfn)],
 }
 
 impl Config<'_> {
     /// For a format and a number of vCPUs: two workers, four notifiers, 512 slots, leaves as large
-    /// as the format has them, nothing reserved.
+    /// as the format has them, 64 table pages for MMIO, nothing reserved.
     pub const fn new(format: Format, vcpus: u32) -> Self {
-        let largest = format.largest();
-        Config { format, vcpus, workers: 2, notifiers: 4, slots: 512, largest, reserved: &[] }
+        Config {
+            format,
+            vcpus,
+            workers: 2,
+            notifiers: 4,
+            slots: 512,
+            largest: format.largest(),
+            mmio_tables: 64,
+            reserved: &[],
+        }
     }
 }
 
@@ -113,6 +125,7 @@ impl<H: Host> Mmu<H> {
             own: config.notifiers.max(u32::from(!cfg!(any(loom, shuttle)))) as usize,
             vcpus: config.vcpus as usize,
             slots: config.slots as usize,
+            mmio_tables: config.mmio_tables,
         };
         let largest = config.largest.min(config.format.largest());
         match Core::new(config.format, largest, host.window(), &sizes, config.reserved) {

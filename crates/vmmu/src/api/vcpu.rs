@@ -26,10 +26,10 @@ use crate::host::host::Host;
 use crate::host::memory::GuestMemory;
 use crate::host::observer::{Event, Observer};
 use crate::state::broken::Broken;
-use crate::state::root::{Role, RootName};
+use crate::state::root::{Berth, Role, RootName};
 use crate::state::vcpu::VcpuWords;
 use crate::table::cache::MissingPages;
-use crate::tdp::fault::{FaultStep, Faulter, NeedsPages};
+use crate::tdp::fault::{FaultStep, Faulter, IfShort, NeedsPages};
 use crate::tdp::request::{Parked, Request, ResolvedFault};
 
 /// A physical processor, as the host numbers them. A vCPU that finds itself on another one than
@@ -211,13 +211,22 @@ impl<M: Hold> VcpuMmu<M> {
         // Only a new root needs a page, and whether it is new is decided under the roots' lock.
         let root = loop {
             let Worker { seat, cache, .. } = &mut self.worker;
-            let local = seat.local();
+            let mut local = seat.local();
             let mut waiting = local.waiting(WaitFor::RootCreation);
-            let wait = || waiting.pass(local.hooks());
-            match local.core().roots.create(self.role, || cache.take(), wait) {
-                Ok(root) => break root.ok_or(LoadError::RootsBusy)?,
-                Err(NoMemory) => self.worker.reserve(0).map_err(|_| LoadError::OutOfMemory)?,
+            let (core, host) = (local.core(), local.hooks());
+            let vacancy = match core.roots.find_or_make(self.role, || waiting.pass(host)) {
+                Berth::Taken(root) => break root,
+                Berth::Free(vacancy) => vacancy,
+                Berth::None => return Err(LoadError::RootsBusy),
+            };
+            if let Some(top) = cache.take() {
+                let early = defect!(BornOutsideSection).then(|| local.section().slots().epoch());
+                let section = local.section();
+                let root = vacancy.fill(top, early.unwrap_or_else(|| section.slots().epoch()));
+                break root.ok_or(LoadError::RootsBusy)?;
             }
+            drop(vacancy);
+            self.worker.reserve(0).map_err(|_| LoadError::OutOfMemory)?;
         };
         self.root = Some((root.name, root.top));
         self.stale = true;
@@ -273,9 +282,9 @@ impl<M: Hold> VcpuMmu<M> {
         let outcome = match root {
             Ok(root) => faulter.handle_fault(backing, root, space, fault),
             // Drains end, and none of them waits for this fault.
-            Err(LoadError::RootsBusy) => faulter.refuse(Outcome::Retry),
+            Err(LoadError::RootsBusy) => faulter.without_root(space, fault, Outcome::Retry),
             Err(LoadError::Dead(broken)) => Outcome::Dead(broken),
-            Err(LoadError::OutOfMemory) => faulter.refuse(Outcome::OutOfMemory),
+            Err(LoadError::OutOfMemory) => faulter.without_root(space, fault, Outcome::OutOfMemory),
         };
         let (vcpu, gfn, access) = (self.id, fault.gpa.gfn(), fault.access);
         local.host().event(Event::Fault { vcpu, gfn, access, outcome });
@@ -352,7 +361,12 @@ impl<'m, H: Host> VcpuMmu<&'m Mmu<H>> {
         let Some((root, _)) = self.root else { return FaultStep::LoadRoot };
         let Worker { seat, cache, hint } = &mut self.worker;
         let mut local = seat.lasting();
-        Faulter { local: &mut local, cache, hint }.begin_fault(root, self.role.space, fault)
+        Faulter { local: &mut local, cache, hint }.begin_fault(
+            root,
+            self.role.space,
+            fault,
+            IfShort::Emulate,
+        )
     }
 
     /// As [`Worker::unpark`].
@@ -371,7 +385,7 @@ impl<H: Host> VcpuMmu<Arc<Mmu<H>>> {
         let Worker { seat, cache, hint } = &mut self.worker;
         let mut local = seat.local();
         let mut faulter = Faulter { local: &mut local, cache, hint };
-        faulter.begin_fault(root, self.role.space, fault).map(Request::park)
+        faulter.begin_fault(root, self.role.space, fault, IfShort::Emulate).map(Request::park)
     }
 }
 

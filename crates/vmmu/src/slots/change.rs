@@ -1,7 +1,6 @@
 //! Changing slots. Every change is made under the slot guard; a failed one has changed nothing.
 
 use crate::addr::{Gfn, GfnRange, Level};
-use crate::entry::format::Format;
 use crate::host::host::Host;
 use crate::protocol::local::Local;
 use crate::protocol::section::Owing;
@@ -10,6 +9,7 @@ use crate::revoke::dying_slot::SlotDying;
 use crate::revoke::guest_frames::GuestFrames;
 use crate::revoke::progress::Progress;
 use crate::slots::deletion::Deletion;
+use crate::slots::drain::Drain;
 use crate::slots::edit::Room;
 use crate::slots::error::SlotError;
 use crate::slots::guard::SlotGuard;
@@ -30,7 +30,7 @@ impl<H: Host> Local<'_, H> {
             self.synchronize();
         }
         guard.come(spec);
-        self.renew_if_wrapped(guard);
+        self.renew(guard);
         Ok(())
     }
 
@@ -42,7 +42,7 @@ impl<H: Host> Local<'_, H> {
         let mut guard = self.slots();
         let dying = guard.dying(id)?;
         self.zap_and_remove(&mut guard, dying);
-        self.renew_if_wrapped(guard);
+        self.renew(guard);
         Ok(())
     }
 
@@ -51,7 +51,8 @@ impl<H: Host> Local<'_, H> {
     pub(crate) fn begin_delete(&mut self, id: SlotId) -> Result<Deletion, SlotError> {
         self.core().alive().map_err(SlotError::Dead)?;
         let dying = self.slots().dying(id)?;
-        Ok(Deletion { rest: Some(self.announce(dying).synchronize().pause()) })
+        let rest = self.announce(dying).synchronize().pause();
+        Ok(Deletion { rest: Some(rest), renewal: None })
     }
 
     /// Goes on with a deletion for at most `budget` table pages. The slot's number is free when
@@ -61,9 +62,13 @@ impl<H: Host> Local<'_, H> {
         if let Some(gone) = self.walk_on(&mut deletion.rest, budget, zap) {
             let mut guard = self.slots();
             self.remove(&mut guard, gone);
-            self.renew_if_wrapped(guard);
+            deletion.renewal = self.begin_renewal(guard);
+        } else if let Some(drain) = &mut deletion.renewal
+            && self.drain(drain, budget) == Progress::Done
+        {
+            deletion.renewal = None;
         }
-        Progress::of(&deletion.rest)
+        if deletion.renewal.is_some() { Progress::More } else { Progress::of(&deletion.rest) }
     }
 
     /// Moves a slot to another place of its address space; mappings of the old place go.
@@ -83,7 +88,7 @@ impl<H: Host> Local<'_, H> {
         guard.add(&spec)?;
         self.synchronize();
         guard.come(&spec);
-        self.renew_if_wrapped(guard);
+        self.renew(guard);
         Ok(())
     }
 
@@ -174,12 +179,16 @@ impl<H: Host> Local<'_, H> {
         }
     }
 
-    /// MMIO entries carry only the low bits of the generation: when those come round, every old
-    /// entry goes.
-    fn renew_if_wrapped(&mut self, mut guard: SlotGuard<'_>) {
-        let mask = (1 << Format::GENERATION_BITS) - 1;
-        if guard.generation() & mask == 0 {
-            let mut drain = self.invalidate_under(&mut guard);
+    /// Roots of an older epoch remember no MMIO ([`root`](crate::state::root)): the change that
+    /// makes them so, or any later one, begins to replace them. Nothing but speed depends on it.
+    fn begin_renewal(&mut self, mut guard: SlotGuard<'_>) -> Option<Drain> {
+        let outdated = guard.invalidate_outdated()?;
+        Some(self.unload(outdated))
+    }
+
+    /// Replaces them, to the end.
+    fn renew(&mut self, guard: SlotGuard<'_>) {
+        if let Some(mut drain) = self.begin_renewal(guard) {
             while self.drain(&mut drain, u64::MAX) == Progress::More {}
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::revoke::chain::PausedWalk;
 use crate::revoke::dying_slot::SlotDying;
+use crate::slots::drain::Drain;
 
 /// A slot that is being deleted in steps. While it is not done, the slot is dying: faults on it
 /// retry, and its number is taken.
@@ -9,4 +10,6 @@ use crate::revoke::dying_slot::SlotDying;
 #[derive(Debug)]
 pub struct Deletion {
     pub(crate) rest: Option<PausedWalk<SlotDying>>,
+    /// Roots that this change of the slots has made worth replacing; begun when the slot is gone.
+    pub(crate) renewal: Option<Drain>,
 }

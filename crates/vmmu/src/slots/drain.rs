@@ -6,8 +6,7 @@ use crate::protocol::local::Local;
 use crate::protocol::section::Owing;
 use crate::revoke::chain::{PausedWalk, Revoked};
 use crate::revoke::progress::Progress;
-use crate::revoke::roots::Unloaded;
-use crate::slots::guard::SlotGuard;
+use crate::revoke::roots::{RootInvalid, Unloaded};
 use crate::table::page::Page;
 
 /// Invalid roots that are being taken apart.
@@ -22,11 +21,13 @@ impl<H: Host> Local<'_, H> {
     /// hammer. vCPUs load new roots at their next entry. [`drain`](Self::drain) the old ones.
     pub(crate) fn invalidate_roots(&mut self) -> Drain {
         let mut guard = self.slots();
-        self.invalidate_under(&mut guard)
+        let invalid = guard.invalidate();
+        self.unload(invalid)
     }
 
-    pub(crate) fn invalidate_under(&mut self, guard: &mut SlotGuard<'_>) -> Drain {
-        let unloaded = self.announce(guard.invalidate()).synchronize().unload();
+    /// Waits until no vCPU runs on roots that have become invalid.
+    pub(crate) fn unload(&mut self, invalid: RootInvalid) -> Drain {
+        let unloaded = self.announce(invalid).synchronize().unload();
         Drain { rest: Some(unloaded.pause()) }
     }
 

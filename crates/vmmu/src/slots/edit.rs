@@ -141,9 +141,10 @@ impl<'g> Edit<'g> {
         self.slots.set_word(id, SlotWord::NONE);
     }
 
-    /// The generation of the current set.
-    pub(crate) fn generation(&mut self) -> u64 {
-        self.copies().0.generation
+    /// Tag and epoch of the current set.
+    pub(crate) fn generation(&mut self) -> (u64, u64) {
+        let (now, _) = self.copies();
+        (now.tag(), now.epoch())
     }
 }
 

@@ -12,7 +12,7 @@ use crate::revoke::roots::RootInvalid;
 use crate::slots::edit::{Edit, Room};
 use crate::slots::error::SlotError;
 use crate::state::core::Core;
-use crate::state::root::{PLACES, Phase};
+use crate::state::root::{PLACES, Phase, Root};
 use crate::state::slot::{SlotId, SlotInfo, SlotSpec};
 use crate::sync::{MutexGuard, lock_or_wait};
 
@@ -101,16 +101,32 @@ impl SlotGuard<'_> {
         self.edit().free_id(id);
     }
 
-    /// Generation of the set.
-    pub fn generation(&mut self) -> u64 {
-        self.edit().generation()
-    }
-
     /// Makes every root invalid that is valid now: what to revoke. vCPUs make new ones while
     /// this goes on; those stay, or it would never end.
     pub fn invalidate(&mut self) -> RootInvalid {
+        self.invalidate_some(PLACES, |_| true)
+    }
+
+    /// Makes roots invalid that were born in an older epoch, if there are any: what to revoke. To be
+    /// asked after the grace period that follows a change; before it, a root of the epoch before may
+    /// still be born. Only as many as there are free places for their successors: such a root
+    /// serves memory, and a vCPU without a root would wait for whoever drains this one.
+    pub fn invalidate_outdated(&mut self) -> Option<RootInvalid> {
+        let core = self.core;
+        let (tag, epoch) = self.edit().generation();
+        if defect!(LooksForTagZero) {
+            return (tag == 0).then(|| self.invalidate());
+        }
+        let is_outdated = |root: &Root| core.roots.epoch(root) != epoch;
+        let outdated = self.invalidate_some(core.roots.free_places(), is_outdated);
+        outdated.names.iter().any(Option::is_some).then_some(outdated)
+    }
+
+    /// Makes at most `most` of those valid roots invalid.
+    fn invalidate_some(&mut self, most: usize, which: impl Fn(&Root) -> bool) -> RootInvalid {
         let mut names = [None; PLACES];
-        let roots = self.core.roots.iter().filter(|root| root.phase == Phase::Valid);
+        let is_meant = |root: &Root| root.phase == Phase::Valid && which(root);
+        let roots = self.core.roots.iter().filter(is_meant).take(most);
         for (place, root) in names.iter_mut().zip(roots) {
             *place = self.core.roots.invalidate(root.name).then_some(root.name);
         }

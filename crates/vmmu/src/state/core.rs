@@ -24,6 +24,8 @@ pub(crate) struct Core {
     pub window: u64,
     /// The largest leaf of any slot.
     pub largest: Level,
+    /// Tables that MMIO faults may link below one root.
+    pub mmio_tables: u64,
     pub participants: Participants,
     pub invalidations: Invalidations,
     pub roots: Roots,
@@ -40,6 +42,7 @@ pub(crate) struct Sizes {
     pub own: usize,
     pub vcpus: usize,
     pub slots: usize,
+    pub mmio_tables: u32,
 }
 
 impl Core {
@@ -61,6 +64,7 @@ impl Core {
             format,
             window,
             largest,
+            mmio_tables: u64::from(sizes.mmio_tables),
             participants: Participants::new(sizes.participants, sizes.own)?,
             invalidations: Invalidations::new(),
             roots: Roots::new(),

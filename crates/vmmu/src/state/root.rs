@@ -8,16 +8,33 @@
 //! can be reused, only after the grace period that follows `retiring`: a section that has read the
 //! place while it was taken cannot meet its next tenant.
 //!
+//! MMIO entries below a root carry only the low part of the slots' generation, the *tag*. The
+//! hazard: vCPU A writes one; half a million changes later worker B puts a slot there and the tag is
+//! what it was; vCPU C meets the old entry and takes memory for a device. Taking the old entries away
+//! when the tag comes round is not enough, because C may be faster than B's walk, and because one
+//! operation of B may change the slots twice and step over the tag zero. So each root knows its
+//! *epoch*: the high part of the generation when it was born. Below it MMIO entries are written and
+//! believed only by who reads, in the section of the entry, a set of the same epoch; epoch and tag
+//! together are the whole generation. A root of an older epoch serves memory as before, and remembers
+//! no MMIO. Replacing it is a matter of speed alone: it may be late, stop half way, or not happen.
+//!
+//! A root that is born beside such a change knows the older epoch only if whoever made the change
+//! finds it afterwards: the epoch is read, and the root made valid, in one section, and roots of older
+//! epochs are looked for after a grace period.
+//!
+//! A guest chooses where it reads what is no memory, and each place may need tables of its own. So
+//! each root counts the tables that MMIO faults have linked below it, and there is a
+//! [limit](crate::Config::mmio_tables).
+//!
 //! Hardware: a vCPU enters the guest only after it has said so in its mode word, fenced, and seen
 //! its root valid ([`tlb`](crate::tlb)); who invalidates a root waits until every vCPU that was in
 //! the guest has left it once. After that nothing runs on the root, whatever names are still held.
 
 use crate::addr::{Level, Pfn};
 use crate::entry::format::Format;
-use crate::error::NoMemory;
 use crate::state::slot::AddressSpace;
 use crate::sync;
-use crate::sync::{AtomicU64, Mutex, Ordering, lock_or_wait};
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock_or_wait};
 
 /// Places for roots. A VM has at most six meaningful roles; the others are drains under way.
 pub(crate) const PLACES: usize = if cfg!(any(loom, shuttle)) { 2 } else { 16 };
@@ -80,6 +97,11 @@ struct RootWords {
     state: AtomicU64,
     top: AtomicU64,
     role: AtomicU64,
+    /// High part of the slots' generation at its birth.
+    epoch: AtomicU64,
+    /// Tables below it that MMIO faults have linked. The one word here that faults write, and only
+    /// those that link a table for MMIO.
+    mmio_tables: AtomicU64,
 }
 
 /// A root as a section sees it.
@@ -99,6 +121,27 @@ pub(crate) struct Roots {
     create: Mutex<()>,
 }
 
+/// What there is for a role.
+#[derive(Debug)]
+pub(crate) enum Berth<'r> {
+    /// Its root.
+    Taken(Root),
+    /// A place for it. Dropped, it stays free.
+    Free(Vacancy<'r>),
+    /// Neither: all places are taken by drains.
+    None,
+}
+
+/// The right to make one root; nobody else makes one meanwhile.
+#[derive(Debug)]
+pub(crate) struct Vacancy<'r> {
+    roots: &'r Roots,
+    words: &'r RootWords,
+    place: usize,
+    role: Role,
+    _creating: MutexGuard<'r, ()>,
+}
+
 #[inline]
 fn phase(state: u64) -> Option<Phase> {
     match state & ((1 << PHASE_BITS) - 1) {
@@ -115,6 +158,8 @@ impl Roots {
             state: AtomicU64::new(FREE),
             top: AtomicU64::new(0),
             role: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
+            mmio_tables: AtomicU64::new(0),
         };
         Roots { places: core::array::from_fn(place), create: Mutex::new(()) }
     }
@@ -159,31 +204,54 @@ impl Roots {
         self.iter().find(|root| root.phase == Phase::Valid && fits(root))
     }
 
-    /// The valid root of a role, new if need be from the table `fresh` gives.
-    ///
-    /// `Ok(None)`: all places are taken by drains. `Err`: a table is needed and there is none.
-    pub(crate) fn create(
-        &self,
-        role: Role,
-        fresh: impl FnOnce() -> Option<Pfn>,
-        wait: impl FnMut(),
-    ) -> Result<Option<Root>, NoMemory> {
-        let _creating = lock_or_wait(&self.create, wait);
+    /// The valid root of a role, or a place to make one in.
+    pub(crate) fn find_or_make(&self, role: Role, wait: impl FnMut()) -> Berth<'_> {
+        let creating = lock_or_wait(&self.create, wait);
         if let Some(root) = self.find(role) {
-            return Ok(Some(root));
+            return Berth::Taken(root);
         }
-        let is_free = |place: &RootWords| phase(place.state.load(Ordering::Acquire)).is_none();
-        let mut places = self.places.iter().enumerate();
-        let Some((place, words)) = places.find(|(_, place)| is_free(place)) else {
-            return Ok(None);
+        let is_free =
+            |(_, words): &(usize, &RootWords)| phase(words.state.load(Ordering::Acquire)).is_none();
+        match self.places.iter().enumerate().find(is_free) {
+            Some((place, words)) => {
+                Berth::Free(Vacancy { roots: self, words, place, role, _creating: creating })
+            }
+            None => Berth::None,
+        }
+    }
+
+    /// Places without a tenant, as far as one can say without the lock of who makes roots.
+    pub(crate) fn free_places(&self) -> usize {
+        PLACES - self.iter().count()
+    }
+
+    /// The epoch that a root was born in.
+    #[inline]
+    pub(crate) fn epoch(&self, root: &Root) -> u64 {
+        self.place(root.name).map_or(u64::MAX, |words| words.epoch.load(Ordering::Relaxed))
+    }
+
+    /// Counts tables that are about to be linked below a root for MMIO, if there are not more than
+    /// `limit` then. In a section that found the root.
+    pub(crate) fn count_mmio_tables(&self, root: &Root, tables: u64, limit: u64) -> bool {
+        let more = |now: u64| now.checked_add(tables).filter(|sum| *sum <= limit);
+        // Nothing is ordered by the count.
+        let counted = |words: &RootWords| {
+            words.mmio_tables.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
         };
-        let top = fresh().ok_or(NoMemory)?;
-        words.top.store(top.0, Ordering::Relaxed);
-        words.role.store(role.pack(), Ordering::Relaxed);
-        // No root of any VM has had this one, so the name of another VM's root names nothing here.
-        let generation = sync::unique();
-        words.state.store(generation << PHASE_BITS | VALID, Ordering::Release);
-        Ok(self.at(place))
+        self.place(root.name).is_some_and(counted)
+    }
+
+    /// The tables counted were not linked. In the section that counted them.
+    pub(crate) fn discount_mmio_tables(&self, root: &Root, tables: u64) {
+        if let Some(words) = self.place(root.name) {
+            words.mmio_tables.fetch_sub(tables, Ordering::Relaxed);
+        }
+    }
+
+    #[inline]
+    fn place(&self, name: RootName) -> Option<&RootWords> {
+        self.places.get(usize::from(name.place))
     }
 
     /// Valid to invalid. The caller waits for a grace period next. Returns whether it was valid.
@@ -206,6 +274,22 @@ impl Roots {
         let word = |phase| name.generation << PHASE_BITS | phase;
         let seen = word(from);
         place.state.compare_exchange(seen, word(to), Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+}
+
+impl Vacancy<'_> {
+    /// A root with that top table. Its epoch is that of the set which the caller reads in the section
+    /// that it is in.
+    pub(crate) fn fill(self, top: Pfn, epoch: u64) -> Option<Root> {
+        let Vacancy { roots, words, place, role, .. } = self;
+        words.top.store(top.0, Ordering::Relaxed);
+        words.role.store(role.pack(), Ordering::Relaxed);
+        words.epoch.store(epoch, Ordering::Relaxed);
+        words.mmio_tables.store(0, Ordering::Relaxed);
+        // No root of any VM has had this one, so the name of another VM's root names nothing here.
+        let generation = sync::unique();
+        words.state.store(generation << PHASE_BITS | VALID, Ordering::Release);
+        roots.at(place)
     }
 }
 

@@ -6,6 +6,7 @@
 use alloc::vec::Vec;
 
 use crate::addr::{Gfn, GfnRange, HostRange, Level};
+use crate::entry::format::Format;
 use crate::error::NoMemory;
 use crate::state::slot::{AddressSpace, Mutability, SlotId, SlotInfo, SlotSpec, SlotWord, Source};
 
@@ -120,13 +121,41 @@ pub(crate) struct Hint(usize);
 /// One copy of the set.
 #[derive(Debug, Default)]
 pub(crate) struct SlotSet {
-    /// Rises with every change of what is memory. MMIO entries carry it.
+    /// Rises with every change of what is memory. MMIO entries carry its [tag](Self::tag).
     pub generation: u64,
     regions: [Vec<Region>; AddressSpace::COUNT],
     backed: Vec<Backed>,
 }
 
 impl SlotSet {
+    /// The high part of the generation: how often the tag has come round.
+    #[inline]
+    pub(crate) fn epoch(&self) -> u64 {
+        self.generation >> Format::GENERATION_BITS
+    }
+
+    /// The low part of the generation: what fits into an MMIO entry.
+    #[inline]
+    pub(crate) fn tag(&self) -> u64 {
+        self.generation & ((1 << Format::GENERATION_BITS) - 1)
+    }
+
+    /// Whether an MMIO entry with `tag`, below a root that was born in `epoch`, was written under
+    /// this very generation.
+    #[inline]
+    pub(crate) fn wrote(&self, epoch: u64, tag: u64) -> bool {
+        tag == self.tag() && self.remembers_in(epoch)
+    }
+
+    /// Whether MMIO entries below a root that was born in `epoch` may be written and believed.
+    #[inline]
+    pub(crate) fn remembers_in(&self, epoch: u64) -> bool {
+        if defect!(LooksForTagZero) {
+            return true;
+        }
+        epoch == self.epoch() || defect!(BelievesAcrossWrap)
+    }
+
     /// The slot around `gfn`; tries where the last search ended first.
     #[inline]
     pub(crate) fn find(&self, space: AddressSpace, gfn: Gfn, hint: &mut Hint) -> Option<&Region> {

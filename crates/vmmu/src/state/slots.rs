@@ -88,6 +88,15 @@ impl Slots {
         self.current.store((current & 1) ^ 1, Ordering::Release);
     }
 
+    /// Sets the generation of the current copy, while nothing else runs.
+    #[cfg(feature = "protocol")]
+    pub(crate) fn set_generation(&mut self, generation: u64) {
+        let current = self.current.load(Ordering::Relaxed) & 1;
+        if let Some(set) = self.sets.get_mut(current as usize) {
+            set.get_mut().generation = generation;
+        }
+    }
+
     /// How many slot numbers there are.
     pub(crate) fn capacity(&self) -> usize {
         self.words.len()

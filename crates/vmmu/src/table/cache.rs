@@ -18,7 +18,8 @@ pub struct Cache {
     need: usize,
 }
 
-/// Proof that the cache has the tables one leaf may need.
+/// Pages lent to a section. From [`reserved`](Cache::reserved): proof that the tables one leaf may
+/// need are there.
 #[derive(Debug)]
 pub struct ReservedPages<'c>(&'c mut Cache);
 
@@ -39,10 +40,21 @@ impl Cache {
     /// Proof for one leaf, or what is missing.
     #[inline]
     pub fn reserved(&mut self) -> Result<ReservedPages<'_>, MissingPages> {
-        match self.need.saturating_sub(self.pages.len()) {
-            0 => Ok(ReservedPages(self)),
-            missing => Err(MissingPages(missing)),
+        match self.missing() {
+            MissingPages(0) => Ok(ReservedPages(self)),
+            missing => Err(missing),
         }
+    }
+
+    /// What one leaf may need more than there is.
+    #[inline]
+    pub(crate) fn missing(&self) -> MissingPages {
+        MissingPages(self.need.saturating_sub(self.pages.len()))
+    }
+
+    /// What there is, be it nothing: for who can do without.
+    pub(crate) fn in_stock(&mut self) -> ReservedPages<'_> {
+        ReservedPages(self)
     }
 
     /// Takes pages from the host until `stock` are there, at least one leaf's tables. On failure
@@ -92,6 +104,11 @@ impl Cache {
 }
 
 impl ReservedPages<'_> {
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.pages.len()
+    }
+
     pub(crate) fn take(&mut self) -> Option<Pfn> {
         self.0.take()
     }

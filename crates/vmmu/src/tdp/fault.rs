@@ -2,7 +2,6 @@
 
 use crate::addr::{Gfn, GfnRange, Level};
 use crate::entry::access::Access;
-use crate::entry::format::Format;
 use crate::entry::state::State;
 use crate::fault::{MemoryFault, Outcome, PageFault};
 use crate::host::backing::{Backing, Resolution};
@@ -57,6 +56,15 @@ pub struct NeedsPages<'vm> {
     pub resolved: ResolvedFault<'vm>,
 }
 
+/// What to do where a place that is no memory could be remembered if there were table pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum IfShort {
+    /// Emulate, and remember nothing.
+    Emulate,
+    /// Say so: the caller can ask the host.
+    Say,
+}
+
 /// What one participant brings to a fault.
 pub(crate) struct Faulter<'a, 'p, H: Host> {
     pub local: &'a mut Local<'p, H>,
@@ -72,6 +80,7 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
         name: RootName,
         space: AddressSpace,
         fault: PageFault,
+        if_short: IfShort,
     ) -> FaultStep<Request<'p>> {
         let core = self.local.core();
         let words = self.local.words();
@@ -93,7 +102,7 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
             return done(words, outcome);
         }
         let Some(region) = section.slots().find(space, gfn, self.hint) else {
-            return emulate(&section, self.cache, words, name, fault);
+            return emulate(&section, self.cache, words, name, fault, if_short);
         };
         let word = core.slots.word(region.id);
         if word.is_read_only() && fault.access.contains(Access::WRITE) && word.is_live() {
@@ -194,12 +203,18 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
         space: AddressSpace,
         fault: PageFault,
     ) -> Outcome {
+        let mut if_short = IfShort::Say;
         loop {
-            let request = match self.begin_fault(root, space, fault) {
+            let request = match self.begin_fault(root, space, fault, if_short) {
                 FaultStep::Done(outcome) => return outcome,
                 // It was invalidated since it was loaded. The guest's next entry loads another.
                 FaultStep::LoadRoot => return Outcome::Retry,
                 FaultStep::MissingPages(_) if self.fill() => continue,
+                // What is no memory needs no pages.
+                FaultStep::MissingPages(_) if if_short == IfShort::Say => {
+                    if_short = IfShort::Emulate;
+                    continue;
+                }
                 FaultStep::MissingPages(_) => {
                     return counted(self.local.words(), Outcome::OutOfMemory);
                 }
@@ -226,9 +241,19 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
         }
     }
 
-    /// A fault that ended before it began.
-    pub(crate) fn refuse(&mut self, outcome: Outcome) -> Outcome {
-        counted(self.local.words(), outcome)
+    /// A fault of a vCPU that has no root and gets none now. What is no memory needs none.
+    pub(crate) fn without_root(
+        &mut self,
+        space: AddressSpace,
+        fault: PageFault,
+        otherwise: Outcome,
+    ) -> Outcome {
+        let (words, gfn) = (self.local.words(), fault.gpa.gfn());
+        if gfn.0 >= self.local.core().format.frames() {
+            return counted(words, Outcome::Fault(MemoryFault::TooHigh));
+        }
+        let is_memory = self.local.section().slots().find(space, gfn, self.hint).is_some();
+        counted(words, if is_memory { otherwise } else { Outcome::Emulate })
     }
 
     fn fill(&mut self) -> bool {
@@ -258,9 +283,8 @@ fn present(
     }
     match entry.state() {
         State::Mmio { generation } => {
-            let mask = (1 << Format::GENERATION_BITS) - 1;
             // Stale: somebody may have put a slot here since.
-            if generation != section.slots().generation & mask {
+            if !section.slots().wrote(core.roots.epoch(root), generation) {
                 return None;
             }
             words.count_emulated_fast();
@@ -274,27 +298,26 @@ fn present(
     }
 }
 
-/// No slot: remember that in an MMIO entry, if the format has such, and emulate.
+/// No slot: emulate, and remember it in an MMIO entry if the format has such, the root is of this
+/// epoch, and a table is there or may be linked.
 fn emulate<'p>(
     section: &Section<'_>,
     cache: &mut Cache,
     words: &ParticipantWords,
     root: RootName,
     fault: PageFault,
+    if_short: IfShort,
 ) -> FaultStep<Request<'p>> {
     match section.permit_mmio(root, fault) {
-        Ok(permit) => {
-            let full = match cache.reserved() {
-                Ok(full) => full,
-                Err(need) => return FaultStep::MissingPages(need),
-            };
-            match permit.map(full) {
-                Mapped::Busy => done(words, Outcome::Retry),
-                Mapped::Done(_) | Mapped::Spurious | Mapped::Conflict => {
-                    done(words, Outcome::Emulate)
-                }
-            }
-        }
+        Ok(permit) => match permit.map(cache.in_stock()) {
+            Mapped::Busy => done(words, Outcome::Retry),
+            Mapped::NoPages if if_short == IfShort::Say => FaultStep::MissingPages(cache.missing()),
+            Mapped::Done(_)
+            | Mapped::Spurious
+            | Mapped::Conflict
+            | Mapped::NoTable
+            | Mapped::NoPages => done(words, Outcome::Emulate),
+        },
         Err(Refused::Generation) => done(words, Outcome::Emulate),
         Err(_) => done(words, Outcome::Retry),
     }
@@ -304,7 +327,7 @@ fn outcome(mapped: Mapped) -> Outcome {
     match mapped {
         Mapped::Done(level) => Outcome::Fixed(level),
         Mapped::Spurious => Outcome::Spurious,
-        Mapped::Busy | Mapped::Conflict => Outcome::Retry,
+        Mapped::Busy | Mapped::Conflict | Mapped::NoTable | Mapped::NoPages => Outcome::Retry,
     }
 }
 

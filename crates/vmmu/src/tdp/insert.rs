@@ -54,6 +54,10 @@ pub enum Mapped {
     Busy,
     /// A leaf of another frame is there, or one whose permissions must not grow in place.
     Conflict,
+    /// The table for an MMIO entry is missing, and MMIO has linked as many as it may below this root.
+    NoTable,
+    /// The table for an MMIO entry is missing, and so are pages for it in stock.
+    NoPages,
 }
 
 impl<L: Liability> Section<'_, L> {
@@ -133,7 +137,8 @@ impl<L: Liability> Section<'_, L> {
         Ok(self.insert(*root, fault, level, leaf))
     }
 
-    /// The permit for an MMIO entry: no slot is there, as of the generation it will carry.
+    /// The permit for an MMIO entry: no slot is there, as of the generation it will carry, and the
+    /// root is of that generation's epoch.
     pub fn permit_mmio(&self, root: RootName, fault: PageFault) -> Result<Insert<'_, L>, Refused> {
         let core = self.inside.core;
         let slots = self.slots();
@@ -142,7 +147,10 @@ impl<L: Liability> Section<'_, L> {
         if slots.find(root.role.space, gfn, &mut Hint::default()).is_some() {
             return Err(Refused::Slot);
         }
-        let mmio = State::Mmio { generation: slots.generation };
+        if !slots.remembers_in(core.roots.epoch(&root)) {
+            return Err(Refused::Generation);
+        }
+        let mmio = State::Mmio { generation: slots.tag() };
         let value = core.format.make(mmio, Level::Size4K).ok_or(Refused::Generation)?;
         let (inside, access) = (self.inside, fault.access);
         Ok(Insert { inside, root, gfn, level: Level::Size4K, what: What::Mmio(value), access })
@@ -241,7 +249,8 @@ impl<'s, L: Liability> Insert<'s, L> {
                     }
                     return Mapped::Spurious;
                 }
-                if entry.level > self.level {
+                // What is no memory is no reason to split, for which there may be no page.
+                if entry.level > self.level && matches!(self.what, What::Leaf(_)) {
                     entry = match entry.split(&mut pages) {
                         Ok(()) => again(),
                         Err(changed) => changed,
@@ -256,6 +265,8 @@ impl<'s, L: Liability> Insert<'s, L> {
             }
             let lost = if entry.level == self.level {
                 self.place(entry)
+            } else if matches!(self.what, What::Mmio(_)) {
+                self.link_for_mmio(entry, &mut pages)
             } else {
                 self.link(entry, &mut pages)
             };
@@ -325,6 +336,26 @@ impl<'s, L: Liability> Insert<'s, L> {
             Some(_) => Mapped::Done(level),
             None => Mapped::Busy,
         })
+    }
+
+    /// Links the missing tables if MMIO may link so many and there are pages for them.
+    fn link_for_mmio(
+        &self,
+        entry: Entry<'s, L>,
+        pages: &mut ReservedPages<'_>,
+    ) -> Result<Mapped, Entry<'s, L>> {
+        let core = self.inside.core;
+        let tables = entry.level as usize - self.level as usize;
+        // Counted first: what others link meanwhile does not lead beyond the limit.
+        if !core.roots.count_mmio_tables(&self.root, tables as u64, core.mmio_tables) {
+            return Ok(Mapped::NoTable);
+        }
+        let linked =
+            if pages.count() < tables { Ok(Mapped::NoPages) } else { self.link(entry, pages) };
+        if !matches!(linked, Ok(Mapped::Done(_))) {
+            core.roots.discount_mmio_tables(&self.root, tables as u64);
+        }
+        linked
     }
 
     /// Builds the missing tables with the leaf in the last one, and links them with one exchange.

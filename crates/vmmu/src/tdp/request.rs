@@ -32,7 +32,8 @@ pub enum Refused {
     Invalidation,
     /// The watch was hit: the frame is no longer the page's.
     Hit,
-    /// The generation of the slots has changed.
+    /// No MMIO entry can be told from those of other generations of the slots: the root is of an
+    /// older epoch, or the format has no such entries.
     Generation,
     /// It is another VM's.
     Foreign,

@@ -16,6 +16,12 @@ impl<H: Host> Mmu<H> {
         Participant::register(&self.core, self.host())
     }
 
+    /// Says that the slots have changed so often before. So that a test need not change them half a
+    /// million times to see the bits of the generation come round that an MMIO entry has.
+    pub fn set_generation(&mut self, generation: u64) {
+        self.core.slots.set_generation(generation);
+    }
+
     /// The name of the valid root of a role.
     pub fn root(&self, role: Role) -> Option<RootName> {
         self.core.roots.find(role).map(|root| root.name)

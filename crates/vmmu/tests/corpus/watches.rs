@@ -50,6 +50,7 @@ fn a_zap_refuses_requests_wherever_it_reaches() -> Verdict {
     let block = Level::Size1G.pages();
     worker.create_slot(&backed(1, range(0, 4 * block))).unwrap();
     vcpu.reserve(8).unwrap();
+    vcpu.load_root().unwrap();
     drop(vcpu.before_enter(Number(0)).unwrap());
     for gfn in [0, block + 3, 2 * block, 3 * block - 1] {
         let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(gfn, Access::READ)) else {

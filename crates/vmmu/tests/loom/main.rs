@@ -21,6 +21,7 @@ mod debts;
 mod entering;
 mod exchange;
 mod frozen;
+mod mmio;
 mod roots;
 mod slots;
 mod watches;

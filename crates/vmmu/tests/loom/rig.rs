@@ -54,11 +54,15 @@ impl Rig {
         config.notifiers = 0;
         config.slots = 2;
         let vm = Mmu::new(Machine::new(), &config).expect("a small VM");
+        vm.worker().expect("a place").create_slot(&memory()).expect("the first slot");
+        Rig::of(vm)
+    }
+
+    /// That VM.
+    pub fn of(vm: Mmu<Machine>) -> Rig {
         let raw = Box::into_raw(Box::new(vm));
         // SAFETY: it lives until `end`, which is given everything that borrows it.
-        let rig = Rig { vm: unsafe { &*raw }, raw };
-        rig.worker().create_slot(&memory()).expect("the first slot");
-        rig
+        Rig { vm: unsafe { &*raw }, raw }
     }
 
     pub fn worker(&self) -> Worker<&'static Mmu<Machine>> {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmmu::addr::{Gfn, GfnRange, Gpa, Level, Pfn};
 use vmmu::check::Witness;
-use vmmu::entry::{Access, Format, MemoryType, ept, npt};
+use vmmu::entry::{Access, Format, MemoryType, Record, ept, npt};
 use vmmu::host::{
     Backing, Contents, Cpus, FrameQuery, GuestMemory, GuestPage, HostFrame, Observer, Placement,
     Resolution, TablePage, TablePages, VcpuId, Wait,
@@ -246,6 +246,22 @@ pub fn ept() -> Format {
 /// NPT.
 pub fn npt() -> Format {
     npt::format(npt::NptOptions::default()).unwrap()
+}
+
+/// Every format there is: both kinds, with four levels and with five, and EPT without A and D.
+pub fn formats() -> [(&'static str, Format); 5] {
+    let ept = ept::EptOptions { phys_bits: 48, ..Default::default() };
+    let npt = npt::NptOptions::default();
+    [
+        ("npt", npt::format(npt).unwrap()),
+        ("ept", ept::format(ept).unwrap()),
+        ("npt5", npt::format(npt::NptOptions { top: Level::L5, ..npt }).unwrap()),
+        ("ept5", ept::format(ept::EptOptions { top: Level::L5, ..ept }).unwrap()),
+        (
+            "ept without A and D",
+            ept::format(ept::EptOptions { record: Record::Software, ..ept }).unwrap(),
+        ),
+    ]
 }
 
 /// Frames `start..start + pages`.
