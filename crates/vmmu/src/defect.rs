@@ -32,8 +32,8 @@ macro_rules! defects {
             }
 
             /// What it is called in lists of such mistakes: `K` from Linux KVM's history, `B` from
-            /// other hypervisors, `S` a worked scenario that it breaks, `D-` a row of the
-            /// protocol's models that fails.
+            /// other hypervisors, `M` from this library's own, `S` a worked scenario that it breaks,
+            /// `D-` a row of the protocol's models that fails.
             pub const fn ids(self) -> &'static [&'static str] {
                 match self {
                     $(Defect::$variant => &[$($id),+],)+
@@ -57,7 +57,13 @@ defects! {
     /// An invalidation hits no watch.
     HitsNoWatch hits_no_watch ["D-w4", "D-a9", "D-x4"];
     /// Two who end an invalidation of the same name end the same one.
-    EndsOneTwice ends_one_twice ["D-a18"];
+    EndsOneTwice ends_one_twice ["D-a18", "D-a24"];
+    /// An invalidation that found no place refuses every page there is.
+    OverflowRefusesAll overflow_refuses_all ["M3"];
+    /// Exactly one invalidation without a place refuses nothing.
+    IgnoresOneOverflowed ignores_one_overflowed ["M3-f", "D-a22"];
+    /// The end of a range that was never begun ends any invalidation without a place.
+    EndsAnyOverflowed ends_any_overflowed ["M11"];
     /// A debt is opened in the ledger after what it is about was cleared.
     LedgerAfterClear ledger_after_clear ["D-b3"];
     /// A debt leaves the ledger before its flush.

@@ -29,7 +29,7 @@ impl Drop for Invalidation<'_> {
     }
 }
 
-/// No invalidation of exactly this range is under way.
+/// No invalidation of this range is under way that [`Worker::invalidate_begin`] began.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NotInvalidating(pub HostRange);
 
@@ -68,11 +68,23 @@ impl<'vm, H: Host> Worker<'vm, H> {
 
     /// The same for notifiers with separate callbacks: [`invalidate_end`](Self::invalidate_end)
     /// with the same range follows, as often as this was called.
+    ///
+    /// Any number may be under way. Beyond [`Config::invalidations`](crate::Config::invalidations) of
+    /// them, each refuses the blocks its range touches instead of its pages alone.
     pub fn invalidate_begin(&mut self, range: HostRange) {
         self.take_back(HostPages::named(range));
     }
 
-    /// Ends what [`invalidate_begin`](Self::invalidate_begin) began.
+    /// Ends what [`invalidate_begin`](Self::invalidate_begin) began. End exactly what was begun: an
+    /// end of a range that nobody began is a mistake of the host, and most of them are found.
+    ///
+    /// An error has changed nothing. It is certain while at most
+    /// [`Config::invalidations`](crate::Config::invalidations) are under way, because each of those is
+    /// known by its range. Of the others only the blocks they touch are known, as counts. So an end of
+    /// a range that was never begun is taken for that of another one beyond the places whose range
+    /// counts in the same blocks, or in blocks that fall on the same counter; that one's pages may
+    /// then be mapped before it ends, and its own end is an error. Ranges without any page are told
+    /// apart by nothing, and refuse nothing. An [`Invalidation`] is never ended by this.
     pub fn invalidate_end(&mut self, range: HostRange) -> Result<(), NotInvalidating> {
         if self.core().invalidations.end(&range) { Ok(()) } else { Err(NotInvalidating(range)) }
     }
@@ -87,7 +99,7 @@ impl<'vm, H: Host> Worker<'vm, H> {
             .walk(|page| page.each(|entry| entry.zap()));
         let revoked = walked.finish();
         // It is this VM's promise, of a range that was announced.
-        revoked.open(core).and_then(|pages| pages.place()).unwrap_or(InvalidationPlace::Overflow)
+        revoked.open(core).and_then(|pages| pages.place()).unwrap_or(InvalidationPlace::Nowhere)
     }
 
     /// Drops every mapping of guest frames, so that faults make them anew: leaves only, and an

@@ -34,6 +34,14 @@ pub struct Config<'a> {
     pub workers: u32,
     /// Slot numbers.
     pub slots: u32,
+    /// Invalidations begun and not ended yet that refuse exactly their own pages.
+    ///
+    /// There may be more at one time, without end. Those refuse whole blocks, of 4 KiB, 2 MiB, 1 GiB
+    /// or 512 GiB, whichever is the first that is not shorter than their range, and a few blocks
+    /// elsewhere that fall on the same counters. A fault on a page that is refused answers
+    /// [`Retry`](crate::Outcome::Retry) until they end; one on a page beside them may find a smaller
+    /// leaf. Each place costs 32 bytes, and a fault a look at it while any invalidation is under way.
+    pub invalidations: u32,
     /// The largest leaf anywhere.
     pub largest: Level,
     /// Host frames, half-open, that no linear slot may cover: the hypervisor's own.
@@ -41,11 +49,13 @@ pub struct Config<'a> {
 }
 
 impl Config<'_> {
-    /// For a format and a number of vCPUs: two workers, 512 slots, leaves as large as the format
-    /// has them, nothing reserved.
+    /// For a format and a number of vCPUs: two workers, 512 slots, 16 invalidations, leaves as large
+    /// as the format has them, nothing reserved.
     pub const fn new(format: Format, vcpus: u32) -> Self {
         let largest = format.largest();
-        Config { format, vcpus, workers: 2, slots: 512, largest, reserved: &[] }
+        // A model explores every look at a place.
+        let invalidations = if cfg!(any(loom, shuttle)) { 2 } else { 16 };
+        Config { format, vcpus, workers: 2, slots: 512, invalidations, largest, reserved: &[] }
     }
 }
 
@@ -104,6 +114,7 @@ impl<H: Host> Mmu<H> {
             participants: config.vcpus.saturating_add(config.workers) as usize,
             vcpus: config.vcpus as usize,
             slots: config.slots as usize,
+            invalidations: config.invalidations as usize,
         };
         let largest = config.largest.min(config.format.largest());
         match Core::new(config.format, largest, host.window(), &sizes, config.reserved) {

@@ -4,7 +4,7 @@ use crate::addr::{GfnRange, HostRange};
 use crate::revoke::chain::{Revocation, Sealed};
 use crate::revoke::hull::with_huge_leaves;
 use crate::state::core::Core;
-use crate::state::invalidations::InvalidationPlace;
+use crate::state::invalidations::{EndedBy, InvalidationPlace};
 use crate::state::root::{Phase, Root};
 use crate::state::slot::AddressSpace;
 use crate::state::slot_set::SlotSet;
@@ -15,8 +15,7 @@ use crate::table::walk::{Order, Target};
 pub struct HostPages {
     range: HostRange,
     place: Option<InvalidationPlace>,
-    /// Whoever says the same range ends it.
-    is_named: bool,
+    by: EndedBy,
     hull: GfnRange,
     /// What `AnnouncesInGuestFrames` announces instead.
     #[cfg(feature = "defects")]
@@ -29,7 +28,7 @@ impl HostPages {
         HostPages {
             range,
             place: None,
-            is_named: false,
+            by: EndedBy::Holder,
             hull: GfnRange::ALL,
             #[cfg(feature = "defects")]
             known: range,
@@ -39,7 +38,7 @@ impl HostPages {
     /// The pages, of an invalidation that
     /// [`Worker::invalidate_end`](crate::Worker::invalidate_end) ends.
     pub fn named(range: HostRange) -> Self {
-        HostPages { is_named: true, ..Self::new(range) }
+        HostPages { by: EndedBy::Name, ..Self::new(range) }
     }
 
     /// Where it is announced.
@@ -56,11 +55,7 @@ impl Sealed for HostPages {
         let range = &self.known;
         #[cfg(not(feature = "defects"))]
         let range = &self.range;
-        let place = core.invalidations.announce(range);
-        if self.is_named {
-            core.invalidations.name(place);
-        }
-        self.place = Some(place);
+        self.place = Some(core.invalidations.announce(range, self.by));
     }
 
     #[cfg(feature = "defects")]

@@ -39,6 +39,7 @@ pub(crate) struct Sizes {
     pub participants: usize,
     pub vcpus: usize,
     pub slots: usize,
+    pub invalidations: usize,
 }
 
 impl Core {
@@ -61,7 +62,7 @@ impl Core {
             window,
             largest,
             participants: Participants::new(sizes.participants)?,
-            invalidations: Invalidations::new(),
+            invalidations: Invalidations::new(sizes.invalidations)?,
             roots: Roots::new(),
             slots: Slots::new(sizes.slots)?,
             vcpus: vcpus.into_boxed_slice(),

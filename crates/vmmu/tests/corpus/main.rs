@@ -18,6 +18,7 @@ mod stage;
 
 mod entries;
 mod flushes;
+mod invalidations;
 mod roots;
 mod slots;
 mod walks;
