@@ -57,7 +57,13 @@ defects! {
     /// An invalidation hits no watch.
     HitsNoWatch hits_no_watch ["D-w4", "D-a9", "D-x4"];
     /// Two who end an invalidation of the same name end the same one.
-    EndsOneTwice ends_one_twice ["D-a18"];
+    EndsOneTwice ends_one_twice ["D-a18", "D-a24"];
+    /// An invalidation that found no place refuses every page there is.
+    OverflowRefusesAll overflow_refuses_all ["F-M3"];
+    /// Exactly one invalidation without a place refuses nothing.
+    IgnoresOneOverflowed ignores_one_overflowed ["F-f", "D-a22"];
+    /// The end of a range that was never begun ends any invalidation without a place.
+    EndsAnyOverflowed ends_any_overflowed ["F-M11"];
     /// A debt is opened in the ledger after what it is about was cleared.
     LedgerAfterClear ledger_after_clear ["D-b3"];
     /// A debt leaves the ledger before its flush.

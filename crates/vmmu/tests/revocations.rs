@@ -94,18 +94,18 @@ fn a_block_found_while_a_page_of_it_was_under_invalidation_is_not_mapped_whole()
 }
 
 #[test]
-fn invalidations_beyond_the_places_refuse_everything_and_miss_nothing() {
+fn invalidations_beyond_the_places_miss_nothing() {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
     let begun: Vec<_> = (0..20).map(|n| vm.invalidate_range(pages(n, 1))).collect();
-    for gfn in [0, 19, 0x800] {
+    for gfn in [0, 15, 16, 19] {
         assert_eq!(vcpu.handle_fault(&frames, fault_at(gfn, Access::READ)), Outcome::Retry);
     }
     drop(begun);
-    for gfn in [0, 19, 0x800] {
+    for gfn in [0, 15, 16, 19] {
         let outcome = vcpu.handle_fault(&frames, fault_at(gfn, Access::READ));
         assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
     }

@@ -41,6 +41,14 @@ pub struct Config<'a> {
     pub notifiers: u32,
     /// Slot numbers.
     pub slots: u32,
+    /// Invalidations begun and not ended yet that refuse exactly their own pages.
+    ///
+    /// There may be more at one time, without end. Those refuse whole blocks, of 4 KiB, 2 MiB, 1 GiB
+    /// or 512 GiB, whichever is the first that is not shorter than their range, and a few blocks
+    /// elsewhere that fall on the same counters. A fault on a page that is refused answers
+    /// [`Retry`](crate::Outcome::Retry) until they end; one on a page beside them may find a smaller
+    /// leaf. Each place costs 32 bytes, and a fault a look at it while any invalidation is under way.
+    pub invalidations: u32,
     /// The largest leaf anywhere.
     pub largest: Level,
     /// Table pages that faults where no slot is may link below one root, because a guest chooses how
@@ -52,8 +60,9 @@ pub struct Config<'a> {
 }
 
 impl Config<'_> {
-    /// For a format and a number of vCPUs: two workers, four notifiers, 512 slots, leaves as large
-    /// as the format has them, 64 table pages for MMIO, nothing reserved.
+    /// For a format and a number of vCPUs: two workers, four notifiers, 512 slots, 16
+    /// invalidations, leaves as large as the format has them, 64 table pages for MMIO, nothing
+    /// reserved.
     pub const fn new(format: Format, vcpus: u32) -> Self {
         Config {
             format,
@@ -61,6 +70,8 @@ impl Config<'_> {
             workers: 2,
             notifiers: 4,
             slots: 512,
+            // A model explores every look at a place.
+            invalidations: if cfg!(any(loom, shuttle)) { 2 } else { 16 },
             largest: format.largest(),
             mmio_tables: 64,
             reserved: &[],
@@ -126,6 +137,7 @@ impl<H: Host> Mmu<H> {
             vcpus: config.vcpus as usize,
             slots: config.slots as usize,
             mmio_tables: config.mmio_tables,
+            invalidations: config.invalidations as usize,
         };
         let largest = config.largest.min(config.format.largest());
         match Core::new(config.format, largest, host.window(), &sizes, config.reserved) {

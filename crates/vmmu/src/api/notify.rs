@@ -44,6 +44,9 @@ impl<H: Host> Mmu<H> {
 
     /// The same for notifiers with separate callbacks: [`invalidate_end`](Self::invalidate_end)
     /// with the same range follows, as often as this was called.
+    ///
+    /// Any number may be under way. Beyond [`Config::invalidations`](crate::Config::invalidations) of
+    /// them, each refuses the blocks its range touches instead of its pages alone.
     pub fn invalidate_begin(&self, range: HostRange) {
         self.own().invalidate(HostPages::named(range));
     }
@@ -61,6 +64,15 @@ impl<H: Host> Mmu<H> {
     /// Ends what [`invalidate_begin`](Self::invalidate_begin) began, on whatever thread, by
     /// whomever. Waits for nobody. For a range without a page there is nothing to end, and it is
     /// never an error.
+    ///
+    /// End exactly what was begun: an end of a range that nobody began is a mistake of the host, and
+    /// most of them are found. An error has changed nothing. It is certain while at most
+    /// [`Config::invalidations`](crate::Config::invalidations) are under way, because each of those is
+    /// known by its range. Of the others only the blocks they touch are known, as counts. So an end
+    /// of a range that was never begun is taken for that of another one beyond the places whose range
+    /// counts in the same blocks, or in blocks that fall on the same counter; that one's pages may
+    /// then be mapped before it ends, and its own end is an error. An [`Invalidation`] is never ended
+    /// by this.
     pub fn invalidate_end(&self, range: HostRange) -> Result<(), NotInvalidating> {
         if range.is_empty() || self.core.invalidations.end(&range) {
             Ok(())

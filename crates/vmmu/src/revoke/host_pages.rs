@@ -4,7 +4,7 @@ use crate::addr::{GfnRange, HostRange};
 use crate::revoke::chain::{Revocation, Sealed};
 use crate::revoke::hull::with_huge_leaves;
 use crate::state::core::Core;
-use crate::state::invalidations::InvalidationPlace;
+use crate::state::invalidations::{EndedBy, InvalidationPlace};
 use crate::state::root::{Phase, Root};
 use crate::state::slot::SlotId;
 use crate::state::slot_set::{BackedKey, SlotSet};
@@ -17,8 +17,7 @@ use crate::table::walk::{Order, Piece, PieceKey, Target};
 pub struct HostPages {
     range: HostRange,
     place: Option<InvalidationPlace>,
-    /// Whoever says the same range ends it.
-    is_named: bool,
+    by: EndedBy,
     hull: GfnRange,
     /// Generation of the slot set in which watches were hit. A slot that is in no set up to it was
     /// created after the announcement.
@@ -34,7 +33,7 @@ impl HostPages {
         HostPages {
             range,
             place: None,
-            is_named: false,
+            by: EndedBy::Holder,
             hull: GfnRange::ALL,
             newest: u64::MAX,
             #[cfg(feature = "defects")]
@@ -45,7 +44,7 @@ impl HostPages {
     /// The pages, of an invalidation that
     /// [`Worker::invalidate_end`](crate::Worker::invalidate_end) ends.
     pub fn named(range: HostRange) -> Self {
-        HostPages { is_named: true, ..Self::new(range) }
+        HostPages { by: EndedBy::Name, ..Self::new(range) }
     }
 
     /// Where it is announced, if it is.
@@ -65,11 +64,7 @@ impl Sealed for HostPages {
         let range = &self.known;
         #[cfg(not(feature = "defects"))]
         let range = &self.range;
-        let place = core.invalidations.announce(range);
-        if self.is_named {
-            core.invalidations.name(place);
-        }
-        self.place = Some(place);
+        self.place = Some(core.invalidations.announce(range, self.by));
     }
 
     #[cfg(feature = "defects")]

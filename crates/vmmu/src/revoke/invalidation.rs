@@ -32,7 +32,8 @@ impl Drop for Invalidation<'_> {
     }
 }
 
-/// No invalidation of exactly this range is under way.
+/// No invalidation of this range is under way that [`Mmu::invalidate_begin`](crate::Mmu::invalidate_begin)
+/// began.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NotInvalidating(pub HostRange);
 

@@ -43,6 +43,7 @@ pub(crate) struct Sizes {
     pub vcpus: usize,
     pub slots: usize,
     pub mmio_tables: u32,
+    pub invalidations: usize,
 }
 
 impl Core {
@@ -66,7 +67,7 @@ impl Core {
             largest,
             mmio_tables: u64::from(sizes.mmio_tables),
             participants: Participants::new(sizes.participants, sizes.own)?,
-            invalidations: Invalidations::new(),
+            invalidations: Invalidations::new(sizes.invalidations)?,
             roots: Roots::new(),
             slots: Slots::new(sizes.slots)?,
             vcpus: vcpus.into_boxed_slice(),

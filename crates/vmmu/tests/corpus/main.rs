@@ -18,6 +18,7 @@ mod stage;
 
 mod entries;
 mod flushes;
+mod invalidations;
 mod mmio;
 mod roots;
 mod slots;

@@ -49,10 +49,16 @@ pub fn guest_of(vm: &'static Mmu<Machine>, id: VcpuId) -> Guest<'static> {
 impl Rig {
     /// A VM with the slot.
     pub fn new(vcpus: u32, workers: u32) -> Rig {
+        Rig::with_places(vcpus, workers, Config::new(format(), vcpus).invalidations)
+    }
+
+    /// The same with so many places for invalidations.
+    pub fn with_places(vcpus: u32, workers: u32, invalidations: u32) -> Rig {
         let mut config = Config::new(format(), vcpus);
         config.workers = workers;
         config.notifiers = 0;
         config.slots = 2;
+        config.invalidations = invalidations;
         let vm = Mmu::new(Machine::new(), &config).expect("a small VM");
         vm.worker().expect("a place").create_slot(&memory()).expect("the first slot");
         Rig::of(vm)

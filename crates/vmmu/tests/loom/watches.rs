@@ -145,7 +145,10 @@ fn fault_beside_an_end() {
 
 /// Two callbacks begin with the same range, and end at once: each ends one.
 fn two_ends() {
-    let rig = Rig::new(1, 2);
+    two_ends_in(Rig::new(1, 2));
+}
+
+fn two_ends_in(rig: Rig) {
     let workers = [0, 1].map(|_| {
         let mut worker = rig.worker();
         worker.invalidate_begin(pages(0, 1));
@@ -179,6 +182,103 @@ fn two_ends_of_one_name_end_two() {
 #[test]
 fn two_ends_that_do_not_compare_end_one() {
     A17.fails("a18", Defect::EndsOneTwice, UNENDED);
+}
+
+/// A fault on page 0, which an invalidation takes back that finds no place.
+fn fault_against_one_without_a_place() {
+    let rig = Rig::with_places(1, 1, 0);
+    let machine = rig.vm.host();
+    let mut guest = with_tables(&rig);
+    let mut worker = rig.worker();
+    let faulting = spawn(move || {
+        let _ = guest.fault(read(PAGE), Level::Size4K);
+        guest
+    });
+    let migrating = spawn(move || {
+        worker.invalidate_begin(pages(0, 1));
+        machine.migrate(OLD, NEW);
+        worker.invalidate_end(pages(0, 1)).expect("it was begun");
+        worker
+    });
+    let mut guest = faulting.join().expect("a fault");
+    drop(migrating.join().expect("an invalidation"));
+    check(&mut guest, machine, PAGE);
+    drop(guest);
+    rig.end();
+}
+
+/// The same beside another one without a place, in the blocks of which page 0 is not: what counts
+/// for both of them comes and goes while the fault looks.
+fn fault_beside_another_without_a_place() {
+    let rig = Rig::with_places(1, 2, 0);
+    let (mut guest, mut first, mut second) = (with_tables(&rig), rig.worker(), rig.worker());
+    let machine = rig.vm.host();
+    second.invalidate_begin(pages(1, 1));
+    let faulting = spawn(move || {
+        let _ = guest.fault(read(PAGE), Level::Size4K);
+        guest
+    });
+    let migrating = spawn(move || {
+        let invalidation = first.invalidate_range(pages(0, 1));
+        machine.migrate(OLD, NEW);
+        drop(invalidation);
+        first
+    });
+    let ending = spawn(move || {
+        second.invalidate_end(pages(1, 1)).expect("it was begun");
+        second
+    });
+    let mut guest = faulting.join().expect("a fault");
+    drop(migrating.join().expect("an invalidation"));
+    drop(ending.join().expect("an end"));
+    check(&mut guest, machine, PAGE);
+    drop(guest);
+    rig.end();
+}
+
+const A21: Model = Model { name: "a21", preemptions: 3, run: fault_against_one_without_a_place };
+const A25: Model = Model { name: "a25", preemptions: 2, run: fault_beside_another_without_a_place };
+
+#[test]
+fn an_invalidation_without_a_place_is_seen_too() {
+    A21.holds(&["fixed", "retry"]);
+}
+
+#[test]
+fn the_only_one_without_a_place_must_be_looked_at() {
+    A21.fails("a22", Defect::IgnoresOneOverflowed, COMPLAINT);
+}
+
+#[test]
+fn without_a_place_a_watch_that_is_not_hit_is_no_better() {
+    A21.fails("a27", Defect::HitsNoWatch, COMPLAINT);
+}
+
+#[test]
+fn another_one_without_a_place_changes_nothing() {
+    A25.holds(&["fixed", "retry"]);
+}
+
+#[test]
+fn beside_another_one_without_a_place_a_section_without_fence_does() {
+    A25.fails("a26", Defect::SectionWithoutFence, COMPLAINT);
+}
+
+/// Two callbacks begin with ranges of the same blocks, for which there is no place, and end at once.
+fn two_ends_without_places() {
+    two_ends_in(Rig::with_places(1, 2, 0));
+}
+
+const A23: Model = Model { name: "a23", preemptions: 4, run: two_ends_without_places };
+
+#[test]
+fn two_ends_without_a_place_end_two() {
+    A23.holds(&["ended"]);
+}
+
+#[test]
+fn two_ends_without_a_place_that_do_not_compare_end_one() {
+    A23.fails("a24", Defect::EndsOneTwice, UNENDED);
 }
 
 /// A vCPU for whose page there are tables already, so that its fault is one exchange.
