@@ -8,6 +8,8 @@ use crate::protocol::local::Participant;
 use crate::state::root::{Role, RootName};
 use crate::state::slot::AddressSpace;
 use crate::state::slot_set::Hint;
+#[cfg(feature = "protocol")]
+use crate::table::cache::Cache;
 
 impl<H: Host> Mmu<H> {
     /// A bare participant.
@@ -21,7 +23,13 @@ impl<H: Host> Mmu<H> {
     }
 }
 
-impl<H: Host> Worker<'_, H> {
+impl<'vm, H: Host> Worker<'vm, H> {
+    /// Its right to take part, and its table pages.
+    #[cfg(feature = "protocol")]
+    pub fn parts(&mut self) -> (&mut Participant<'vm, H>, &mut Cache) {
+        (&mut self.participant, &mut self.cache)
+    }
+
     /// How many of these frames are memory, looked up in one section.
     pub fn look_up(&mut self, frames: &[Gfn]) -> u64 {
         let mut hint = Hint::default();
