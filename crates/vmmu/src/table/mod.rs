@@ -4,6 +4,8 @@
 //! unlinked, alone; who loses keeps what it wanted to link.
 
 pub mod cache;
+#[cfg(feature = "protocol")]
+pub mod claim;
 pub mod entry;
 pub mod page;
 pub mod walk;
