@@ -105,7 +105,7 @@ defects! {
     /// An entry is overwritten, whatever it holds by then.
     OverwritesBlindly overwrites_blindly ["D-h1", "D-h4"];
     /// A dead entry of a detached table is overwritten by a fault.
-    OverwritesFrozen overwrites_frozen ["Size4K"];
+    OverwritesFrozen overwrites_frozen ["K4"];
     /// A fault puts its frame over a leaf that allows the access already.
     ReplacesPresentLeaf replaces_present_leaf ["B2"];
     /// Who meets a frozen entry waits for it inside his section.

@@ -2,7 +2,7 @@
 
 use loom::thread::spawn;
 use vmmu::addr::{Gfn, Level};
-use vmmu::host::Cpus;
+use vmmu::host::{Cpus, Wait, WaitFor};
 use vmmu::internals::{Defect, Detach};
 use vmmu::{Outcome, Role};
 
@@ -104,7 +104,7 @@ fn claim_against_detach() {
                 Some(Detach::Claimed) => saw("left"),
                 None => {}
             }
-            machine.relax();
+            machine.wait(Wait::new(WaitFor::Entry, 0));
         }
     });
     let owner = claiming.join().expect("a claim");
