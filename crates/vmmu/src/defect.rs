@@ -152,6 +152,18 @@ defects! {
     TranslatesBeyondTables translates_beyond_tables ["F-M8"];
     /// A copy from a linear page does not look again whether its slot is still there.
     CopiesWithoutLook copies_without_look ["F-b"];
+    /// A vCPU that finds no place for a root leaves drains alone that nobody goes on with.
+    AdoptsNoDrain adopts_no_drain ["F-M5a"];
+    /// Whoever takes over a drain of a root that is only invalid does not wait for the vCPUs.
+    AdoptsUnderGuest adopts_under_guest ["F-M5b"];
+    /// A slot that is being deleted stands in the way of others for ever.
+    LeavesDyingSlot leaves_dying_slot ["F-M5c"];
+    /// A deletion that ends late takes away the slot that has the number by then.
+    RemovesSuccessor removes_successor ["F-M5d"];
+    /// Who takes the slot guard does not look for what an earlier change has left to do.
+    ForgetsGracePeriod forgets_grace_period ["F-H6a"];
+    /// The top table of a root is released before its place says that it is gone.
+    ReleasesBeforeFree releases_before_free ["F-H6b"];
     /// A revocation walks without having waited for a grace period.
     WalkWithoutGracePeriod walk_without_grace_period ["D-w3", "D-e4"];
 }

@@ -8,7 +8,7 @@ use vmmu::addr::{Gfn, Gpa, Level, Pfn};
 use vmmu::entry::Access;
 use vmmu::host::VcpuId;
 use vmmu::slot::{LinearFrames, SlotError, SlotId, SlotSpec, SlotState, Source};
-use vmmu::{Config, Mmu, Processor, Progress};
+use vmmu::{Config, Mmu, Processor, Progress, Worker};
 
 #[test]
 fn a_slot_is_deleted_precisely() {
@@ -217,12 +217,53 @@ fn a_slot_deleted_in_steps_is_dying_until_it_is_done() {
     // The host's invalidations still find its leaves.
     drop(vm.invalidate_range(pages(0x200, 1)));
     assert_eq!(vm.stats().leaves, [1, 0, 0]);
-    assert_eq!(worker.delete_slot(SlotId(1)), Err(SlotError::Missing(SlotId(1))));
-    let taken = worker.create_slot(&backed(1, range(0x8000, 1)));
-    assert_eq!(taken, Err(SlotError::Taken(SlotId(1))));
+    assert_eq!(worker.slot(SlotId(1)).map(|_| ()), Err(SlotError::Missing(SlotId(1))));
     while worker.delete_some(&mut deletion, 1) == Progress::More {}
     assert_eq!(vcpu.handle_fault(&frames, fault_at(0, Access::READ)), Outcome::Emulate);
     worker.create_slot(&backed(1, range(0x8000, 1))).unwrap();
     drop((vcpu, worker));
     finish(vm);
+}
+
+/// A deletion dropped half way once left its slot dying, its number and its frames taken, for ever.
+#[test]
+fn a_deletion_that_is_dropped_or_late_is_finished_by_who_needs_the_slots_place() {
+    let needs: [fn(&mut Worker<&Mmu<TestHost>>); 4] = [
+        |worker| worker.delete_slot(SlotId(1)).unwrap(),
+        |worker| worker.create_slot(&backed(1, range(0x8000, 1))).unwrap(),
+        |worker| worker.create_slot(&backed(3, range(0xfff, 1))).unwrap(),
+        |worker| worker.move_slot(SlotId(2), Gfn(0x800)).unwrap(),
+    ];
+    for need in needs {
+        for late in [false, true] {
+            let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+            let frames = Frames::new(Level::Size4K);
+            let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+            let mut worker = vm.worker().unwrap();
+            worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
+            worker.create_slot(&backed(2, range(0x4000, 0x800))).unwrap();
+            for n in 0..3 {
+                let outcome = vcpu.handle_fault(&frames, fault_at(n * 0x200, Access::READ));
+                assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
+            }
+            let mut deletion = worker.begin_delete(SlotId(1)).unwrap();
+            assert_eq!(worker.delete_some(&mut deletion, 1), Progress::More);
+            need(&mut worker);
+            assert_eq!(vm.stats().leaves, [0; 3], "nothing of it is mapped");
+            // The number may be another slot's by now, with a page mapped.
+            if worker.slot(SlotId(1)).is_err() {
+                worker.create_slot(&backed(1, range(0x9000, 1))).unwrap();
+            }
+            let at = worker.slot(SlotId(1)).unwrap().spec.range.start();
+            let outcome = vcpu.handle_fault(&frames, fault_at(at.0, Access::READ));
+            assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
+            if late {
+                while worker.delete_some(&mut deletion, 1) == Progress::More {}
+            }
+            assert!(worker.slot(SlotId(1)).is_ok(), "the late one is about another slot");
+            assert_eq!(vm.stats().leaves, [1, 0, 0]);
+            drop((vcpu, worker));
+            finish(vm);
+        }
+    }
 }

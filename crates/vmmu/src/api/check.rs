@@ -30,7 +30,7 @@ use crate::entry::state::State;
 use crate::error::NoMemory;
 use crate::host::host::Host;
 use crate::state::core::Core;
-use crate::state::root::{Phase, Root};
+use crate::state::root::Root;
 use crate::state::slot::{SlotState, Source};
 use crate::state::slot_set::{Region, SlotSet};
 use crate::state::table::Table;
@@ -208,7 +208,7 @@ impl<H: Host> Mmu<H> {
             witness: &mut witness,
             leaves: [0; 3],
         };
-        for root in self.core.roots.iter().filter(|root| root.phase != Phase::Retiring) {
+        for root in self.core.roots.iter() {
             check.table(&root, root.top, self.core.format.top(), Gfn(0));
         }
         let leaves = check.leaves;
@@ -248,7 +248,7 @@ fn collect(core: &Core, checked: &mut Checked) -> Result<Vec<Pfn>, NoMemory> {
         open.push(table);
         Ok(())
     };
-    for root in core.roots.iter().filter(|root| root.phase != Phase::Retiring) {
+    for root in core.roots.iter() {
         push(&mut open, (root.top, core.format.top()))?;
         while let Some((pfn, level)) = open.pop() {
             let place = seen.partition_point(|other| *other < pfn);

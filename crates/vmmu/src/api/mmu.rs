@@ -8,6 +8,7 @@ use crate::addr::{ENTRIES, Level, Pfn};
 use crate::api::stats::Stats;
 use crate::entry::format::Format;
 use crate::host::host::Host;
+use crate::state::abandoned;
 use crate::state::broken::Broken;
 use crate::state::core::{Core, Sizes};
 use crate::state::root::Root;
@@ -189,6 +190,12 @@ impl<H: Host> Mmu<H> {
     fn release_tables(&mut self) {
         for root in self.core.roots.iter() {
             free_below(&self.core, &*self.host, root);
+        }
+        let mut next = self.core.abandoned.take();
+        while let Some(pfn) = next {
+            // SAFETY: nothing else runs; the chain is this function's alone.
+            next = unsafe { abandoned::next(&self.core.format, self.core.window, pfn) };
+            self.host.release(pfn);
         }
     }
 }

@@ -56,7 +56,8 @@ pub struct VcpuMmu<M: Hold> {
 pub enum LoadError {
     /// No page for a top table; ask again when the host has one.
     OutOfMemory,
-    /// Every place for a root is taken by a drain: [`Worker::drain`] them, then ask again.
+    /// Every place for a root is taken, by roots of other roles or by drains that other threads are at
+    /// just now: ask again when those have ended.
     RootsBusy,
     /// The VM is dead.
     Dead(Broken),
@@ -217,6 +218,8 @@ impl<M: Hold> VcpuMmu<M> {
             let vacancy = match core.roots.find_or_make(self.role, || waiting.pass(host)) {
                 Berth::Taken(root) => break root,
                 Berth::Free(vacancy) => vacancy,
+                // Drains hold all places; somebody may have begun them and gone.
+                Berth::None if local.adopt_drain() => continue,
                 Berth::None => return Err(LoadError::RootsBusy),
             };
             if let Some(top) = cache.take() {

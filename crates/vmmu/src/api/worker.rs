@@ -275,6 +275,6 @@ impl<'m, H: Host> Worker<&'m Mmu<H>> {
 
 impl<M: Hold> Drop for Worker<M> {
     fn drop(&mut self) {
-        self.cache.drain(self.seat.host());
+        self.cache.release_all(self.seat.core(), self.seat.host());
     }
 }

@@ -22,6 +22,8 @@ pub enum WaitFor {
     OwnParticipant,
     /// Another participant holds a table entry.
     Entry,
+    /// Another thread is at the drain of the same root.
+    Drain,
     /// Another thread is changing the page that is read or written, or its slot.
     PageChange,
 }

@@ -16,18 +16,15 @@
 //! sees vCPU C outside the guest, and only then clears the entry that worker B finds empty. What C did
 //! in the guest is over when B sees that, and C enters with another root and a flush.
 //!
-//! A debt that is dropped unsettled frees nothing: what hangs on it is leaked, its range stays in the
-//! ledger for good, and the count of leaked debts shows it.
+//! A debt that is dropped unsettled frees nothing: what hangs on it is kept until the MMU ends, its
+//! range stays in the ledger for good, and the count of leaked debts shows it.
 
-use core::mem::ManuallyDrop;
-
-use crate::addr::{GfnRange, Level};
-use crate::entry::state::State;
+use crate::addr::GfnRange;
 use crate::host::host::Host;
 use crate::protocol::local::Local;
 use crate::protocol::outstanding::Outstanding;
+use crate::protocol::releasing::Releasing;
 use crate::protocol::section::{Clearing, Owing, Section};
-use crate::state::table::Table;
 
 /// Whether the flush itself is due.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,6 +42,8 @@ pub struct Debt<'p, H: Host> {
     local: Local<'p, H>,
     owed: Outstanding,
     due: Due,
+    /// Whether its range stands in the ledger.
+    is_open: bool,
     /// What `LedgerAfterClear` opens too late.
     #[cfg(feature = "defects")]
     late: GfnRange,
@@ -64,6 +63,7 @@ impl<'p, H: Host> Local<'p, H> {
             local: self,
             owed: Outstanding::new(),
             due,
+            is_open: due == Due::Yes,
             #[cfg(feature = "defects")]
             late: range,
         }
@@ -76,33 +76,42 @@ impl<H: Host> Debt<'_, H> {
         Section::open::<H>(self.local.core(), self.local.words(), Owing(&self.owed))
     }
 
-    /// Flushes if anything was cleared, waits for the sections that may still be in a detached
-    /// table, releases those tables, and closes the ledger.
-    pub fn settle(self) {
-        let mut this = ManuallyDrop::new(self);
-        if this.due == Due::Waived {
+    /// Flushes if anything was cleared, closes the ledger, waits for the sections that may still be
+    /// in a detached table, and releases those tables.
+    ///
+    /// If a hook of the host unwinds out of the flush, the debt counts as leaked: its range stays in
+    /// the ledger. What has not been released then is [abandoned](crate::state::abandoned).
+    pub fn settle(mut self) {
+        if self.due == Due::Waived {
             if defect!(WaivesBeforeUnload) {
-                this.local.outside_once();
+                self.local.outside_once();
             }
-            this.free_detached();
-            return;
+            self.owed.forget_flush();
+            return self.free_detached();
         }
-        let words = this.local.words();
         #[cfg(feature = "defects")]
         if defect!(LedgerAfterClear) {
-            words.ledger.open(this.late);
+            self.local.words().ledger.open(self.late);
         }
         if defect!(LedgerClosedBeforeFlush) {
-            words.ledger.close();
+            self.close();
         }
         if defect!(FreesTableBeforeFlush) {
-            this.free_detached();
+            self.free_detached();
         }
-        if this.owed.owes_flush() {
-            this.local.flush();
+        if self.owed.owes_flush() {
+            self.local.flush();
+            self.owed.forget_flush();
         }
-        this.free_detached();
-        words.ledger.close();
+        self.close();
+        self.free_detached();
+    }
+
+    /// Takes the range out of the ledger.
+    fn close(&mut self) {
+        if core::mem::take(&mut self.is_open) {
+            self.local.words().ledger.close();
+        }
     }
 
     /// Waits for the sections that may still be in a table that was detached, and gives these
@@ -113,20 +122,10 @@ impl<H: Host> Debt<'_, H> {
         }
         self.local.synchronize();
         let (core, host) = (self.local.core(), self.local.hooks());
-        let mut next = self.owed.take_retired();
-        while let Some(pfn) = next {
-            // SAFETY: the table was detached by this debt, the grace period has ended every section
-            // that could reach it, and it has not been released yet.
-            let table = unsafe { Table::at(core.window, pfn) };
-            let link = table.cell(0).map(|cell| cell.get());
-            let state = link.map(|v| core.format.read(v, Level::Size4K));
-            next = match state {
-                Some(State::Dead { next }) => next,
-                _ => None,
-            };
-            self.local.words().counters.tables_unlinked.add(1);
-            host.release(pfn);
-        }
+        // SAFETY: the tables were detached by this debt, the grace period has ended every section
+        // that could reach them, and they are taken off the debt here.
+        let releasing = unsafe { Releasing::new(core, self.owed.take_retired()) };
+        releasing.release(host);
     }
 
     /// What was cleared will not be flushed: a defect.
@@ -139,13 +138,21 @@ impl<H: Host> Drop for Debt<'_, H> {
     fn drop(&mut self) {
         let words = self.local.words();
         let is_nothing = self.owed.is_nothing();
-        match self.due {
-            Due::Waived => {}
-            Due::Yes if is_nothing => words.ledger.close(),
-            Due::Yes => words.ledger.leak(),
+        if self.is_open {
+            if is_nothing {
+                words.ledger.close();
+            } else {
+                words.ledger.leak();
+            }
         }
-        if !is_nothing {
-            words.counters.debts_leaked.add(1);
+        if is_nothing {
+            return;
+        }
+        words.counters.debts_leaked.add(1);
+        if let Some(first) = self.owed.take_retired() {
+            let core = self.local.core();
+            // SAFETY: detached by this debt, and on no other list.
+            unsafe { core.abandoned.add(&core.format, core.window, first) }
         }
     }
 }

@@ -5,13 +5,14 @@
 //! | [`local`] | what may a participant do next? |
 //! | [`section`] | what may be looked at and changed inside a section? |
 //! | [`watch`] | who is told that a frame he is looking up goes away? |
-//! | [`debt`], [`outstanding`] | who flushes what was cleared, and when is it given back? |
+//! | [`debt`], [`outstanding`], [`releasing`] | who flushes what was cleared, and when is it given back? |
 //! | [`waiting`] | how does a wait let others run? |
 //! | [`shootdown`] | how does a flush reach every processor? |
 
 pub mod debt;
 pub mod local;
 pub mod outstanding;
+pub mod releasing;
 pub mod section;
 pub mod shootdown;
 pub mod waiting;

@@ -96,6 +96,13 @@ pub struct PausedWalk<P> {
     cursor: Cursor,
 }
 
+impl<P> PausedWalk<P> {
+    /// What is being revoked.
+    pub(crate) fn what(&self) -> &P {
+        &self.what
+    }
+}
+
 /// How far a walk with a budget came.
 #[must_use]
 #[derive(Debug)]
@@ -188,6 +195,11 @@ impl<H: Host> Local<'_, H> {
 }
 
 impl<'p, H: Host, P: Revocation> Announced<'p, H, P> {
+    /// What is announced.
+    pub(crate) fn what(&self) -> &P {
+        &self.what
+    }
+
     /// Waits for the sections that are open now.
     pub fn synchronize(mut self) -> Quiesced<'p, H, P> {
         let left_out = match self.what.order() {
@@ -205,18 +217,28 @@ impl<'p, H: Host, P: Revocation> Quiesced<'p, H, P> {
     /// Visits everything that is concerned, one table page a section, under one debt. A visitor
     /// that pauses is simply called again.
     pub fn walk(mut self, mut visit: impl FnMut(&Page<'_, Owing<'_>>) -> Then) -> Walked<'p, H, P> {
-        while self.go(u64::MAX, &mut visit) == Progress::More {}
+        let mut unlimited = u64::MAX;
+        while self.go(&mut unlimited, &mut visit) == Progress::More {}
         Walked { local: self.local, what: self.what }
     }
 
     /// Visits at most `budget` pages, then says where to go on. A page at which somebody has to be
     /// waited for counts each time that it is looked at in vain.
     pub fn walk_some(
+        self,
+        mut budget: u64,
+        visit: impl FnMut(&Page<'_, Owing<'_>>) -> Then,
+    ) -> Walk<'p, H, P> {
+        self.walk_within(&mut budget, visit)
+    }
+
+    /// The same with a budget that several walks share.
+    pub(crate) fn walk_within(
         mut self,
-        budget: u64,
+        left: &mut u64,
         mut visit: impl FnMut(&Page<'_, Owing<'_>>) -> Then,
     ) -> Walk<'p, H, P> {
-        match self.go(budget, &mut visit) {
+        match self.go(left, &mut visit) {
             Progress::Done => Walk::Whole(Walked { local: self.local, what: self.what }),
             Progress::More => Walk::More(self.pause()),
         }
@@ -227,12 +249,15 @@ impl<'p, H: Host, P: Revocation> Quiesced<'p, H, P> {
         PausedWalk { vm: self.local.core().id, what: self.what, cursor: self.cursor }
     }
 
-    fn go(&mut self, budget: u64, visit: &mut dyn FnMut(&Page<'_, Owing<'_>>) -> Then) -> Progress {
+    fn go(
+        &mut self,
+        left: &mut u64,
+        visit: &mut dyn FnMut(&Page<'_, Owing<'_>>) -> Then,
+    ) -> Progress {
         let due = if P::WAIVED { Due::Waived } else { Due::Yes };
         let host = self.local.hooks();
         let mut waiting = self.local.waiting(WaitFor::Entry);
         let mut debt = self.local.lend().into_debt(self.what.hull(), due);
-        let mut left = budget;
         let progress = loop {
             let step = debt.section().step(&mut self.cursor, &self.what, visit);
             match step {
@@ -242,8 +267,8 @@ impl<'p, H: Host, P: Revocation> Quiesced<'p, H, P> {
                 WalkStep::Visited => {}
             }
             // Waiting spends the budget too, or whoever is waited for decides when the call returns.
-            left = left.saturating_sub(1);
-            if left == 0 {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
                 break Progress::More;
             }
         };

@@ -3,7 +3,7 @@
 use crate::addr::GfnRange;
 use crate::revoke::chain::{Revocation, Sealed};
 use crate::state::core::Core;
-use crate::state::slot::{AddressSpace, SlotId};
+use crate::state::slot::{AddressSpace, SlotId, SlotWord};
 use crate::state::slot_set::SlotSet;
 use crate::table::walk::{Order, Piece, PieceKey, Target};
 
@@ -13,6 +13,8 @@ pub struct SlotDying {
     /// The VM whose slot it is.
     pub(crate) vm: u64,
     pub(crate) id: SlotId,
+    /// Its word since it is dying: its revision tells it from a successor of the same number.
+    pub(crate) word: SlotWord,
     pub(crate) space: AddressSpace,
     pub(crate) range: GfnRange,
 }

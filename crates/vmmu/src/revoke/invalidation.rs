@@ -58,8 +58,12 @@ impl<H: Host> Local<'_, H> {
     pub(crate) fn invalidate(&mut self, pages: HostPages) -> Option<InvalidationPlace> {
         let core = self.core();
         self.words().counters.invalidations.add(1);
-        let walked = self.announce(pages).synchronize().walk(|page| page.each(|entry| entry.zap()));
+        let announced = self.announce(pages);
+        // If a hook of the host unwinds, nothing has been invalidated, and nobody is refused for it.
+        let undo = Invalidation { core, place: announced.what().place() };
+        let walked = announced.synchronize().walk(|page| page.each(|entry| entry.zap()));
         let revoked = walked.finish();
+        core::mem::forget(undo);
         // It is this MMU's.
         revoked.open(core).and_then(|pages| pages.place())
     }

@@ -2,17 +2,29 @@
 
 use crate::addr::GfnRange;
 use crate::host::host::Host;
+use crate::protocol::local::Local;
 use crate::revoke::chain::{Quiesced, Revocation, Sealed};
 use crate::state::core::Core;
-use crate::state::root::{PLACES, Root, RootName};
+use crate::state::root::{PLACES, Phase, Root, RootName};
 use crate::state::slot::AddressSpace;
 use crate::state::slot_set::SlotSet;
-use crate::table::walk::{Order, Piece, PieceKey, Target};
+use crate::table::walk::{Cursor, Order, Piece, PieceKey, Target};
 
 /// Roots that have become invalid together, made by the slot guard.
 #[derive(Debug)]
 pub struct RootInvalid {
     pub(crate) names: [Option<RootName>; PLACES],
+}
+
+impl RootInvalid {
+    /// One of them.
+    pub(crate) fn one(name: RootName) -> Self {
+        let mut names = [None; PLACES];
+        if let Some(first) = names.first_mut() {
+            *first = Some(name);
+        }
+        RootInvalid { names }
+    }
 }
 
 impl Revocation for RootInvalid {}
@@ -49,12 +61,6 @@ impl Target for RootInvalid {
 #[derive(Debug)]
 pub struct Unloaded(pub(crate) RootInvalid);
 
-impl Unloaded {
-    pub(crate) fn names(self) -> [Option<RootName>; PLACES] {
-        self.0.names
-    }
-}
-
 impl Revocation for Unloaded {
     const WAIVED: bool = true;
 }
@@ -89,6 +95,21 @@ impl<'p, H: Host> Quiesced<'p, H, RootInvalid> {
         if in_time && !defect!(DrainsUnderGuest) {
             self.local.outside_once();
         }
+        for name in self.what.names.iter().flatten() {
+            self.local.core().roots.unload(*name);
+        }
         Quiesced { local: self.local, what: Unloaded(self.what), cursor: self.cursor }
+    }
+}
+
+impl<H: Host> Local<'_, H> {
+    /// Goes on with a root of which the phase says that every vCPU has left it, whoever saw to that.
+    pub(crate) fn unloaded(&mut self, root: &Root) -> Option<Quiesced<'_, H, Unloaded>> {
+        let what = Unloaded(RootInvalid::one(root.name));
+        (root.phase == Phase::Unloaded).then(|| Quiesced {
+            local: self.lend(),
+            what,
+            cursor: Cursor::begin(),
+        })
     }
 }

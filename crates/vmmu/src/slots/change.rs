@@ -1,12 +1,22 @@
 //! Changing slots. Every change is made under the slot guard; a failed one has changed nothing.
+//!
+//! The hazard: worker A swaps the two copies of the set and waits for a grace period, and in that wait
+//! a hook of the host unwinds. Worker B takes the guard next and edits the copy that sections may
+//! still be reading. Or A begins to delete a slot in steps and is dropped: the slot's number and its
+//! frames are taken for ever.
+//!
+//! The rule: what is left to do stands beside the guard ([`Unfinished`](crate::state::slots::Unfinished)),
+//! or in the slot's word, and the next one who takes the guard, or who needs the number or the frames,
+//! does it first. When a hook unwinds out of a creation, the slot goes again; out of a deletion, it
+//! stays dying until somebody deletes it again or needs its place; out of a move, the slot may be
+//! gone.
 
 use crate::addr::{Gfn, GfnRange, Level};
 use crate::host::host::Host;
 use crate::protocol::local::Local;
 use crate::protocol::section::Owing;
-use crate::revoke::chain::Revoked;
+use crate::revoke::chain::{PausedWalk, Revoked};
 use crate::revoke::dying_slot::SlotDying;
-use crate::revoke::guest_frames::GuestFrames;
 use crate::revoke::progress::Progress;
 use crate::slots::deletion::Deletion;
 use crate::slots::drain::Drain;
@@ -22,12 +32,13 @@ impl<H: Host> Local<'_, H> {
         self.core().alive().map_err(SlotError::Dead)?;
         self.check(spec)?;
         let mut guard = self.slots();
+        self.finish_deletions(&mut guard, |guard| guard.check_add(spec))?;
         while guard.make_room(spec)? == Room::AfterGracePeriod {
-            self.synchronize();
+            self.quiesce(&mut guard);
         }
         guard.add(spec)?;
         if !defect!(SlotLiveAtOnce) {
-            self.synchronize();
+            self.quiesce(&mut guard);
         }
         guard.come(spec);
         self.renew(guard);
@@ -59,6 +70,14 @@ impl<H: Host> Local<'_, H> {
     /// it is done. A deletion that another VM began is left alone.
     pub(crate) fn delete_some(&mut self, deletion: &mut Deletion, budget: u64) -> Progress {
         let zap = |page: &Page<'_, Owing<'_>>| page.each(|entry| entry.zap());
+        // Somebody else may have finished it meanwhile, and the number may be another slot's.
+        let is_over = |rest: &PausedWalk<SlotDying>| {
+            let SlotDying { vm, id, word, .. } = *rest.what();
+            vm == self.core().id && self.core().slots.word(id) != word
+        };
+        if deletion.rest.as_ref().is_some_and(is_over) {
+            deletion.rest = None;
+        }
         if let Some(gone) = self.walk_on(&mut deletion.rest, budget, zap) {
             let mut guard = self.slots();
             self.remove(&mut guard, gone);
@@ -81,12 +100,12 @@ impl<H: Host> Local<'_, H> {
         let range = range.ok_or(SlotError::TooHigh { range: GfnRange::ALL, frames })?;
         let spec = SlotSpec { range, ..spec };
         self.check(&spec)?;
-        guard.check_move(&spec)?;
+        self.finish_deletions(&mut guard, |guard| guard.check_move(&spec))?;
         let dying = guard.dying(id)?;
         self.zap_and_remove(&mut guard, dying);
         // There is room: that of the same slot at its old place.
         guard.add(&spec)?;
-        self.synchronize();
+        self.quiesce(&mut guard);
         guard.come(&spec);
         self.renew(guard);
         Ok(())
@@ -101,15 +120,8 @@ impl<H: Host> Local<'_, H> {
         }
         let mut guard = self.slots();
         let SlotInfo { spec, .. } = guard.info(id)?;
-        guard.revise(&SlotSpec { largest, ..spec });
-        let changed = GuestFrames::new(spec.space, spec.range);
-        let quiesced = self.announce(changed).synchronize();
-        if largest < spec.largest {
-            let walked = quiesced.walk(|page| {
-                page.each(|entry| if entry.level() > largest { entry.zap() } else { Ok(()) })
-            });
-            let _gone = walked.finish();
-        }
+        guard.limit(&SlotSpec { largest, ..spec });
+        self.zap_larger(&mut guard);
         Ok(())
     }
 
@@ -172,10 +184,30 @@ impl<H: Host> Local<'_, H> {
     }
 
     fn remove(&mut self, guard: &mut SlotGuard<'_>, gone: Revoked<SlotDying>) {
-        let removed = guard.remove(gone);
-        self.synchronize();
-        if let Some(id) = removed {
+        if let Some(id) = guard.remove(gone) {
+            self.quiesce(guard);
             guard.free_id(id);
+        }
+    }
+
+    /// Whether something is allowed, after deletions that stand in its way have been brought to their
+    /// end: whoever began one may have been dropped.
+    fn finish_deletions(
+        &mut self,
+        guard: &mut SlotGuard<'_>,
+        check: impl Fn(&mut SlotGuard<'_>) -> Result<(), SlotError>,
+    ) -> Result<(), SlotError> {
+        loop {
+            let in_the_way = match check(guard) {
+                Err(SlotError::Taken(id) | SlotError::Overlap { other: id, .. })
+                    if guard.is_dying(id) && !defect!(LeavesDyingSlot) =>
+                {
+                    id
+                }
+                checked => return checked,
+            };
+            let dying = guard.dying(in_the_way)?;
+            self.zap_and_remove(guard, dying);
         }
     }
 

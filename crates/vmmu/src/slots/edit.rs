@@ -7,7 +7,7 @@
 use crate::slots::error::SlotError;
 use crate::state::slot::{SlotId, SlotInfo, SlotSpec, SlotState, SlotWord};
 use crate::state::slot_set::{Region, SlotSet};
-use crate::state::slots::Slots;
+use crate::state::slots::{Slots, Unfinished};
 
 /// Whether there is room for a slot that is to be made.
 #[must_use]
@@ -22,13 +22,13 @@ pub enum Room {
 /// Changes under the slot guard: the caller holds it and waits for a grace period after each.
 pub(crate) struct Edit<'g> {
     slots: &'g Slots,
-    revision: &'g mut u64,
+    unfinished: &'g mut Unfinished,
 }
 
 impl<'g> Edit<'g> {
-    /// `revision` is what the guard of `slots` holds, which proves that it is held.
-    pub(crate) fn new(slots: &'g Slots, revision: &'g mut u64) -> Self {
-        Edit { slots, revision }
+    /// `unfinished` is what the guard of `slots` holds, which proves that it is held.
+    pub(crate) fn new(slots: &'g Slots, unfinished: &'g mut Unfinished) -> Self {
+        Edit { slots, unfinished }
     }
 
     /// The current copy, and the other one, which is to become current.
@@ -38,19 +38,30 @@ impl<'g> Edit<'g> {
         unsafe { self.slots.copies() }
     }
 
+    /// Makes the edited copy current; a grace period is owed from now on.
+    fn swap(&mut self) {
+        self.unfinished.owes_grace_period = true;
+        self.slots.swap();
+    }
+
     fn set_word(&mut self, id: SlotId, state: SlotState, spec: &SlotSpec) -> SlotWord {
-        *self.revision += 1;
-        let word = SlotWord::new(state, spec, *self.revision);
+        self.unfinished.revision += 1;
+        let word = SlotWord::new(state, spec, self.unfinished.revision);
         self.slots.set_word(id, word);
         word
     }
 
-    /// The slot of that number that is not dying.
-    pub(crate) fn info(&mut self, id: SlotId) -> Result<SlotInfo, SlotError> {
+    /// The slot of that number, dying or not.
+    pub(crate) fn any(&mut self, id: SlotId) -> Result<SlotInfo, SlotError> {
         let word = self.slots.word(id);
         let (now, _) = self.copies();
         let region = now.by_id(id).ok_or(SlotError::Missing(id))?;
-        let info = region.describe(word).ok_or(SlotError::Missing(id))?;
+        region.describe(word).ok_or(SlotError::Missing(id))
+    }
+
+    /// The slot of that number that is not dying.
+    pub(crate) fn info(&mut self, id: SlotId) -> Result<SlotInfo, SlotError> {
+        let info = self.any(id)?;
         if info.state == SlotState::Dying { Err(SlotError::Missing(id)) } else { Ok(info) }
     }
 
@@ -82,11 +93,11 @@ impl<'g> Edit<'g> {
         next.rebuild(now, None, None);
         // Nothing has changed.
         next.generation = now.generation;
-        self.slots.swap();
+        self.swap();
         Ok(Room::AfterGracePeriod)
     }
 
-    fn check_add(&mut self, spec: &SlotSpec) -> Result<(), SlotError> {
+    pub(crate) fn check_add(&mut self, spec: &SlotSpec) -> Result<(), SlotError> {
         if spec.id.0 as usize >= self.slots.capacity() {
             return Err(SlotError::Id(spec.id));
         }
@@ -108,14 +119,16 @@ impl<'g> Edit<'g> {
         let (now, next) = self.copies();
         next.reserve(now, spec)?;
         next.rebuild(now, None, Some(region));
+        self.unfinished.coming = Some(spec.id);
         self.set_word(spec.id, SlotState::Coming, spec);
-        self.slots.swap();
+        self.swap();
         Ok(())
     }
 
     /// Coming to live, after the grace period that followed [`add`](Self::add).
     pub(crate) fn come(&mut self, spec: &SlotSpec) {
         self.set_word(spec.id, SlotState::Live, spec);
+        self.unfinished.coming = None;
     }
 
     /// Live with other flags, under a new revision.
@@ -133,12 +146,15 @@ impl<'g> Edit<'g> {
     pub(crate) fn remove(&mut self, id: SlotId) {
         let (now, next) = self.copies();
         next.rebuild(now, Some(id), None);
-        self.slots.swap();
+        self.unfinished.removed = Some(id);
+        self.unfinished.coming = self.unfinished.coming.filter(|coming| *coming != id);
+        self.swap();
     }
 
     /// Makes the number of a removed slot free again.
     pub(crate) fn free_id(&mut self, id: SlotId) {
         self.slots.set_word(id, SlotWord::NONE);
+        self.unfinished.removed = None;
     }
 
     /// Tag and epoch of the current set.

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use crate::addr::{Level, Pfn};
 use crate::entry::format::Format;
 use crate::error::NoMemory;
+use crate::state::abandoned::Abandoned;
 use crate::state::broken::Broken;
 use crate::state::invalidations::Invalidations;
 use crate::state::participant::Participants;
@@ -30,6 +31,8 @@ pub(crate) struct Core {
     pub invalidations: Invalidations,
     pub roots: Roots,
     pub slots: Slots,
+    /// Table pages that only the end of the MMU gives back.
+    pub abandoned: Abandoned,
     pub vcpus: Box<[VcpuWords]>,
     /// Host frames no linear slot may cover.
     pub reserved: Vec<(Pfn, Pfn)>,
@@ -70,6 +73,7 @@ impl Core {
             invalidations: Invalidations::new(sizes.invalidations)?,
             roots: Roots::new(),
             slots: Slots::new(sizes.slots)?,
+            abandoned: Abandoned::new(),
             vcpus: vcpus.into_boxed_slice(),
             reserved: kept,
             dead: AtomicU64::new(0),

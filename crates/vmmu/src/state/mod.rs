@@ -4,6 +4,7 @@
 //! business of [`protocol`](crate::protocol) and of the layers above it; the races that the words
 //! are there to decide are described at the head of each file.
 
+pub mod abandoned;
 pub mod broken;
 pub mod core;
 pub mod invalidations;

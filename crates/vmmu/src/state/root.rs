@@ -4,9 +4,15 @@
 //! or not a vCPU uses it: switching roles and back rebuilds nothing. A [`RootName`] says place and
 //! generation; it is looked up in every section, never turned into a pointer that outlives one.
 //!
-//! A place goes `free → valid → invalid → retiring → free`. It becomes free, and its generation
+//! A place goes `free → valid → invalid → unloaded → retiring → free`. It is *unloaded* when every
+//! vCPU has been outside the guest since it became invalid. It becomes free, and its generation
 //! can be reused, only after the grace period that follows `retiring`: a section that has read the
 //! place while it was taken cannot meet its next tenant.
+//!
+//! Whoever drains a root may stop half way: a handle is dropped, a hook of the host unwinds. Then the
+//! place would be taken for ever. So the phase says all that is left to do, and anybody may go on
+//! from there. While a call works on a place, it has the place's *draining* word, and gives it back
+//! when it ends, by whatever way; between calls nobody has it.
 //!
 //! MMIO entries below a root carry only the low part of the slots' generation, the *tag*. The
 //! hazard: vCPU A writes one; half a million changes later worker B puts a slot there and the tag is
@@ -81,6 +87,8 @@ pub enum Phase {
     Valid,
     /// Nobody may populate it; vCPUs may still run on it until they have been outside once.
     Invalid,
+    /// No vCPU runs on it any more.
+    Unloaded,
     /// Its tables are gone; the place is being given back.
     Retiring,
 }
@@ -89,7 +97,8 @@ const FREE: u64 = 0;
 const VALID: u64 = 1;
 const INVALID: u64 = 2;
 const RETIRING: u64 = 3;
-const PHASE_BITS: u32 = 2;
+const UNLOADED: u64 = 4;
+const PHASE_BITS: u32 = 3;
 
 #[derive(Debug)]
 struct RootWords {
@@ -102,6 +111,18 @@ struct RootWords {
     /// Tables below it that MMIO faults have linked. The one word here that faults write, and only
     /// those that link a table for MMIO.
     mmio_tables: AtomicU64,
+    /// 1 while a call works on an invalid root here.
+    draining: AtomicU64,
+}
+
+/// The right to go on with the drain of the root in one place, for the time of a call.
+#[derive(Debug)]
+pub(crate) struct Draining<'r>(&'r RootWords);
+
+impl Drop for Draining<'_> {
+    fn drop(&mut self) {
+        self.0.draining.store(0, Ordering::Release);
+    }
 }
 
 /// A root as a section sees it.
@@ -147,6 +168,7 @@ fn phase(state: u64) -> Option<Phase> {
     match state & ((1 << PHASE_BITS) - 1) {
         VALID => Some(Phase::Valid),
         INVALID => Some(Phase::Invalid),
+        UNLOADED => Some(Phase::Unloaded),
         RETIRING => Some(Phase::Retiring),
         _ => None,
     }
@@ -160,6 +182,7 @@ impl Roots {
             role: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
             mmio_tables: AtomicU64::new(0),
+            draining: AtomicU64::new(0),
         };
         Roots { places: core::array::from_fn(place), create: Mutex::new(()) }
     }
@@ -259,9 +282,27 @@ impl Roots {
         self.step(name, VALID, INVALID)
     }
 
-    /// Invalid to retiring. The caller waits for a grace period next.
+    /// Invalid to unloaded, for whoever has waited until every vCPU was outside since.
+    pub(crate) fn unload(&self, name: RootName) -> bool {
+        self.step(name, INVALID, UNLOADED)
+    }
+
+    /// Unloaded to retiring. The caller waits for a grace period next.
     pub(crate) fn retire(&self, name: RootName) -> bool {
-        self.step(name, INVALID, RETIRING)
+        self.step(name, UNLOADED, RETIRING)
+    }
+
+    /// The right to go on with the drain of that root. `None`: another call is at it.
+    pub(crate) fn begin_drain(&self, name: RootName) -> Option<Draining<'_>> {
+        let words = self.place(name)?;
+        let taken =
+            words.draining.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        taken.then_some(Draining(words))
+    }
+
+    /// The root of that name in whatever phase, for whoever has the right to drain it.
+    pub(crate) fn draining(&self, _: &Draining<'_>, name: RootName) -> Option<Root> {
+        self.at(usize::from(name.place)).filter(|root| root.name == name)
     }
 
     /// Retiring to free, after the grace period.

@@ -16,13 +16,28 @@ use crate::state::slot::{SlotId, SlotWord, load};
 use crate::state::slot_set::SlotSet;
 use crate::sync::{AtomicU64, Mutex, Ordering};
 
+/// What a change of the slots has left to do, so that the next holder of the guard can do it if a
+/// hook of the host unwinds in the middle; and the last revision given out.
+#[derive(Debug, Default)]
+pub(crate) struct Unfinished {
+    pub revision: u64,
+    /// The copies have been swapped, and sections may still read the one that was current before.
+    pub owes_grace_period: bool,
+    /// A slot that was announced and has not become live.
+    pub coming: Option<SlotId>,
+    /// A slot that is not in the set any more, and whose number is not free yet.
+    pub removed: Option<SlotId>,
+    /// A slot whose limit was lowered, and of which larger leaves may still be mapped.
+    pub limited: Option<SlotId>,
+}
+
 /// All slots of a VM.
 pub struct Slots {
     sets: [UnsafeCell<SlotSet>; 2],
     current: AtomicU64,
     words: Box<[AtomicU64]>,
-    /// The last revision given out. Locked: the slot guard.
-    pub(crate) guard: Mutex<u64>,
+    /// What the holder of the guard knows. Locked: the slot guard.
+    pub(crate) guard: Mutex<Unfinished>,
 }
 
 // SAFETY: the sets are the only part that is not Sync by itself. The current one is only read,
@@ -47,7 +62,7 @@ impl Slots {
             sets: Default::default(),
             current: AtomicU64::new(0),
             words: words.into_boxed_slice(),
-            guard: Mutex::new(0),
+            guard: Mutex::new(Unfinished::default()),
         })
     }
 

@@ -6,6 +6,8 @@ use crate::addr::{Level, Pfn};
 use crate::error::NoMemory;
 use crate::host::host::Host;
 use crate::host::pages::{Contents, Placement};
+use crate::protocol::releasing::Releasing;
+use crate::state::abandoned;
 use crate::state::broken::Broken;
 use crate::state::core::Core;
 use crate::state::table::Table;
@@ -96,10 +98,15 @@ impl Cache {
     }
 
     /// Gives everything back.
-    pub(crate) fn drain<H: Host>(&mut self, host: &H) {
-        for pfn in self.pages.drain(..) {
-            host.release(pfn);
+    pub(crate) fn release_all<H: Host>(&mut self, core: &Core, host: &H) {
+        let mut first = None;
+        while let Some(pfn) = self.pages.pop() {
+            // SAFETY: in stock, so linked nowhere and this stock's alone.
+            unsafe { abandoned::link(&core.format, core.window, pfn, first) };
+            first = Some(pfn);
         }
+        // SAFETY: as above.
+        unsafe { Releasing::new(core, first) }.release(host);
     }
 }
 

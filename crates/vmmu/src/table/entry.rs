@@ -308,5 +308,6 @@ fn kill_entries(inside: Inside<'_, Owing<'_>>, pfn: Pfn, table: &Table, level: L
             break;
         }
     }
+    inside.words.counters.tables_unlinked.add(1);
     inside.kind.0.hang(pfn, table, &core.format);
 }
