@@ -237,13 +237,12 @@ impl<'s, L: Liability> Section<'s, L> {
         target: &dyn Target,
     ) -> Option<Root> {
         while cursor.root < PLACES {
-            let Some(root) = self.inside.core.roots.at(cursor.root) else {
-                cursor.root += 1;
-                continue;
-            };
-            let is_old = root.name.generation <= cursor.newest || defect!(DrainsNewRoots);
-            let is_there = is_old && root.phase != Phase::Retiring;
-            if is_there && root.role.space == space && target.wants(&root) {
+            let root = self.inside.core.roots.at(cursor.root);
+            let root = root.filter(|root| root.phase != Phase::Retiring);
+            let is_old =
+                |root: &Root| root.name.generation <= cursor.newest || defect!(DrainsNewRoots);
+            let root = root.filter(is_old);
+            if let Some(root) = root.filter(|r| r.role.space == space && target.wants(r)) {
                 return Some(root);
             }
             cursor.root += 1;
