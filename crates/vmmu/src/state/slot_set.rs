@@ -185,9 +185,14 @@ impl SlotSet {
         from: BackedKey,
     ) -> impl Iterator<Item = &Backed> {
         let (backing, first, end) = (host.backing, host.first, host.end());
-        let reached = self.backed.partition_point(|b| (b.backing, b.reach) <= (backing, first));
-        let named = self.backed.partition_point(|b| (b.backing, b.key()) < (backing, from));
-        let rest = self.backed.get(reached.max(named)..).unwrap_or_default().iter();
+        // A key that a walk has come to is hardly ever before the first region that reaches `first`;
+        // if it is, the filter passes over those between.
+        let start = if from == BackedKey::FIRST {
+            self.backed.partition_point(|b| (b.backing, b.reach) <= (backing, first))
+        } else {
+            self.backed.partition_point(|b| (b.backing, b.key()) < (backing, from))
+        };
+        let rest = self.backed.get(start..).unwrap_or_default().iter();
         rest.take_while(move |b| b.backing == backing && b.first < end)
             .filter(move |b| b.end > first)
     }
