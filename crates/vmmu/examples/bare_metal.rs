@@ -247,8 +247,8 @@ fn nested_fault<W: Hardware>(
     info: u64,
     gpa: u64,
 ) -> Result<(), Stopped> {
-    // EXITINFO1: bit 1 is a write, bit 4 a fetch. A walk of the guest's own tables says so in bit 33,
-    // and is a write where it sets A or D.
+    // EXITINFO1: bit 1 is a write, bit 4 a fetch. An access by a walk of the guest's own tables says so
+    // in bit 33; it is what bit 1 says.
     let mut access = Access::READ;
     access.set(Access::WRITE, info >> 1 & 1 == 1);
     access.set(Access::EXEC, info >> 4 & 1 == 1);
