@@ -1,4 +1,5 @@
-//! The examples, which the porting chapter of the handbook quotes, do what they say.
+//! The examples, which the porting chapter of the handbook quotes, do what they say; and the
+//! glossary of the handbook is that of the documentation.
 
 #![allow(missing_docs, reason = "a test")]
 
@@ -35,4 +36,15 @@ fn the_porting_chapter_quotes_the_examples() {
         excerpts += 1;
     }
     assert!(excerpts > 3, "{excerpts} excerpts");
+}
+
+#[test]
+fn the_glossary_is_the_same_in_the_handbook_and_in_the_documentation() {
+    fn rows(text: &str) -> Vec<&str> {
+        let lines = text.lines().map(|line| line.strip_prefix("//! ").unwrap_or(line));
+        lines.skip_while(|line| !line.starts_with("| term |")).take_while(|l| *l != "//!").collect()
+    }
+    let handbook = rows(include_str!("../../../docs/book/glossary.md"));
+    assert!(handbook.len() > 30);
+    assert_eq!(rows(include_str!("../src/lib.rs")), handbook);
 }
