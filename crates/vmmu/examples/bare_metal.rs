@@ -39,8 +39,8 @@ pub trait Hardware: Sync {
     /// Lets them through again: STGI.
     fn open_gate(&self);
     /// Writes nCR3 and TLB_CONTROL into the processor's control block, and runs the guest until its
-    /// next exit: VMLOAD, VMRUN, VMSAVE. VMRUN opens the gate for the guest, so an NMI that waits ends
-    /// the guest's run at once, and #VMEXIT closes it again.
+    /// next exit: VMLOAD, VMRUN, VMSAVE. VMRUN opens the gate for the guest, so an NMI that waits
+    /// ends the guest's run at once, and #VMEXIT closes it again.
     fn run(&self, ncr3: u64, flush: bool) -> Exit;
     /// Sends an NMI to a processor. It may be this one.
     fn send_nmi(&self, processor: u32);
@@ -203,8 +203,8 @@ pub fn run_vcpu<W: Hardware>(mmu: &Mmu<Host<W>>, number: u32) -> Result<(), Stop
     }
 }
 
-/// Runs the guest until its next exit. `None`: the root has gone, or every place for one is taken by
-/// a drain; ask again.
+/// Runs the guest until its next exit. `None`: the root has gone, or every place for one is taken
+/// by a drain; ask again.
 fn enter<W: Hardware>(
     mmu: &Mmu<Host<W>>,
     vcpu: &mut VcpuMmu<&Mmu<Host<W>>>,
@@ -247,8 +247,8 @@ fn nested_fault<W: Hardware>(
     info: u64,
     gpa: u64,
 ) -> Result<(), Stopped> {
-    // EXITINFO1: bit 1 is a write, bit 4 a fetch. An access by a walk of the guest's own tables says so
-    // in bit 33; it is what bit 1 says.
+    // EXITINFO1: bit 1 is a write, bit 4 a fetch. An access by a walk of the guest's own tables
+    // says so in bit 33; it is what bit 1 says.
     let mut access = Access::READ;
     access.set(Access::WRITE, info >> 1 & 1 == 1);
     access.set(Access::EXEC, info >> 4 & 1 == 1);

@@ -215,12 +215,12 @@ impl Guest {
                 return Exit::NestedFault { gpa, access: Access::READ | Access::WRITE };
             };
             let word = with_exposed_provenance_mut::<u64>(reached.hpa.0 as usize);
-            // SAFETY: the tables name a frame of `Ram`, which is not moved while this vCPU counts as
-            // being in the guest; all accesses to it are atomic or by the one who moves it.
+            // SAFETY: the tables name a frame of `Ram`, which is not moved while this vCPU counts
+            // as being in the guest; all accesses to it are atomic or by the one who moves it.
             unsafe { AtomicU64::from_ptr(word) }.fetch_add(1, Ordering::SeqCst);
             self.steps += 1;
-            // A timer interrupts the guest now and then, in the guest. The host runs another thread;
-            // the vCPU still counts as being in the guest, and would be waited for.
+            // A timer interrupts the guest now and then, in the guest. The host runs another
+            // thread; the vCPU still counts as being in the guest, and would be waited for.
             if self.steps.is_multiple_of(3) {
                 host.processor.pass_on(Thread::Vcpu);
             }
@@ -267,8 +267,8 @@ impl Cpus for Host {
         if matches!(wait.on, WaitFor::Vcpu(_)) {
             self.waits.fetch_add(1, Ordering::SeqCst);
         }
-        // A host with more processors would spin while `wait.asked` is small. Here whoever is waited
-        // for cannot run before this thread sleeps.
+        // A host with more processors would spin while `wait.asked` is small. Here whoever is
+        // waited for cannot run before this thread sleeps.
         self.processor.pass_on(THREAD.get());
     }
 
@@ -282,8 +282,8 @@ impl Observer for Host {}
 /// Guest memory: which frame is behind each page.
 struct Ram(Mutex<Vec<Pfn>>);
 
-// SAFETY: the frames belong to the guest alone, and one changes only in `move_page`, which is called
-// inside an invalidation of its page.
+// SAFETY: the frames belong to the guest alone, and one changes only in `move_page`, which is
+// called inside an invalidation of its page.
 unsafe impl Backing for Ram {
     fn find(&self, query: &FrameQuery) -> Resolution {
         match self.frames().get(query.page as usize) {

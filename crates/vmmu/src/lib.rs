@@ -93,11 +93,14 @@
 //!
 //! ## What a hypervisor calls
 //!
-//! [`Mmu`] makes [`VcpuMmu`]s and [`Worker`]s. A vCPU enters with [`VcpuMmu::before_enter`] and faults
-//! with [`VcpuMmu::handle_fault`], or in two steps with [`VcpuMmu::fault`] and [`Worker::complete`] if the
-//! frame is found elsewhere. A worker changes slots, answers invalidations, reads and writes guest
-//! memory, and drains roots. [`host`] says what the hypervisor provides, and in which context each
-//! hook is called.
+//! [`Mmu`] makes [`VcpuMmu`]s and [`Worker`]s, which borrow it or own a share of it ([`Hold`]). A
+//! vCPU calls [`VcpuMmu::load_root`] where it may sleep, and [`VcpuMmu::before_enter`] with
+//! interrupts off; it handles a fault by [`VcpuMmu::handle_fault`], or in two steps by
+//! `begin_fault` and [`Worker::complete`] if the frame is found elsewhere. A worker changes slots,
+//! reads and writes guest memory, and drains roots. The host's memory manager calls
+//! [`Mmu::invalidate_begin`] and [`Mmu::invalidate_end`], on any thread. [`host`] says what the
+//! hypervisor provides, and in which context each hook is called; the handbook has a chapter on
+//! porting (`docs/book/porting.md`), with two skeletons in `examples`.
 //!
 //! ## Glossary
 //!

@@ -7,9 +7,9 @@
 #[path = "../examples/hosted.rs"]
 mod hosted;
 
-/// A vCPU that is waited for can run only because the library's wait asks the host to pass the time.
-/// Pages move under the guest, no addition to them is lost, the checker finds nothing wrong, and
-/// every table page comes back.
+/// A vCPU that is waited for can run only because the library's wait asks the host to pass the
+/// time. Pages move under the guest, no addition to them is lost, the checker finds nothing wrong,
+/// and every table page comes back.
 #[test]
 fn a_hosted_hypervisor_moves_pages_under_a_running_guest() {
     let report = hosted::run().unwrap();

@@ -299,7 +299,7 @@ impl Format {
         (owner >> Self::OWNER_BITS == 0).then(|| self.frozen(tag, owner))
     }
 
-    /// A dead entry. ResolvedFault 0 is never a table, so it stands for "none".
+    /// A dead entry. Frame 0 is never a table, so it stands for "none".
     #[inline]
     pub(crate) fn dead(&self, next: Option<Pfn>) -> Value {
         self.frozen(soft::HOLD | soft::CLAIM, next.map_or(0, |pfn| pfn.0))
@@ -406,8 +406,8 @@ impl Format {
         if self.exec != 0 { v & self.exec != 0 } else { v & self.no_exec == 0 }
     }
 
-    /// What a leaf allows in the eyes of the library, whether or not hardware is to be surprised
-    /// by the access first: hidden by aging, or write-protected softly.
+    /// What the library allows of a leaf. Hardware may still fault on such an access, because aging
+    /// has hidden the leaf or because it is write-protected softly.
     #[inline]
     pub(crate) fn rights(&self, v: u64) -> Access {
         let (read, exec) = if self.is_hidden(Value(v)) {
@@ -422,7 +422,7 @@ impl Format {
         rights
     }
 
-    /// Whether a present leaf has had its R and X saved away by aging.
+    /// Whether aging has moved R and X of a present leaf to software bits.
     #[inline]
     pub(crate) fn is_hidden(&self, value: Value) -> bool {
         value.0 & (soft::SAVED_READ | soft::SAVED_EXEC) != 0

@@ -16,7 +16,7 @@
 //! ## Frozen values
 //!
 //! A *hold* begins and ends inside one section, and its owner may be waited for only by the owner
-//! of a detached table, downwards. A *claim* outlives its section; whoever meets one leaves his
+//! of a detached table, downwards. A *claim* outlives its section; whoever meets one leaves the
 //! section and comes back. *Dead* entries fill a table that has been detached: nothing replaces
 //! them, and the first of them links the tables that wait for one flush. No frozen value has a W,
 //! D or A bit, so nothing that looks for those can take it for a leaf.

@@ -16,12 +16,12 @@ use crate::state::slot::{SlotId, SlotWord, load};
 use crate::state::slot_set::SlotSet;
 use crate::sync::{AtomicU64, Mutex, Ordering};
 
-/// All slots of a VM.
+/// All slots of an MMU.
 pub struct Slots {
     sets: [UnsafeCell<SlotSet>; 2],
     current: AtomicU64,
     words: Box<[AtomicU64]>,
-    /// The last revision given out. Locked: the slot guard.
+    /// The last revision given out. Holding this lock is what the slot guard is.
     pub(crate) guard: Mutex<u64>,
 }
 
