@@ -71,7 +71,8 @@ pub struct Format {
     pub(crate) memory: [u64; 5],
     /// The empty value; its bits are set in every value but a table's.
     pub(crate) empty: u64,
-    /// What makes a value an MMIO entry; `None` if the width leaves no reserved bit.
+    /// The bits that make a value an MMIO entry; `None` if the address width leaves no reserved
+    /// bit.
     pub(crate) mmio: Option<u64>,
     pub(crate) leaves: Leaves,
 }
@@ -92,7 +93,7 @@ pub(crate) struct Leaves {
 }
 
 impl Leaves {
-    /// Before the rest of the format is known.
+    /// A placeholder until the rest of the format is known.
     pub(crate) const NONE: Leaves =
         Leaves { permission: [ILLEGAL; 32], usage: [ILLEGAL; 32], beyond: u64::MAX };
 }
@@ -248,7 +249,7 @@ impl Format {
         self.top.pages() << INDEX_BITS
     }
 
-    /// The value of nothing.
+    /// The empty value.
     #[inline]
     pub const fn empty(&self) -> Value {
         Value(self.empty)
@@ -305,8 +306,8 @@ impl Format {
         self.frozen(soft::HOLD | soft::CLAIM, next.map_or(0, |pfn| pfn.0))
     }
 
-    /// A pointer to a table. Everything is allowed, the leaf decides; A is set so that hardware
-    /// need not write it.
+    /// A pointer to a table. It allows everything, so that the leaf decides; A is set so that
+    /// hardware need not write it.
     #[inline]
     pub(crate) fn table(&self, pfn: Pfn) -> Value {
         let accessed = match self.record {

@@ -20,7 +20,7 @@ use crate::state::core::Core;
 use crate::state::participant::ParticipantWords;
 use crate::state::slot_set::SlotSet;
 
-/// What a section may write; carried by every entry it lends.
+/// What a section may write, and who notes the flushes that this owes.
 pub trait Liability: Copy + sealed::Sealed {
     #[doc(hidden)]
     fn owe(&self, flush: FlushDue);
