@@ -96,12 +96,16 @@ defects! {
     FreesTableBeforeFlush frees_table_before_flush ["B3", "K26"];
     /// A detached table is neither made dead nor given back.
     LosesDetachedTable loses_detached_table ["B8"];
+    /// A table is taken away though a claim was made in it after the look for claims.
+    TakesTableUnderClaim takes_table_under_claim ["F-M13"];
+    /// Who has made a claim does not look whether its table is still linked.
+    ClaimsUnlinkedEntry claims_unlinked_entry ["F-M13b"];
     /// A permission to write that the library takes is flushed only if hardware could write.
     NoFlushForSoftlyProtected no_flush_for_softly_protected ["K18"];
     /// An entry is overwritten, whatever it holds by then.
     OverwritesBlindly overwrites_blindly ["D-h1", "D-h4"];
     /// A dead entry of a detached table is overwritten by a fault.
-    OverwritesFrozen overwrites_frozen ["Size4K"];
+    OverwritesFrozen overwrites_frozen ["K4"];
     /// A fault puts its frame over a leaf that allows the access already.
     ReplacesPresentLeaf replaces_present_leaf ["B2"];
     /// Whoever meets a frozen entry waits for it inside the section.

@@ -254,7 +254,8 @@ pub mod internals {
     pub use crate::slots::guard::SlotGuard;
     pub use crate::state::table::Table;
     pub use crate::table::cache::{Cache, ReservedPages};
-    pub use crate::table::entry::{Changed, Entry};
+    pub use crate::table::claim::{Claim, Hold};
+    pub use crate::table::entry::{Changed, Detach, Entry, Split};
     pub use crate::table::page::{Page, Then};
     pub use crate::tdp::insert::{Insert, Mapped};
     #[cfg(feature = "step")]

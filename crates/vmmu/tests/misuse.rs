@@ -16,7 +16,7 @@ use support::{Frames, TestHost, backed, fault_at, linear, npt, range};
 use vmmu::addr::{Gfn, Level};
 use vmmu::entry::Access;
 use vmmu::host::{Backing, HostFrame, Resolution, VcpuId};
-use vmmu::internals::{GuestFrames, Participant, Unloaded, Walk};
+use vmmu::internals::{Detach, GuestFrames, Participant, Unloaded, Walk};
 use vmmu::slot::{AddressSpace, SlotId};
 use vmmu::{
     Config, HostRange, MissingPages, Mmu, NewError, Processor, Progress, Role, RootName, VcpuMmu,
@@ -188,7 +188,8 @@ fn a_table_that_hangs_on_a_dropped_debt_is_never_given_back() {
     {
         let mut debt = debtor.debt(range(0, 512));
         let section = debt.section();
-        section.entry(root(&vm), Gfn(NEAR), Level::Size2M).unwrap().detach().unwrap();
+        let entry = section.entry(root(&vm), Gfn(NEAR), Level::Size2M).unwrap();
+        assert_eq!(entry.detach().unwrap(), Detach::Done);
     }
     drop(debtor);
     assert_eq!(vm.stats().debts_leaked, 1);

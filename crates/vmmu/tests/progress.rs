@@ -277,7 +277,7 @@ fn an_invalidation_ends_whatever_becomes_of_its_slots() {
             assert!(taken < all + 16, "not done after {taken} sections, seed {seed}");
             let n = random() % u64::from(count);
             let id = SlotId(n as u32);
-            if random() % 2 == 0 {
+            if random().is_multiple_of(2) {
                 changer.move_slot(id, Gfn(free * tables * TABLE)).unwrap();
                 std::mem::swap(&mut free, &mut places[n as usize]);
             } else {

@@ -459,6 +459,12 @@ impl Format {
         value.0 & soft::PRESENT == 0 && value.0 & (soft::HOLD | soft::CLAIM) != 0
     }
 
+    /// Whether the value is frozen for longer than a section.
+    #[inline]
+    pub(crate) fn is_claimed(&self, value: Value) -> bool {
+        value.0 & (soft::PRESENT | soft::HOLD | soft::CLAIM) == soft::CLAIM
+    }
+
     /// Whether hardware lets `access` through a present leaf.
     #[inline]
     pub(crate) fn allows(&self, value: Value, access: Access) -> bool {

@@ -209,7 +209,8 @@ impl<'p, H: Host, P: Revocation> Quiesced<'p, H, P> {
         Walked { local: self.local, what: self.what }
     }
 
-    /// Visits at most `budget` pages, then says where to go on.
+    /// Visits at most `budget` pages, then says where to go on. A page at which somebody has to be
+    /// waited for counts each time that it is looked at in vain.
     pub fn walk_some(
         mut self,
         budget: u64,
@@ -238,12 +239,12 @@ impl<'p, H: Host, P: Revocation> Quiesced<'p, H, P> {
                 WalkStep::Done => break Progress::Done,
                 WalkStep::Pause => break Progress::More,
                 WalkStep::Wait => waiting.pass(host),
-                WalkStep::Visited => {
-                    left = left.saturating_sub(1);
-                    if left == 0 {
-                        break Progress::More;
-                    }
-                }
+                WalkStep::Visited => {}
+            }
+            // Waiting spends the budget too, or whoever is waited for decides when the call returns.
+            left = left.saturating_sub(1);
+            if left == 0 {
+                break Progress::More;
             }
         };
         if progress == Progress::More && defect!(DropsFlushAtPause) {

@@ -85,7 +85,8 @@ impl<'p, H: Host> Quiesced<'p, H, RootInvalid> {
     /// Waits until every vCPU has been outside the guest once. At its next entry it loads another
     /// root, and flushes with that; so nothing below these can be cached any more.
     pub fn unload(self) -> Quiesced<'p, H, Unloaded> {
-        if !defect!(DrainsUnderGuest) && !defect!(WaivesBeforeUnload) {
+        let in_time = !defect!(WaivesBeforeUnload);
+        if in_time && !defect!(DrainsUnderGuest) {
             self.local.outside_once();
         }
         Quiesced { local: self.local, what: Unloaded(self.what), cursor: self.cursor }

@@ -13,7 +13,7 @@ use crate::entry::state::State;
 use crate::protocol::section::{Inside, Liability, Owing};
 use crate::state::broken::Broken;
 use crate::state::table::Table;
-use crate::sync::spin_loop;
+use crate::sync::{Ordering, fence, spin_loop};
 use crate::table::cache::ReservedPages;
 
 /// A place and the value seen.
@@ -26,6 +26,30 @@ pub struct Entry<'s, L: Liability> {
     pub(crate) level: Level,
     /// First frame it covers.
     pub(crate) gfn: Gfn,
+}
+
+/// What came of a split.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Split {
+    /// There is a table where the huge leaf was.
+    Done,
+    /// It was no huge leaf. Nothing has changed.
+    NotHuge,
+    /// The pages that were reserved are used up. Nothing has changed.
+    NoPage,
+    /// The VM is dead. Nothing has changed.
+    Dead,
+}
+
+/// What came of taking a table away.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Detach {
+    /// It is gone, or there was none.
+    Done,
+    /// Somebody has a claim below it. Nothing has changed: leave the section and come back.
+    Claimed,
 }
 
 /// The exchange was lost; this is what is there now.
@@ -116,12 +140,12 @@ impl<'s, L: Liability> Entry<'s, L> {
     /// Replaces a huge leaf by a table of the same translation: a modify, allowed to anybody in a
     /// section. The children derive from the exact value that is exchanged, so nothing is owed.
     /// Anything but a huge leaf is left as it is.
-    pub fn split(self, pages: &mut ReservedPages<'_>) -> Result<(), Changed<'s, L>> {
+    pub fn split(self, pages: &mut ReservedPages<'_>) -> Result<Split, Changed<'s, L>> {
         let core = self.inside.core;
         let (State::Leaf(leaf), Some(below)) = (self.state(), self.level.below()) else {
-            return Ok(());
+            return Ok(Split::NotHuge);
         };
-        let Some(pfn) = pages.take() else { return Ok(()) };
+        let Some(pfn) = pages.take() else { return Ok(Split::NoPage) };
         // SAFETY: from the cache, linked nowhere.
         let table = unsafe { Table::at(core.window, pfn) };
         for (n, cell) in table.cells().iter().enumerate() {
@@ -138,12 +162,12 @@ impl<'s, L: Liability> Entry<'s, L> {
                 debug_assert!(level > Level::Size4K, "only huge leaves split");
                 inside.words.counters.splits.add(1);
                 inside.words.counters.tables_linked.add(1);
-                Ok(())
+                Ok(Split::Done)
             }
             Ok(None) => {
                 table.clear(&core.format);
                 pages.put_back(pfn);
-                Ok(())
+                Ok(Split::Dead)
             }
             Err(changed) => {
                 table.clear(&core.format);
@@ -176,18 +200,68 @@ impl<'s> Entry<'s, Owing<'s>> {
     }
 
     /// Takes the table away that the entry points at, makes all its entries dead, and hangs it on
-    /// the debt. Anything but a table is left as it is.
-    pub fn detach(self) -> Result<(), Changed<'s, Owing<'s>>> {
-        let (inside, level) = (self.inside, self.level);
+    /// the debt. Anything but a table is left as it is, and so is a table below which somebody has a
+    /// claim.
+    ///
+    /// The hazard: worker A finds no claim and takes the table away. Section B, which had walked into
+    /// the table before, makes its claim in between and ends. A meets the claim among the entries that
+    /// it has to make dead. B's author comes back for it in a later section, but no walk leads there
+    /// any more: if A waited, it would wait for ever, inside a section.
+    ///
+    /// The rule: A first puts a hold in the place of the table, passes a full fence, and looks for
+    /// claims again. B passes a full fence after its claim and walks there again. So either A sees the
+    /// claim and puts the table back, or B does not find the way and gives its claim back within its
+    /// section, and A may wait for that as for any hold. Others cannot take the hold for an empty
+    /// entry: they leave their sections and come back, so a table that is put back escapes nobody.
+    pub fn detach(self) -> Result<Detach, Changed<'s, Owing<'s>>> {
+        let (inside, cell, level, gfn) = (self.inside, self.cell, self.level, self.gfn);
         let (Some((table, below)), true) = (self.child(), level > Level::Size4K) else {
-            return Ok(());
+            return Ok(Detach::Done);
         };
-        let pfn = inside.core.format.pfn(self.seen);
-        if self.apply(inside.core.format.empty())?.is_some() && !defect!(LosesDetachedTable) {
+        let format = &inside.core.format;
+        if has_claim(inside, table, below) {
+            return Ok(Detach::Claimed);
+        }
+        let (linked, pfn) = (self.seen, format.pfn(self.seen));
+        let Some(hold) = format.make(State::Hold { owner: 0 }, level) else {
+            return Ok(Detach::Done);
+        };
+        if self.apply(hold)?.is_none() {
+            return Ok(Detach::Done);
+        }
+        let held = Entry { inside, cell, seen: hold, level, gfn };
+        fence(Ordering::SeqCst);
+        let is_claimed = has_claim(inside, table, below) && !defect!(TakesTableUnderClaim);
+        let next = if is_claimed { linked } else { format.empty() };
+        if !matches!(held.apply(next), Ok(Some(_))) {
+            // Nobody else replaces a hold.
+            inside.core.kill(Broken::Corrupt);
+        }
+        if is_claimed {
+            return Ok(Detach::Claimed);
+        }
+        if !defect!(LosesDetachedTable) {
             kill_entries(inside, pfn, table, below);
         }
-        Ok(())
+        Ok(Detach::Done)
     }
+}
+
+/// Whether somebody has a claim in the table or in one below it.
+fn has_claim(inside: Inside<'_, Owing<'_>>, table: &Table, level: Level) -> bool {
+    let core = inside.core;
+    table.cells().iter().any(|cell| {
+        let value = cell.get();
+        if core.format.is_claimed(value) {
+            return true;
+        }
+        let Some(below) = level.below().filter(|_| core.format.is_table(value, level)) else {
+            return false;
+        };
+        // SAFETY: read in this section from a table that was linked when this section reached it.
+        let child = unsafe { Table::at(core.window, core.format.pfn(value)) };
+        has_claim(inside, child, below)
+    })
 }
 
 /// Makes all entries of a table dead that this section has detached and therefore owns.
@@ -201,8 +275,9 @@ fn kill_entries(inside: Inside<'_, Owing<'_>>, pfn: Pfn, table: &Table, level: L
         let mut seen = cell.get();
         loop {
             match core.format.read(seen, level) {
-                // Held by a section that will put it back: only the owner of the table, which
-                // this is, may wait for that, and only downwards.
+                // Held by a section that will put it back, or claimed by one that will find that no
+                // walk leads here and give it back: only the owner of the table, which this is, may
+                // wait for that, and only downwards.
                 State::Hold { .. } | State::Claim { .. } => {
                     spin_loop();
                     seen = cell.get();

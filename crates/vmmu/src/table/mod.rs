@@ -7,6 +7,8 @@
 //! owns what it unlinked; the loser keeps what it wanted to link.
 
 pub mod cache;
+#[cfg(feature = "protocol")]
+pub mod claim;
 pub mod entry;
 pub mod page;
 pub mod walk;

@@ -6,7 +6,7 @@ use crate::addr::{ENTRIES, Gfn, GfnRange, Level};
 use crate::protocol::section::{Inside, Liability};
 use crate::state::table::Table;
 use crate::sync::spin_loop;
-use crate::table::entry::{Changed, Entry};
+use crate::table::entry::{Changed, Detach, Entry};
 
 /// What a visitor wants next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,6 +18,21 @@ pub enum Then {
     Again,
     /// Stop here; the walk can be resumed.
     Pause,
+}
+
+impl From<()> for Then {
+    fn from((): ()) -> Then {
+        Then::Next
+    }
+}
+
+impl From<Detach> for Then {
+    fn from(detach: Detach) -> Then {
+        match detach {
+            Detach::Done => Then::Next,
+            Detach::Claimed => Then::Again,
+        }
+    }
 }
 
 /// Which entries a visitor gets.
@@ -65,8 +80,12 @@ impl<'s, L: Liability> Page<'s, L> {
     }
 
     /// Calls `f` for each entry that is not empty; again with what is there now when it lost an
-    /// exchange. Stops at a frozen entry, and where the walk has to go down.
-    pub fn each(&self, mut f: impl FnMut(Entry<'s, L>) -> Result<(), Changed<'s, L>>) -> Then {
+    /// exchange. Stops at a frozen entry, where the walk has to go down, and where `f` has more to
+    /// say than that it is done.
+    pub fn each<T: Into<Then>>(
+        &self,
+        mut f: impl FnMut(Entry<'s, L>) -> Result<T, Changed<'s, L>>,
+    ) -> Then {
         let empty = self.inside.core.format.empty();
         for (n, mut entry) in self.entries().enumerate() {
             loop {
@@ -83,7 +102,13 @@ impl<'s, L: Liability> Page<'s, L> {
                     return Then::Again;
                 }
                 match f(entry) {
-                    Ok(()) => break,
+                    Ok(done) => match done.into() {
+                        Then::Next => break,
+                        then => {
+                            self.at.set(self.from + n);
+                            return then;
+                        }
+                    },
                     Err(changed) => entry = changed,
                 }
             }

@@ -341,7 +341,8 @@ fn leaves<'s, L: Liability>(
     Some(Page { inside, table, level, base, from, to, passes: Passes::Leaves, at })
 }
 
-/// The entry above a table that has no tables below it.
+/// The entry above a table that has no tables below it; if there is no table, one that is frozen,
+/// where a table may come back.
 fn deepest_table<'s, L: Liability>(inside: Inside<'s, L>, root: &Root) -> Option<Page<'s, L>> {
     // SAFETY: as in `descend`.
     let mut table = unsafe { Table::at(inside.core.window, root.top) };
@@ -352,9 +353,10 @@ fn deepest_table<'s, L: Liability>(inside: Inside<'s, L>, root: &Root) -> Option
         Entry::of(inside, table, level, Gfn(base.0 + n as u64 * level.pages()))
     };
     loop {
-        let Some(n) = (0..ENTRIES).find(|n| entry(table, level, base, *n).is_table()) else {
-            return found;
-        };
+        let table_at = |n: &usize| entry(table, level, base, *n).is_table();
+        let frozen_at = |n: &usize| entry(table, level, base, *n).is_frozen();
+        let n = (0..ENTRIES).find(table_at).or_else(|| (0..ENTRIES).find(frozen_at));
+        let Some(n) = n else { return found };
         let at = Cell::new(n);
         let (from, to, passes) = (n, n + 1, Passes::Tables);
         found = Some(Page { inside, table, level, base, from, to, passes, at });

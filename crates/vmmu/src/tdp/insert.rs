@@ -18,7 +18,7 @@ use crate::state::slot_set::{Hint, Region};
 use crate::state::table::Table;
 use crate::sync::spin_loop;
 use crate::table::cache::ReservedPages;
-use crate::table::entry::Entry;
+use crate::table::entry::{Entry, Split};
 use crate::table::walk::descend;
 use crate::tdp::request::{Refused, ResolvedFault, congruent};
 
@@ -252,7 +252,9 @@ impl<'s, L: Liability> Insert<'s, L> {
                 // What is no memory is no reason to split, for which there may be no page.
                 if entry.level > self.level && matches!(self.what, What::Leaf(_)) {
                     entry = match entry.split(&mut pages) {
-                        Ok(()) => again(),
+                        Ok(Split::Done | Split::NotHuge) => again(),
+                        // The caller comes back with pages for one leaf.
+                        Ok(Split::NoPage | Split::Dead) => return Mapped::Busy,
                         Err(changed) => changed,
                     };
                     continue;

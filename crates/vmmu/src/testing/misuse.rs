@@ -20,10 +20,11 @@
 //!
 //! A misuse of something that does not exist cannot be written down, so it has no test:
 //!
-//! * *holds* kept after their section: sections lend no holds, because nothing that needs one
-//!   (aging, promotion, reclaiming tables) exists; the entry format has the value already;
+//! * *holds* kept after their section: outside of tests sections lend no holds, because nothing that
+//!   needs one (aging, promotion, reclaiming tables) exists;
 //! * *claims* completed twice: claims outlive their section for firmware calls and
-//!   break-before-make, and no format in the crate needs either;
+//!   break-before-make, and no format in the crate needs either; those of the tests are values that
+//!   giving back consumes;
 //! * *promotion* without a debt: leaves are split, never joined;
 //! * *harvests*: bits taken without a debt, handed out before the flush, or said to be complete
 //!   while a part is open: there is no dirty log;

@@ -5,10 +5,12 @@ use crate::api::hold::Hold;
 use crate::api::mmu::Mmu;
 use crate::api::worker::Worker;
 use crate::host::host::Host;
-use crate::protocol::local::Participant;
+use crate::protocol::local::{Local, Participant};
 use crate::state::root::{Role, RootName};
 use crate::state::slot::AddressSpace;
 use crate::state::slot_set::Hint;
+#[cfg(feature = "protocol")]
+use crate::table::cache::Cache;
 
 impl<H: Host> Mmu<H> {
     /// A bare participant.
@@ -29,6 +31,11 @@ impl<H: Host> Mmu<H> {
 }
 
 impl<M: Hold> Worker<M> {
+    /// Its right to take part, and its table pages.
+    pub fn parts(&mut self) -> (Local<'_, M::Host>, &mut Cache) {
+        (self.seat.local(), &mut self.cache)
+    }
+
     /// How many of these frames are memory, looked up in one section.
     pub fn look_up(&mut self, frames: &[Gfn]) -> u64 {
         let mut hint = Hint::default();

@@ -4,7 +4,7 @@ use vmmu::addr::{Gfn, Level};
 use vmmu::entry::law::{self, FlushDue};
 use vmmu::entry::{Access, Leaf, MemoryType, Record, State, Tracked, Writable, ept};
 use vmmu::host::VcpuId;
-use vmmu::internals::Defect;
+use vmmu::internals::{Defect, Detach};
 use vmmu::slot::AddressSpace;
 use vmmu::{Config, Mmu, Progress, Role};
 
@@ -86,7 +86,8 @@ fn a_table_outlives_the_walkers() -> Verdict {
         {
             let section = debt.section();
             let root = section.root(Role::PLAIN).unwrap();
-            section.entry(root, Gfn(3), Level::Size2M).unwrap().detach().unwrap();
+            let entry = section.entry(root, Gfn(3), Level::Size2M).unwrap();
+            assert_eq!(entry.detach().unwrap(), Detach::Done);
         }
         debt.settle();
         vm.host().drop_curtain();

@@ -78,9 +78,10 @@ fn two_zaps_of_a_block() {
     let machine = rig.vm.host();
     let mut guest = rig.guest();
     let _ = guest.fault(read(PAGE), Level::Size2M);
+    let _ = guest.run(PAGE, 1);
     let (mut debtor, mut worker) = (rig.worker(), rig.worker());
     let running = spawn(move || {
-        saw(match guest.run(PAGE, 2) {
+        saw(match guest.run(PAGE, 1) {
             Met::Page => "reached",
             Met::Nothing => "gone",
         });

@@ -136,7 +136,7 @@ fn drain_beside_invalidation() {
     let _ = guest.run(PAGE, 1);
     let (mut drainer, mut host) = (rig.worker(), rig.worker());
     let running = spawn(move || {
-        saw(match guest.run(PAGE, 2) {
+        saw(match guest.run(PAGE, 1) {
             Met::Page => "reached",
             Met::Nothing => "gone",
         });

@@ -1,12 +1,13 @@
 //! Family m: who meets a frozen entry leaves his section and comes back.
 
 use loom::thread::spawn;
-use vmmu::Outcome;
 use vmmu::addr::{Gfn, Level};
-use vmmu::internals::Defect;
+use vmmu::host::{Cpus, Wait, WaitFor};
+use vmmu::internals::{Defect, Detach};
+use vmmu::{Outcome, Role};
 
 use crate::debts::detach;
-use crate::explore::Model;
+use crate::explore::{Model, saw};
 use crate::guest::{look, read};
 use crate::rig::{PAGE, Rig, pages};
 
@@ -69,6 +70,67 @@ fn walk_against_detach() {
     }
     drop((guest, worker, debtor));
     rig.end();
+}
+
+/// Somebody claims an entry, waits for a grace period, and gives it back in a later section; somebody
+/// else takes the table away.
+fn claim_against_detach() {
+    let rig = Rig::new(1, 2);
+    let mut guest = rig.guest();
+    let _ = guest.fault(read(PAGE), Level::Size4K);
+    let root = rig.vm.root(Role::PLAIN).expect("a root");
+    let (mut owner, mut debtor) = (rig.participant(), rig.participant());
+    let machine = rig.vm.host();
+    let claiming = spawn(move || {
+        let claim = owner.section().claim(root, OTHER, Level::Size4K, 1);
+        saw(if claim.is_some() { "claimed" } else { "not claimed" });
+        if let Some(claim) = claim {
+            owner.synchronize();
+            owner.section().give_back(claim);
+        }
+        owner
+    });
+    let detaching = spawn(move || {
+        loop {
+            let mut debt = debtor.debt(PAGE.leaf(Level::Size2M));
+            let detach = {
+                let section = debt.section();
+                let entry = section.entry(root, PAGE, Level::Size2M).expect("a root");
+                entry.detach().ok()
+            };
+            debt.settle();
+            match detach {
+                Some(Detach::Done) => break debtor,
+                Some(Detach::Claimed) => saw("left"),
+                None => {}
+            }
+            machine.wait(Wait::new(WaitFor::Entry, 0));
+        }
+    });
+    let owner = claiming.join().expect("a claim");
+    let debtor = detaching.join().expect("a detached table");
+    if rig.vm.stats().leaves != [0; 3] {
+        machine.complain(LEAKED);
+    }
+    drop((guest, owner, debtor));
+    rig.end();
+}
+
+const M6: Model = Model { name: "m6", preemptions: 3, run: claim_against_detach };
+
+#[test]
+fn a_table_with_a_claim_is_left_until_it_is_given_back() {
+    M6.holds(&["claimed", "not claimed", "left"]);
+}
+
+#[test]
+fn a_table_that_is_taken_under_a_claim_waits_for_it_for_ever() {
+    M6.fails("m7", Defect::TakesTableUnderClaim, NO_END);
+}
+
+#[test]
+fn a_claim_in_a_table_that_is_gone_is_waited_for_for_ever() {
+    M6.fails("m8", Defect::ClaimsUnlinkedEntry, NO_END);
 }
 
 const M2: Model = Model { name: "m2", preemptions: 3, run: fault_against_detach };
