@@ -124,7 +124,7 @@ pub enum Level {
     Size4K = 1,
     /// An entry maps 2 MiB or points at a `Size4K` table.
     Size2M = 2,
-    /// An entry maps 1 GiB or points at an `Size2M` table.
+    /// An entry maps 1 GiB or points at a `Size2M` table.
     Size1G = 3,
     /// An entry points at a `Size1G` table; the top table of a 4-level format.
     L4 = 4,
@@ -146,7 +146,7 @@ impl Level {
         1 << self.shift()
     }
 
-    /// The level that is so many above the leaves' own; the top one for what is beyond it.
+    /// The level of that number, counted from 1; the top one for larger numbers.
     #[inline]
     pub(crate) const fn from_number(number: u32) -> Level {
         match number {
@@ -199,7 +199,7 @@ impl fmt::Display for Level {
     }
 }
 
-/// A half-open range of guest frames, never reversed.
+/// A half-open range of guest frames, whose end is never before its start.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct GfnRange {
     start: Gfn,
@@ -216,7 +216,7 @@ impl GfnRange {
     /// No frame.
     pub const EMPTY: GfnRange = GfnRange { start: Gfn(0), end: Gfn(0) };
 
-    /// From `start` up to, not including, `end`. `None` if reversed or beyond
+    /// From `start` up to, not including, `end`. `None` if the end is before the start or beyond
     /// [`LIMIT`](Self::LIMIT).
     pub const fn new(start: Gfn, end: Gfn) -> Option<GfnRange> {
         if start.0 <= end.0 && end.0 <= Self::LIMIT { Some(GfnRange { start, end }) } else { None }

@@ -46,9 +46,9 @@ macro_rules! defects {
 defects! {
     /// A section opens without a fence.
     SectionWithoutFence section_without_fence ["D-a3", "D-q2", "D-x6"];
-    /// A watch is resolved before its first section.
+    /// A watch is admitted without a fence between it and what its section reads.
     WatchWithoutFence watch_without_fence ["D-a5", "D-x5"];
-    /// A watch is resolved though its range is under invalidation.
+    /// A watch is admitted though its range is under invalidation.
     AdmitsUnderInvalidation admits_under_invalidation ["D-a6", "D-x3"];
     /// A watch is admitted for leaves of which other pages are under invalidation.
     BelievesWholeBlock believes_whole_block ["D-a10"];
@@ -68,7 +68,7 @@ defects! {
     LedgerAfterClear ledger_after_clear ["D-b3"];
     /// A debt leaves the ledger before its flush.
     LedgerClosedBeforeFlush ledger_closed_before_flush ["D-b4"];
-    /// A promise ignores the ledgers of others.
+    /// A revocation ignores the ledgers of others.
     IgnoresForeignDebts ignores_foreign_debts ["D-b1", "D-n1", "D-w2"];
     /// A zap's debt covers what was asked for, without the huge leaves that reach over its edges.
     ZapsBlockForPage zaps_block_for_page ["F-e"];
@@ -108,7 +108,7 @@ defects! {
     OverwritesFrozen overwrites_frozen ["K4"];
     /// A fault puts its frame over a leaf that allows the access already.
     ReplacesPresentLeaf replaces_present_leaf ["B2"];
-    /// Who meets a frozen entry waits for it inside his section.
+    /// Whoever meets a frozen entry waits for it inside the section.
     SpinsInSection spins_in_section ["D-m1"];
     /// A walk leaves a huge leaf that reaches over the edge of its range.
     LeavesOverlappingHugeLeaf leaves_overlapping_huge_leaf ["B7", "S2"];

@@ -6,7 +6,7 @@ use crate::addr::{Gpa, Level};
 use crate::entry::access::Access;
 use crate::state::broken::Broken;
 
-/// What a guest's access met.
+/// An access of the guest's for which the tables have no translation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PageFault {
     /// Where, in bytes.
@@ -14,21 +14,21 @@ pub struct PageFault {
     /// What the access wants. A guest's page-table walk is a read, or a write where it sets A or
     /// D; hardware says so.
     pub access: Access,
-    /// Who asks.
+    /// Who wants it.
     pub cause: Cause,
 }
 
-/// Who asks for a mapping.
+/// Who wants a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cause {
     /// The guest's access: it will be repeated at once, so A may be set.
     Guest,
-    /// Nobody yet: A is not set, nothing counts as used.
+    /// The hypervisor, before the guest needs it: A is not set, so nothing counts as used.
     Prefault,
 }
 
 /// Why something cannot be done just now, though nothing is wrong. The library does not wait for
-/// these, because the caller may be the one who has to end them.
+/// these to end, because the caller may be the one who has to end them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Busy {
@@ -71,9 +71,9 @@ pub enum Outcome {
     Pending,
     /// The VMM has to decide: the page cannot be had.
     Fault(MemoryFault),
-    /// Table pages ran out. Nothing has changed; ask again when the host has some.
+    /// Table pages ran out. Nothing has changed; handle the fault again when the host has some.
     OutOfMemory,
-    /// The VM is dead.
+    /// The MMU is dead.
     Dead(Broken),
 }
 

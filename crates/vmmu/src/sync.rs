@@ -4,7 +4,7 @@
 //! loom counts SeqCst accesses as AcqRel; every place where a store must be ordered before a
 //! later load therefore says so with `fence(SeqCst)`.
 //!
-//! With the features `record` and `step` each access is [watched](crate::watched) too: what
+//! With the features `record` and `step` each access is watched (`watched.rs`) too: what
 //! participants share is written here and nowhere else, so what is noted is every cache line that
 //! another processor could miss. Slot sets are the exception; only changes of slots write them.
 
@@ -14,7 +14,7 @@ mod imp {
     pub use core::sync::atomic::{AtomicU64, fence};
     pub use spin::mutex::{SpinMutex as Mutex, SpinMutexGuard as MutexGuard};
 
-    /// Locks; calls `wait` as long as somebody else has it.
+    /// Locks; calls `wait` as long as somebody else has the lock.
     pub fn lock_or_wait<T>(mutex: &Mutex<T>, mut wait: impl FnMut()) -> MutexGuard<'_, T> {
         loop {
             match mutex.try_lock() {
@@ -36,7 +36,7 @@ mod imp {
         crate::watched::wait();
     }
 
-    /// Locks; calls `wait` as long as somebody else has it.
+    /// Locks; calls `wait` as long as somebody else has the lock.
     pub fn lock_or_wait<T>(mutex: &Mutex<T>, mut wait: impl FnMut()) -> MutexGuard<'_, T> {
         super::note(mutex);
         loop {
@@ -113,7 +113,7 @@ impl Counter {
     }
 }
 
-/// A number no two callers get. Not modelled: it orders nothing.
+/// A number that no two calls give. Not modelled: it orders nothing.
 pub fn unique() -> u64 {
     static NEXT: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(1);
     note(&NEXT);

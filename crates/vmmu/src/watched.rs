@@ -1,9 +1,8 @@
 //! Atomics that are watched, for tests: each write is noted (feature `record`), and before each
-//! access somebody else may be let run (feature `step`).
+//! access a scheduler is called that may let another thread run (feature `step`).
 //!
-//! A scheduler that is called before every access can interleave threads wherever the protocol
-//! could be interrupted, as far as one order of all accesses goes; what weaker memory adds is for
-//! the models.
+//! A scheduler that is called before every access can try any order in which the accesses of all
+//! threads follow one another. What a weaker memory allows beyond that is for the models.
 
 use alloc::vec::Vec;
 use core::cell::RefCell;
@@ -13,9 +12,9 @@ use std::sync::OnceLock;
 /// Where a thread is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SchedulePoint {
-    /// Admission to look at or change a shared word.
+    /// About to look at or change a shared word.
     Access,
-    /// Unable to go on until another thread has.
+    /// Unable to go on until another thread has run.
     Wait,
 }
 
@@ -45,7 +44,7 @@ std::thread_local! {
 }
 
 /// Runs `work` and gives the addresses, in bytes, of the shared words it wrote or tried to write,
-/// in order: an exchange that fails takes the line all the same.
+/// in order: an exchange that fails takes the cache line as well.
 pub fn writes<R>(work: impl FnOnce() -> R) -> (R, Vec<usize>) {
     LOG.with_borrow_mut(|log| *log = Some(Vec::new()));
     let result = work();

@@ -1,6 +1,6 @@
-//! The checker: walks all tables of a VM at rest and verifies what can be verified then.
+//! The checker: walks all tables of an MMU at rest and verifies what can be verified then.
 //!
-//! It takes `&mut Mmu`: whatever the VM lends has been given back, so nothing moves. The numbers
+//! It takes `&mut Mmu`: whatever the MMU lends has been given back, so nothing changes. The numbers
 //! of the [invariants](Invariant) are those of the behaviour description, section 3.
 //!
 //! What cannot be seen at rest, and what covers it instead:
@@ -101,7 +101,7 @@ impl Invariant {
     }
 }
 
-/// Something that must not be.
+/// An entry or a count that violates an invariant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Violation {
     /// What is violated.

@@ -1,7 +1,7 @@
 //! The tables as text: one line for each run of leaves with the same properties and consecutive
 //! frames.
 //!
-//! It works while the VM runs: each table page is copied inside a section and written outside of
+//! It works while the guest runs: each table page is copied inside a section and written outside of
 //! it, so a line shows what was true of one page at one time.
 
 use alloc::vec::Vec;

@@ -8,8 +8,8 @@ use crate::host::host::Host;
 /// A way to hold an [`Mmu`]: `&Mmu<H>`, or `Arc<Mmu<H>>` for handles that are stored.
 ///
 /// There are these two and no others. A handle names its place among the participants by a number,
-/// so it must find the same MMU at every call, which a hold of somebody else's making might not
-/// give.
+/// so it must find the same MMU at every call. A type of somebody else's that implemented this
+/// might give another one.
 pub trait Hold: sealed::Sealed {
     /// The MMU's host.
     type Host: Host;

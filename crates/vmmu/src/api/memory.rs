@@ -57,9 +57,9 @@ pub enum AccessFailure {
     /// The host cannot reach the frame by an address of its own
     /// ([`GuestMemory::bytes`] gave `None`).
     Unreachable,
-    /// Not now: try again when that is over.
+    /// Not now: try again when what it names is over.
     Busy(Busy),
-    /// The VM is dead.
+    /// The MMU is dead.
     Dead(Broken),
     /// The range runs over the end of the address space.
     TooHigh,
@@ -136,7 +136,7 @@ struct Reach<'vm> {
 enum Attempt {
     /// Somebody else was changing the page or its slot, and will have done so in a moment.
     Again,
-    /// For good, as far as this call goes.
+    /// This call cannot reach the page.
     Failed(AccessFailure),
 }
 

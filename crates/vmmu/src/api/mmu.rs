@@ -1,4 +1,4 @@
-//! A virtual machine's memory: made with a host and a configuration, taken down by value.
+//! The MMU of one virtual machine: made with a host and a configuration, taken down by value.
 
 use alloc::sync::Arc;
 use core::fmt;
@@ -14,7 +14,7 @@ use crate::state::core::{Core, Sizes};
 use crate::state::root::Root;
 use crate::state::table::Table;
 
-/// The memory of one virtual machine.
+/// The MMU of one virtual machine: its slots, and the tables that its processors walk.
 ///
 /// A vCPU or worker holds it by a borrow or by an `Arc`. When the MMU is dropped, which its last
 /// holder does, every table page goes back to the host; [`teardown`](Self::teardown) and
@@ -26,7 +26,7 @@ pub struct Mmu<H: Host> {
     host: ManuallyDrop<H>,
 }
 
-/// What a VM is made for.
+/// What an MMU is made for.
 #[derive(Clone, Copy, Debug)]
 pub struct Config<'a> {
     /// Which hardware walks its tables.
@@ -44,11 +44,12 @@ pub struct Config<'a> {
     pub slots: u32,
     /// Invalidations begun and not ended yet that refuse exactly their own pages.
     ///
-    /// There may be more at one time, without end. Those refuse whole blocks, of 4 KiB, 2 MiB, 1 GiB
-    /// or 512 GiB, whichever is the first that is not shorter than their range, and a few blocks
-    /// elsewhere that fall on the same counters. A fault on a page that is refused answers
-    /// [`Retry`](crate::Outcome::Retry) until they end; one on a page beside them may find a smaller
-    /// leaf. Each place costs 32 bytes, and a fault a look at it while any invalidation is under way.
+    /// Any number more may be under way. Those refuse whole blocks, of 4 KiB, 2 MiB, 1 GiB or 512
+    /// GiB, whichever is the first that is not shorter than their range, and a few blocks elsewhere
+    /// that fall on the same counters. A fault on a page that is refused answers
+    /// [`Retry`](crate::Outcome::Retry) until they end; one on a page beside them may find a
+    /// smaller leaf. Each place costs 32 bytes, and a fault a look at it while any invalidation is
+    /// under way.
     pub invalidations: u32,
     /// The largest leaf anywhere.
     pub largest: Level,
@@ -80,7 +81,7 @@ impl Config<'_> {
     }
 }
 
-/// Why a VM could not be made. The host comes back.
+/// Why an MMU could not be made. The host comes back.
 #[derive(Debug)]
 pub struct NewError<H> {
     /// The host.
@@ -89,14 +90,14 @@ pub struct NewError<H> {
     pub why: NewReason,
 }
 
-/// Why a VM could not be made.
+/// Why an MMU could not be made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NewReason {
-    /// A VM has 1 to 4096 vCPUs.
+    /// An MMU has 1 to 4096 vCPUs.
     Vcpus(u32),
-    /// A VM has at least one and at most 32,768 slot numbers.
+    /// An MMU has at least one and at most 32,768 slot numbers.
     Slots(u32),
-    /// Memory for lines and words ran out.
+    /// There was no memory for the words of participants, vCPUs and slots.
     NoMemory,
 }
 
@@ -119,7 +120,7 @@ impl<H> fmt::Display for NewError<H> {
 impl<H: fmt::Debug> core::error::Error for NewError<H> {}
 
 impl<H: Host> Mmu<H> {
-    /// A VM without slots.
+    /// An MMU without slots.
     pub fn new(host: H, config: &Config<'_>) -> Result<Self, NewError<H>> {
         let why = if config.vcpus == 0 || config.vcpus > 4096 {
             Some(NewReason::Vcpus(config.vcpus))
@@ -152,7 +153,7 @@ impl<H: Host> Mmu<H> {
         &self.host
     }
 
-    /// Why the VM is dead, if it is.
+    /// Why the MMU is dead, if it is.
     pub fn broken(&self) -> Option<Broken> {
         self.core.broken()
     }

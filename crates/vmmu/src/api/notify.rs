@@ -35,8 +35,10 @@ impl<H: Host> Mmu<H> {
     /// any root, also not by a huge leaf that overlaps them by one page; and while the result
     /// lives nothing is mapped from them.
     ///
-    /// A range without a page is taken back at once, and nobody is refused. Takes no lock, and waits for no vCPU's resolving; it waits for sections, for vCPUs to leave
-    /// the guest, and, when all [notifiers](crate::Config::notifiers) are busy, for one of them.
+    /// Takes no lock, and does not wait for a vCPU that is looking up a frame. It waits for
+    /// sections, for vCPUs to leave the guest, and, when all [notifiers](crate::Config::notifiers)
+    /// are busy, for one of them. A range without a page is taken back at once, and nobody is
+    /// refused.
     pub fn invalidate_range(&self, range: HostRange) -> Invalidation<'_> {
         let place = self.own().invalidate(HostPages::new(range));
         Invalidation::new(&self.core, place)
@@ -61,9 +63,8 @@ impl<H: Host> Mmu<H> {
         Ok(())
     }
 
-    /// Ends what [`invalidate_begin`](Self::invalidate_begin) began, on whatever thread, by
-    /// whomever. Waits for nobody. For a range without a page there is nothing to end, and it is
-    /// never an error.
+    /// Ends what [`invalidate_begin`](Self::invalidate_begin) began, on any thread. Waits for
+    /// nobody. For a range without a page there is nothing to end, and it is never an error.
     ///
     /// End exactly what was begun: an end of a range that nobody began is a mistake of the host, and
     /// most of them are found. An error has changed nothing. It is certain while at most

@@ -9,7 +9,7 @@ use crate::protocol::local::Local;
 use crate::state::core::Core;
 use crate::state::participant::ParticipantWords;
 
-/// See the module. Dropping it gives the place back.
+/// A place and a hold of the MMU. Dropping it gives the place back.
 pub(crate) struct Seat<M: Hold> {
     mmu: M,
     place: u32,
@@ -52,8 +52,9 @@ impl<M: Hold> Seat<M> {
 }
 
 impl<'m, H: Host> Seat<&'m Mmu<H>> {
-    /// The same, of which requests may be lent that outlive the call. The caller uses it while it
-    /// has the seat borrowed, and lets it go then: there must be one at a time.
+    /// The same right with the lifetime of the MMU, so that requests made with it may outlive the
+    /// call. The caller uses it only as long as it has the seat borrowed, because there must be one
+    /// such right at a time.
     #[inline]
     pub(crate) fn lasting(&mut self) -> Local<'m, H> {
         let mmu = self.mmu;

@@ -1,11 +1,11 @@
-//! Counters: kept by each participant in its own lines, summed when read.
+//! Counters: each participant keeps its own, in cache lines of its own; they are summed when read.
 
 use crate::addr::ENTRIES;
 use crate::state::core::Core;
 use crate::state::participant::ParticipantWords;
 use crate::sync::Counter;
 
-/// What has happened in a VM since it was made. Sums over participants, read one after another
+/// What has happened in an MMU since it was made. Sums over participants, read one after another
 /// while they go on counting.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
@@ -48,7 +48,7 @@ pub struct Stats {
     pub grace_periods: u64,
     /// Invalidations by the host.
     pub invalidations: u64,
-    /// Promises that had to flush for somebody else's open debt.
+    /// Revocations that had to flush for somebody else's open debt.
     pub foreign_debts: u64,
     /// Debts dropped unsettled: defects.
     pub debts_leaked: u64,
@@ -109,7 +109,7 @@ impl Stats {
         all.wrapping_sub(self.splits.wrapping_mul(ENTRIES as u64))
     }
 
-    /// Faults by outcome, with the names of [`Outcome::name`](crate::tdp::Outcome::name).
+    /// Faults by outcome, with the names of [`Outcome::name`](crate::Outcome::name).
     pub fn outcomes(&self) -> [(&'static str, u64); 8] {
         [
             ("fixed", self.fixed()),

@@ -54,12 +54,12 @@ pub struct VcpuMmu<M: Hold> {
 /// Why a vCPU has no root.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LoadError {
-    /// No page for a top table; ask again when the host has one.
+    /// No page for a top table; load again when the host has one.
     OutOfMemory,
     /// Every place for a root is taken, by roots of other roles or by drains that other threads are at
     /// just now: ask again when those have ended.
     RootsBusy,
-    /// The VM is dead.
+    /// The MMU is dead.
     Dead(Broken),
 }
 
@@ -69,7 +69,7 @@ pub enum EnterError {
     /// It has no root, or the root has been invalidated: [`VcpuMmu::load_root`], where that may
     /// sleep, then enter again.
     LoadRoot,
-    /// The VM is dead.
+    /// The MMU is dead.
     Dead(Broken),
 }
 
@@ -107,8 +107,9 @@ pub enum Flush {
     NotNeeded,
 }
 
-/// The vCPU counts as being in the guest. Enter with interrupts that a kick sends held pending
-/// until the entry itself, or a kick may be lost. Dropping it means that nothing was entered.
+/// The vCPU counts as being in the guest. The interrupts by which it is kicked are held pending
+/// from before this was made until the guest runs, or a kick may be lost. Dropping this means that
+/// the guest was not entered.
 #[must_use = "dropped at once, nothing has been entered"]
 #[derive(Debug)]
 pub struct InGuest<'v, M: Hold> {
@@ -164,7 +165,7 @@ impl<M: Hold> VcpuMmu<M> {
         self.worker.seat.core().vcpus.get(self.id.0 as usize)
     }
 
-    /// An entry that was kept and never left is over.
+    /// Says "outside", if an entry was kept and never left.
     fn outside(&self) {
         if let Some(words) = self.words() {
             words.leave();
@@ -238,7 +239,7 @@ impl<M: Hold> VcpuMmu<M> {
 
     /// Gets ready to run guest code on processor `on`: sees every flush that was asked for, and
     /// that the root is still valid. From here on a flush kicks this vCPU. Neither sleeps, nor
-    /// locks, nor allocates, nor calls a hook but [`Cpus::here`](crate::host::Cpus::here).
+    /// locks, nor allocates, nor calls a hook but [`Cpus::here`].
     pub fn before_enter(&mut self, on: Processor) -> Result<InGuest<'_, M>, EnterError> {
         let core = self.worker.seat.core();
         core.alive().map_err(EnterError::Dead)?;
@@ -250,7 +251,8 @@ impl<M: Hold> VcpuMmu<M> {
         if let Some(count) = wanted {
             words.flush_done(count);
         }
-        // After the look at the flushes: who has seen that look has seen this one too.
+        // After the look at the flushes: whoever waits for that look to be over knows that this one
+        // comes after it, and sees the root invalid.
         let valid = core.roots.is_valid(name) || defect!(LoadsUnnamedRoot);
         if !valid {
             words.leave();
@@ -273,8 +275,8 @@ impl<M: Hold> VcpuMmu<M> {
         self.outside();
     }
 
-    /// Handles a fault whole: asks `backing` for the frame, and the host for table pages. Also for
-    /// prefaulting, before the first entry: it loads a root if there is none.
+    /// Handles a fault from end to end: asks `backing` for the frame, and the host for table pages.
+    /// Also for prefaulting, before the first entry: it loads a root if there is none.
     pub fn handle_fault(&mut self, backing: &dyn Backing, fault: PageFault) -> Outcome {
         self.outside();
         let root = self.valid_root();

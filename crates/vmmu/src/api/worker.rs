@@ -178,8 +178,9 @@ impl<M: Hold> Worker<M> {
         self.seat.local().zap_some(zap, budget)
     }
 
-    /// Invalidates every root and waits until no vCPU runs on one: the first half of the big
-    /// hammer. vCPUs load new roots at their next entry. [`drain`](Self::drain) the old ones.
+    /// Invalidates every root and waits until no vCPU runs on one: the first half of
+    /// [`zap_all`](Self::zap_all). vCPUs load new roots at their next entry. [`drain`](Self::drain)
+    /// the old ones.
     pub fn invalidate_roots(&mut self) -> Drain {
         self.seat.local().invalidate_roots()
     }
@@ -190,7 +191,7 @@ impl<M: Hold> Worker<M> {
         self.seat.local().drain(drain, budget)
     }
 
-    /// The big hammer: drops every mapping of the VM. Cost follows the VM, not the change.
+    /// Drops every mapping there is, with all tables. What it costs depends on how much is mapped.
     pub fn zap_all(&mut self) {
         self.seat.local().zap_all();
     }
@@ -259,15 +260,15 @@ impl<'m, H: Host> Worker<&'m Mmu<H>> {
     /// any root, also not by a huge leaf that overlaps them by one page; and while the result
     /// lives nothing is mapped from them.
     ///
-    /// Takes no sleeping lock, waits for no vCPU's resolving. Uses this worker's place; see
-    /// [`Mmu::invalidate_range`] for callers who have no worker.
+    /// Takes no lock, and does not wait for a vCPU that is looking up a frame. Uses this worker's
+    /// place; see [`Mmu::invalidate_range`] for callers who have no worker.
     pub fn invalidate_range(&mut self, range: HostRange) -> Invalidation<'m> {
         let mut local = self.seat.lasting();
         let core = local.core();
         Invalidation::new(core, local.invalidate(HostPages::new(range)))
     }
 
-    /// Makes a request of its name again, or gives the name back if it is another MMU's.
+    /// Makes a parked request a request again, or gives it back if it is another MMU's.
     pub fn unpark(&mut self, parked: Parked) -> Result<Request<'m>, Parked> {
         self.seat.lasting().unpark(parked)
     }

@@ -46,7 +46,7 @@ impl Cell {
         }
     }
 
-    /// Takes what is there away, whatever it is: only for values the law does not know.
+    /// Replaces whatever is there: only for values that the law does not know.
     #[cold]
     pub(crate) fn exchange(&self, new: Value) -> Value {
         Value(self.0.swap(new.0, Ordering::AcqRel))

@@ -71,7 +71,8 @@ pub struct Format {
     pub(crate) memory: [u64; 5],
     /// The empty value; its bits are set in every value but a table's.
     pub(crate) empty: u64,
-    /// What makes a value an MMIO entry; `None` if the width leaves no reserved bit.
+    /// The bits that make a value an MMIO entry; `None` if the address width leaves no reserved
+    /// bit.
     pub(crate) mmio: Option<u64>,
     pub(crate) leaves: Leaves,
 }
@@ -92,7 +93,7 @@ pub(crate) struct Leaves {
 }
 
 impl Leaves {
-    /// Before the rest of the format is known.
+    /// A placeholder until the rest of the format is known.
     pub(crate) const NONE: Leaves =
         Leaves { permission: [ILLEGAL; 32], usage: [ILLEGAL; 32], beyond: u64::MAX };
 }
@@ -248,7 +249,7 @@ impl Format {
         self.top.pages() << INDEX_BITS
     }
 
-    /// The value of nothing.
+    /// The empty value.
     #[inline]
     pub const fn empty(&self) -> Value {
         Value(self.empty)
@@ -299,14 +300,14 @@ impl Format {
         (owner >> Self::OWNER_BITS == 0).then(|| self.frozen(tag, owner))
     }
 
-    /// A dead entry. ResolvedFault 0 is never a table, so it stands for "none".
+    /// A dead entry. Frame 0 is never a table, so it stands for "none".
     #[inline]
     pub(crate) fn dead(&self, next: Option<Pfn>) -> Value {
         self.frozen(soft::HOLD | soft::CLAIM, next.map_or(0, |pfn| pfn.0))
     }
 
-    /// A pointer to a table. Everything is allowed, the leaf decides; A is set so that hardware
-    /// need not write it.
+    /// A pointer to a table. It allows everything, so that the leaf decides; A is set so that
+    /// hardware need not write it.
     #[inline]
     pub(crate) fn table(&self, pfn: Pfn) -> Value {
         let accessed = match self.record {
@@ -406,8 +407,8 @@ impl Format {
         if self.exec != 0 { v & self.exec != 0 } else { v & self.no_exec == 0 }
     }
 
-    /// What a leaf allows in the eyes of the library, whether or not hardware is to be surprised
-    /// by the access first: hidden by aging, or write-protected softly.
+    /// What the library allows of a leaf. Hardware may still fault on such an access, because aging
+    /// has hidden the leaf or because it is write-protected softly.
     #[inline]
     pub(crate) fn rights(&self, v: u64) -> Access {
         let (read, exec) = if self.is_hidden(Value(v)) {
@@ -422,7 +423,7 @@ impl Format {
         rights
     }
 
-    /// Whether a present leaf has had its R and X saved away by aging.
+    /// Whether aging has moved R and X of a present leaf to software bits.
     #[inline]
     pub(crate) fn is_hidden(&self, value: Value) -> bool {
         value.0 & (soft::SAVED_READ | soft::SAVED_EXEC) != 0

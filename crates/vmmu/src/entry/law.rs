@@ -1,8 +1,14 @@
-//! The law: what a change of one entry obliges its author to do, and which changes are crimes.
+//! The law: what a change of one entry obliges its author to do, and which changes are illegal.
 //!
-//! [`owed`] is a pure function of format, old value, new value and level. Every writer of every
-//! entry goes through it, so that consequences are derived in one place and from nothing but what
-//! changed. Its rules are sections 1.0.2, 1.1 and 1.11 of the behaviour description:
+//! The hazard: worker A takes W away from a leaf, sees that W was clear already, and concludes that
+//! no flush is due. But W had been cleared softly a moment before by worker B, whose flush is still
+//! to come, and vCPU C goes on writing through a translation that it has. A rule of this kind that
+//! each writer of entries applies by itself is sooner or later forgotten by one of them.
+//!
+//! The rule: [`consequences`] is a pure function of format, old value, new value and level. Every
+//! writer of every entry goes through it, so that what follows is derived in one place and from
+//! nothing but what changed. It implements sections 1.0.2, 1.1 and 1.11 of the behaviour
+//! description:
 //!
 //! | change | flush | why |
 //! |---|---|---|
@@ -32,7 +38,7 @@ pub enum FlushDue {
     /// Never, for this change.
     Never,
     /// Before the dirty log that this change belongs to is handed out. The operation owes it
-    /// whether or not an entry changed; it is not a consequence of the single change.
+    /// whether or not an entry has changed; it does not follow from the single change.
     BeforeLog,
     /// Before anybody relies on the permission being gone.
     BeforeReliance,
@@ -60,8 +66,8 @@ pub struct Consequences {
     /// A leaf that was used is gone (A, or not hidden where there is no A): the host may want to
     /// know.
     pub accessed: bool,
-    /// W was set, or a leaf with W was inserted: the new leaf's frames belong into the dirty log,
-    /// in the section of the change.
+    /// W was set, or a leaf with W was inserted: the new leaf's frames have to be put into the
+    /// dirty log, in the section of the change.
     pub log: bool,
     /// Leaves of this level.
     pub leaves: Count,
@@ -121,7 +127,8 @@ enum Class {
     Leaf,
 }
 
-/// What a value is at a glance, or `None` if that already shows that it is nothing.
+/// What a value is as far as a few of its bits show, or `None` if they show already that it is
+/// corrupt.
 #[inline]
 fn class(format: &Format, value: Value, level: Level) -> Option<Class> {
     let v = value.0;
@@ -152,7 +159,7 @@ fn legal_leaf(format: &Format, v: u64, level: Level) -> bool {
     level <= format.largest && (host || !mmu) && (mmu || !w)
 }
 
-/// A leaf is there that was not.
+/// What follows when a leaf appears where there was none.
 #[inline]
 fn mapped(format: &Format, v: u64) -> Consequences {
     Consequences {
@@ -163,7 +170,7 @@ fn mapped(format: &Format, v: u64) -> Consequences {
     }
 }
 
-/// A leaf is there no longer, and no table of the same translation in its place.
+/// What follows when a leaf goes and no table of the same translation takes its place.
 #[inline]
 fn unmapped(format: &Format, v: u64) -> Consequences {
     Consequences {
@@ -178,9 +185,9 @@ fn unmapped(format: &Format, v: u64) -> Consequences {
 
 /// What replacing `old` by `new` in an entry of `level` obliges to, or why it must not be done.
 ///
-/// Both values must be of `format`, which only [`Format::read`] checks in full. What a glance
-/// shows, a leaf where none can be, software bits that contradict each other, is
-/// [`Illegal::Corrupt`].
+/// Both values must be of `format`, which only [`Format::read`] checks in full. What is seen
+/// without decoding them, such as a leaf where none can be or software bits that contradict each
+/// other, is [`Illegal::Corrupt`].
 #[inline]
 pub fn consequences(
     format: &Format,
@@ -207,7 +214,8 @@ pub fn consequences(
     if old == new { Ok(Consequences::NOTHING) } else { all_others(format, old, new, level) }
 }
 
-/// Apart, so that what is inlined into a caller stays small.
+/// The changes that are rare, in a function of their own, so that what is inlined into a caller
+/// stays small.
 fn all_others(
     format: &Format,
     old: Value,

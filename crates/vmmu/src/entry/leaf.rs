@@ -10,7 +10,8 @@ pub enum Writable {
     Never,
     /// The host allows it, the library must not: somebody relies on the protection.
     Hard,
-    /// The library allows it; W is clear only to see the next write. Fixable without asking.
+    /// The library allows it; W is clear only to see the next write, whose fault sets W without
+    /// asking the host.
     Soft,
     /// Hardware writes.
     Yes,

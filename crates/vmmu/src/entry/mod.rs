@@ -15,13 +15,14 @@
 //!
 //! ## Frozen values
 //!
-//! A *hold* begins and ends inside one section, and its owner may be waited for only by the owner
-//! of a detached table, downwards. A *claim* outlives its section; whoever meets one leaves his
-//! section and comes back. Who makes a claim passes a full fence after the exchange and walks to the
-//! entry again from the root, in the same section; if the walk does not end there, the table is being
-//! taken away, and the claim is given back before the section ends. *Dead* entries fill a table that has been detached: nothing replaces
-//! them, and the first of them links the tables that wait for one flush. No frozen value has a W,
-//! D or A bit, so nothing that looks for those can take it for a leaf.
+//! A *hold* begins and ends inside one section. Only the owner of a detached table waits for its
+//! end inside a section, and only in tables below its own, so that nobody waits in a circle. A
+//! *claim* outlives its section; whoever meets one leaves the section and comes back. Whoever makes a
+//! claim passes a full fence after the exchange and walks to the entry again from the root, in the
+//! same section; if the walk does not end there, the table is being taken away, and the claim is
+//! given back before the section ends. *Dead* entries fill a table that has been detached: nothing
+//! replaces them, and the first of them links the tables that wait for one flush. No frozen value has
+//! a W, D or A bit, so nothing that looks for those can take it for a leaf.
 //!
 //! ## Writable states
 //!

@@ -10,17 +10,18 @@ pub enum State {
     Empty,
     /// No memory here as of `generation`: emulate.
     Mmio {
-        /// The generation of the slots when it was written, [`Format::GENERATION_BITS`] of it.
+        /// The low [`GENERATION_BITS`](crate::entry::Format::GENERATION_BITS) of the generation of
+        /// the slots when it was written.
         generation: u64,
     },
     /// Frozen within one section.
     Hold {
-        /// Participant, less than two to the power of [`Format::OWNER_BITS`].
+        /// Participant, of [`OWNER_BITS`](crate::entry::Format::OWNER_BITS).
         owner: u64,
     },
     /// Frozen for longer than a section.
     Claim {
-        /// Participant, less than two to the power of [`Format::OWNER_BITS`].
+        /// Participant, of [`OWNER_BITS`](crate::entry::Format::OWNER_BITS).
         owner: u64,
     },
     /// In a detached table.

@@ -21,7 +21,7 @@ pub struct FrameQuery {
     pub largest: Level,
 }
 
-/// A host frame for a guest frame.
+/// A host frame, as an answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HostFrame {
     /// The frame behind the very page asked for.
@@ -40,13 +40,14 @@ pub struct HostFrame {
 pub enum Resolution {
     /// Here it is.
     Frame(HostFrame),
-    /// Nothing backs this page: the fault ends as [`Outcome::Fault`](crate::tdp::Outcome::Fault).
+    /// Nothing backs this page: the fault ends as [`Outcome::Fault`](crate::Outcome::Fault).
     Hole,
     /// The page is broken (uncorrectable memory error).
     Poisoned,
-    /// Not now; the caller is told and asks again when he likes.
+    /// Not now. The fault ends as [`Outcome::Pending`](crate::Outcome::Pending), and the guest may
+    /// fault again at any time.
     Pending,
-    /// PageFault again at once.
+    /// Ask again at once.
     Retry,
 }
 
@@ -64,8 +65,8 @@ pub enum Resolution {
 /// * while no invalidation covers a page, the answer for it does not name another frame. A frame
 ///   changes only between the begin of an invalidation that covers its page and the end of it.
 ///
-/// What a safe `find` of a correct implementation may still do is answer too little (a smaller
-/// block, less access, *retry* for ever): then the guest is slow or stands still, and nothing else.
+/// An implementation may answer less than it could (a smaller block, less access, *retry* for
+/// ever). Then the guest is slow or stands still, and nothing worse happens.
 pub unsafe trait Backing {
     /// Finds the frame. May sleep, may allocate.
     fn find(&self, query: &FrameQuery) -> Resolution;

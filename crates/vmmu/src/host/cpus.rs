@@ -1,7 +1,7 @@
 //! The processors that vCPUs run on: how to interrupt one, how to wait, and how to keep a thread
 //! from being preempted.
 
-/// Number of a vCPU of one VM, below [`Config::vcpus`](crate::Config::vcpus).
+/// Number of a vCPU of one MMU, below [`Config::vcpus`](crate::Config::vcpus).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct VcpuId(pub u32);
 
@@ -14,21 +14,22 @@ pub enum WaitFor {
     GracePeriod,
     /// A vCPU that was kicked leaves the guest, or does its flush on the way in.
     Vcpu(VcpuId),
-    /// Another thread changes slots or invalidates roots.
+    /// Another thread, which is changing slots or invalidating roots, gives the slot guard back.
     SlotGuard,
-    /// Another vCPU makes a root.
+    /// Another vCPU, which is making a root, has made it.
     RootCreation,
-    /// Every participant of the MMU's own is busy with an invalidation.
+    /// Every participant of the MMU's own is busy with an invalidation: one of them returns.
     OwnParticipant,
-    /// Another participant holds a table entry.
+    /// Another participant takes its hold off a table entry.
     Entry,
-    /// Another thread is at the drain of the same root.
+    /// Another thread, which is at the drain of the same root, returns.
     Drain,
-    /// Another thread is changing the page that is read or written, or its slot.
+    /// Another thread, which is changing the page that is read or written, or its slot, has done
+    /// so.
     PageChange,
 }
 
-/// One turn of a wait, as the host is told of it.
+/// One step of a wait, as the host is told of it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub struct Wait {
@@ -43,7 +44,7 @@ pub struct Wait {
 }
 
 impl Wait {
-    /// A turn of a wait that may sleep, as the library makes them: for tests of a host.
+    /// A step of a wait that may sleep, as the library makes them: for tests of a host.
     pub const fn new(on: WaitFor, asked: u64) -> Self {
         Wait { on, asked, may_sleep: true }
     }
@@ -83,7 +84,7 @@ pub trait Cpus: Sync {
 
     /// A number of the thread or processor that calls, if the host has one. With it, a flush that
     /// would wait for a vCPU which the calling thread itself has in the guest, and would never end,
-    /// is found: the MMU dies of [`Broken::FlushInGuest`](crate::Broken::FlushInGuest).
+    /// is found: the MMU is dead of [`Broken::FlushInGuest`](crate::Broken::FlushInGuest).
     fn here(&self) -> Option<u32> {
         None
     }

@@ -10,8 +10,8 @@ use crate::addr::{PAGE_SIZE, Pfn};
 pub struct GuestPage([u8; PAGE_SIZE as usize]);
 
 /// How this program reaches host frames that belong to guests: for the library's own reads, writes
-/// and exchanges of guest memory ([`Worker::read`](crate::Worker::read)), and for nothing else. A
-/// fault never asks.
+/// and exchanges of guest memory ([`Worker::read`](crate::Worker::read)), and for nothing else. No
+/// fault calls it.
 ///
 /// # Safety
 ///

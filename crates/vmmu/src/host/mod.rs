@@ -7,12 +7,12 @@
 //!
 //! | hook | called from | may sleep | may allocate | may call the library |
 //! |---|---|---|---|---|
-//! | [`TablePages::take`] | refilling a cache, before a fault's or range operation's section | yes | yes | with a participant of its own |
+//! | [`TablePages::take`] | refilling a cache, before a fault's or range operation's section | yes | yes | by a handle of its own |
 //! | [`TablePages::release`] | settling a debt, teardown | yes | no | no |
 //! | [`Cpus::kick`] | a flush, an invalidation of roots | no | no | no |
 //! | [`Cpus::wait`] | every wait | yes, if [`Wait::may_sleep`] | no | no |
 //! | [`Cpus::here`] | entering the guest, a flush | no | no | no |
-//! | [`Backing::find`] | between the two sections of a fault | yes | yes | with a participant of its own |
+//! | [`Backing::find`] | between the two sections of a fault | yes | yes | by a handle of its own |
 //! | [`GuestMemory::bytes`] | reads and writes of guest memory | yes | yes | no |
 //! | [`Observer::event`] | after an operation, outside of sections | no | no | no |
 

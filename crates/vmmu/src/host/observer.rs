@@ -1,4 +1,4 @@
-//! What the library tells as it happens.
+//! Events that the library reports to the host.
 
 use crate::addr::Gfn;
 use crate::entry::access::Access;
@@ -11,16 +11,16 @@ use crate::host::cpus::VcpuId;
 pub enum Event {
     /// A vCPU's fault was answered.
     Fault {
-        /// Who.
+        /// The vCPU.
         vcpu: VcpuId,
-        /// Where.
+        /// The guest frame.
         gfn: Gfn,
         /// What the access wanted.
         access: Access,
         /// How it ended.
         outcome: Outcome,
     },
-    /// A revocation began to wait for the sections open now.
+    /// A grace period is over.
     GracePeriod,
     /// A flush reached every vCPU it had to.
     Flushed {
@@ -31,7 +31,7 @@ pub enum Event {
     },
 }
 
-/// Hears of events. Does nothing by default, at no cost.
+/// Is told of events. Does nothing by default, at no cost.
 pub trait Observer: Sync {
     /// Something happened.
     #[inline]

@@ -24,7 +24,7 @@ pub enum Contents {
 /// A page that becomes a table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TablePage {
-    /// Its frame. ResolvedFault 0 is never used.
+    /// Its frame. Frame 0 is never used.
     pub pfn: Pfn,
     /// What is in it.
     pub contents: Contents,
@@ -38,7 +38,7 @@ pub struct TablePage {
 ///
 /// * a page returned by [`take`](Self::take) is 4096 bytes of memory that is readable and
 ///   writable at virtual address `pfn * 4096 + window()` (wrapping) until it is released, and
-///   that nobody else uses meanwhile except hardware walkers of this VM;
+///   that nobody else uses meanwhile except hardware that walks this MMU's tables;
 /// * [`window`](Self::window) never changes;
 /// * the virtual addresses come from memory whose provenance was exposed (memory outside of
 ///   Rust's allocator, such as a direct map, always is).

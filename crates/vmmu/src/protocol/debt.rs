@@ -4,11 +4,11 @@
 //! two, a processor that has the table in a paging-structure cache walks memory that is somebody
 //! else's.
 //!
-//! The rule: entries can be cleared only in a section opened on a debt. Tables that were detached hang
-//! on the debt and are given back when it is settled: after the flush, because processors cache upper
-//! levels, and after a grace period, because sections may still be inside them. While a debt is open
-//! its range stands in the participant's [ledger](crate::state::ledger), where others who promise
-//! something about the range see it.
+//! The rule: entries can be cleared only in a section opened on a debt. Tables that were detached
+//! hang on the debt and are given back when it is settled: after the flush, because processors
+//! cache upper levels, and after a grace period, because sections may still be inside them. While a
+//! debt is open its range stands in the participant's [ledger](crate::state::ledger), where others
+//! see it who have to say that the range is gone.
 //!
 //! A debt can be *waived*: when no processor can hold a translation of what is cleared, there is no
 //! flush to come, so it opens no range, and nobody need flush on its behalf. That is the case below a
@@ -29,7 +29,7 @@ use crate::protocol::section::{Clearing, Owing, Section};
 /// Whether the flush itself is due.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Due {
-    /// Before anything is released or promised.
+    /// Before anything is released, and before the range is said to be gone.
     Yes,
     /// No processor can hold translations of what is cleared: the debts of a drain after
     /// `unload`. Such a debt stands in no ledger.
@@ -50,7 +50,7 @@ pub struct Debt<'p, H: Host> {
 }
 
 impl<'p, H: Host> Local<'p, H> {
-    /// Opens a debt over `range`, for work that promises nothing by itself.
+    /// Opens a debt over `range`, for work that is no revocation.
     pub fn debt(&mut self, range: GfnRange) -> Debt<'_, H> {
         self.lend().into_debt(range, Due::Yes)
     }

@@ -27,7 +27,7 @@ use crate::state::core::Core;
 use crate::state::participant::ParticipantWords;
 use crate::state::slot::AddressSpace;
 
-/// A registered place among the participants of a VM. Dropping it gives the place back.
+/// A registered place among the participants of an MMU. Dropping it gives the place back.
 #[derive(Debug)]
 pub struct Participant<'vm, H: Host>(Local<'vm, H>);
 

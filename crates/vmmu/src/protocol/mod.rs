@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`local`] | what may a participant do next? |
 //! | [`section`] | what may be looked at and changed inside a section? |
-//! | [`watch`] | who is told that a frame he is looking up goes away? |
+//! | [`watch`] | who is told that a frame is taken back while it is being looked up? |
 //! | [`debt`], [`outstanding`], [`releasing`] | who flushes what was cleared, and when is it given back? |
 //! | [`waiting`] | how does a wait let others run? |
 //! | [`shootdown`] | how does a flush reach every processor? |

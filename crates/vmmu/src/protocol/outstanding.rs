@@ -1,4 +1,4 @@
-//! What has been cleared under a debt and is not paid for yet.
+//! What a debt still owes: whether a flush is due, and the detached tables that wait for it.
 
 use core::cell::Cell;
 
@@ -7,7 +7,7 @@ use crate::entry::format::Format;
 use crate::entry::law::FlushDue;
 use crate::state::table::Table;
 
-/// What has been cleared so far and not yet paid for.
+/// What a debt still owes.
 #[derive(Debug)]
 pub(crate) struct Outstanding {
     flush: Cell<FlushDue>,

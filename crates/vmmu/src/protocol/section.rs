@@ -20,7 +20,7 @@ use crate::state::core::Core;
 use crate::state::participant::ParticipantWords;
 use crate::state::slot_set::SlotSet;
 
-/// What a section may write; carried by every entry it lends.
+/// What a section may write, and who notes the flushes that this owes.
 pub trait Liability: Copy + sealed::Sealed {
     #[doc(hidden)]
     fn owe(&self, flush: FlushDue);
@@ -32,11 +32,11 @@ mod sealed {
     impl Sealed for super::Owing<'_> {}
 }
 
-/// Nothing that owes a flush.
+/// A section that may write nothing that owes a flush.
 #[derive(Clone, Copy, Debug)]
 pub struct Plain;
 
-/// Whatever the debt covers.
+/// A section that may write whatever its debt covers.
 #[derive(Clone, Copy, Debug)]
 pub struct Owing<'d>(pub(crate) &'d Outstanding);
 
@@ -51,7 +51,8 @@ impl Liability for Owing<'_> {
     }
 }
 
-/// What everything lent by a section needs: the VM, the participant's words, what may be written.
+/// What everything lent by a section needs: what is shared, the participant's words, and what may
+/// be written.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Inside<'s, L: Liability> {
     pub core: &'s Core,
@@ -108,7 +109,7 @@ impl<'s, L: Liability> Section<'s, L> {
         Section { inside: Inside { core, words, kind, _here: PhantomData }, preemption }
     }
 
-    /// A section whose count is not ordered before what it reads: a defect.
+    /// A section whose count is not ordered before what it reads. Only a defect opens one.
     pub(crate) fn unfenced(core: &'s Core, words: &'s ParticipantWords, kind: L) -> Self {
         words.enter_unfenced();
         let inside = Inside { core, words, kind, _here: PhantomData };

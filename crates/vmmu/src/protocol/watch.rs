@@ -5,8 +5,8 @@ use crate::state::participant::WatchPlace;
 
 /// A written watch: invalidations that overlap its frames will hit it.
 ///
-/// It borrows the VM, not the participant, and can be sent to another thread. Dropping it, or the
-/// request or frame it has become, closes it.
+/// It borrows what is shared, not the participant, and can be sent to another thread. Dropping it,
+/// or the request or frame it has become, closes it.
 #[must_use]
 #[derive(Debug)]
 pub struct Watch<'vm> {

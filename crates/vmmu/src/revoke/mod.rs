@@ -1,4 +1,11 @@
-//! Taking permissions to map away: the chain of values, and what can be revoked.
+//! Taking permissions to map away: the chain of values ([`chain`]), and what can be revoked.
+//!
+//! | what | by | file |
+//! |---|---|---|
+//! | pages that the host takes back | [`invalidation`] | [`host_pages`] |
+//! | guest frames whose mappings must be made anew | [`zap`], a slot's new limit | [`guest_frames`] |
+//! | a slot | its deletion, a move | [`dying_slot`] |
+//! | roots | a drain | [`roots`] |
 
 pub mod chain;
 pub mod dying_slot;

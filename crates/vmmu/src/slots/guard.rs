@@ -1,7 +1,7 @@
 //! The slot guard: the right to change slots and to invalidate roots.
 //!
-//! Taken outside of sections and held across them; host invalidations never take it. After each
-//! call that swaps the set, the holder waits for a grace period.
+//! Taken outside of sections and held across them; invalidations by the host never take it. After
+//! each call that swaps the copies of the set, the holder waits for a grace period.
 
 use crate::host::cpus::WaitFor;
 use crate::host::host::Host;

@@ -1,10 +1,10 @@
-//! Why the memory of a VM is dead.
+//! Why an MMU is dead.
 
 use core::fmt;
 
 use crate::entry::law;
 
-/// Why a VM is dead. Its calls return errors; the host lives on.
+/// Why an MMU is dead. Its calls return errors, and no vCPU enters any more; the host lives on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Broken {
@@ -17,8 +17,8 @@ pub enum Broken {
     FrameUnusable,
     /// The host gave a table page beyond the address width, or frame 0.
     TableUnusable,
-    /// A thread that has a vCPU in the guest asked for something that needs a flush, and would wait
-    /// for itself. End the entry first.
+    /// A thread that has a vCPU in the guest called something that needs a flush, and would have
+    /// waited for itself. Leave the guest first.
     FlushInGuest,
 }
 

@@ -16,10 +16,10 @@ use crate::state::vcpu::VcpuWords;
 use crate::sync;
 use crate::sync::{AtomicU64, Ordering};
 
-/// See the module.
+/// What all participants share; see the module.
 #[derive(Debug)]
 pub(crate) struct Core {
-    /// No two VMs have the same, and it is not an address: a VM may move.
+    /// No two MMUs have the same, and it is not an address: an MMU may move.
     pub id: u64,
     pub format: Format,
     pub window: u64,
@@ -80,12 +80,12 @@ impl Core {
         })
     }
 
-    /// `Err`: why the VM is dead.
+    /// `Err`: why the MMU is dead.
     pub(crate) fn alive(&self) -> Result<(), Broken> {
         self.broken().map_or(Ok(()), Err)
     }
 
-    /// The first reason counts.
+    /// The MMU is dead from now on. The first reason is kept.
     #[cold]
     pub(crate) fn kill(&self, why: Broken) {
         let _ = self.dead.compare_exchange(0, why.pack(), Ordering::AcqRel, Ordering::Relaxed);

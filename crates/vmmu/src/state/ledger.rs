@@ -5,8 +5,8 @@
 //! nothing itself. If B returned now, a processor might still use the translation that A cleared.
 //!
 //! The rule: A writes the range into its ledger before its first clear, and takes it out after its
-//! flush. Before B promises anything, it reads the ledgers of all participants, and if one overlaps
-//! its range it flushes itself. B never waits for A.
+//! flush. Before B says that its range is revoked, it reads the ledgers of all participants, and if
+//! one overlaps the range it flushes itself. B never waits for A.
 
 use crate::addr::GfnRange;
 use crate::sync::{AtomicU64, Counter, Ordering};
@@ -58,8 +58,8 @@ impl Ledger {
         self.end.store(0, Ordering::Release);
     }
 
-    /// The open debt will never be settled: it stays in the ledger, so that later promises flush
-    /// more, never less.
+    /// The open debt will never be settled: it stays in the ledger, so that later revocations
+    /// flush more, never less.
     pub(crate) fn leak(&self) {
         self.leaked.add(1);
         let start = self.start.load(Ordering::Relaxed);
@@ -85,8 +85,8 @@ impl Ledger {
 
     /// Whether a debt over `range` is open.
     ///
-    /// Who asks has met an entry that is clear already. If the debtor cleared it, both words of
-    /// the debt were written before the clear that was seen, so they cannot be read torn.
+    /// Whoever calls this has met an entry that is clear already. If the debtor cleared it, both
+    /// words of the debt were written before that clear, so what is read here is of one debt.
     pub(crate) fn is_open(&self, range: GfnRange) -> bool {
         let overlaps = |start: &AtomicU64, end: &AtomicU64| {
             let end = end.load(Ordering::Acquire);

@@ -33,8 +33,9 @@
 //! [limit](crate::Config::mmio_tables).
 //!
 //! Hardware: a vCPU enters the guest only after it has said so in its mode word, fenced, and seen
-//! its root valid ([`tlb`](crate::tlb)); who invalidates a root waits until every vCPU that was in
-//! the guest has left it once. After that nothing runs on the root, whatever names are still held.
+//! its root valid ([`vcpu`](super::vcpu)); whoever invalidates a root waits until every vCPU that
+//! was in the guest has left it once. After that nothing runs on the root, whatever names are still
+//! held.
 
 use crate::addr::{Level, Pfn};
 use crate::entry::format::Format;

@@ -1,4 +1,4 @@
-//! What a slot is, and the one word in which everything stands that can change while it lives.
+//! What a slot is, and the one word that has everything that can change while the slot lives.
 //!
 //! The hazard: vCPU A faults on a page of slot 3 and asks the host for the frame. Meanwhile worker B
 //! deletes slot 3 and creates another slot over the same guest frames. If A maps its answer now, the
@@ -20,7 +20,7 @@ use crate::addr::{GfnRange, Level, Pfn};
 use crate::entry::access::{Access, MemoryType};
 use crate::sync::{AtomicU64, Ordering};
 
-/// Number of a slot of one VM, below [`Config::slots`](crate::Config::slots). The host chooses.
+/// Number of a slot of one MMU, below [`Config::slots`](crate::Config::slots). The host chooses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SlotId(pub u32);
 

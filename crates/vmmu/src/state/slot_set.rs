@@ -1,7 +1,7 @@
 //! The slots of an MMU at one time, ordered for look-ups by guest frame and by host page.
 //!
-//! Both are binary searches in sorted arrays of plain values, so a copy costs one pass, and a section
-//! may read a set that nobody changes any more ([`slots`](super::slots)).
+//! Both are binary searches in sorted arrays of plain values, so a copy of the set costs one pass.
+//! Sections read only a set that nobody changes any more ([`slots`](super::slots)).
 
 use alloc::vec::Vec;
 

@@ -31,12 +31,12 @@ pub(crate) struct Unfinished {
     pub limited: Option<SlotId>,
 }
 
-/// All slots of a VM.
+/// All slots of an MMU.
 pub struct Slots {
     sets: [UnsafeCell<SlotSet>; 2],
     current: AtomicU64,
     words: Box<[AtomicU64]>,
-    /// What the holder of the guard knows. Locked: the slot guard.
+    /// What the holder of the guard knows. Holding this lock is what the slot guard is.
     pub(crate) guard: Mutex<Unfinished>,
 }
 

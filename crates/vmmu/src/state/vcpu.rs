@@ -45,7 +45,8 @@ impl VcpuWords {
     }
 
     /// Says "in the guest" and fences: what is read after this decides about the entry. The store
-    /// releases what the guest did before: who waits for that may see only this one.
+    /// releases what the guest did in its stay before, because whoever waits for the end of that
+    /// stay may see only this store.
     pub(crate) fn enter(&self) {
         let mode = self.mode.load(Ordering::Relaxed);
         self.mode.store(mode.wrapping_add(1) | 1, Ordering::Release);
@@ -54,7 +55,7 @@ impl VcpuWords {
         }
     }
 
-    /// Says "outside". What the guest did happened before.
+    /// Says "outside". Whoever sees it also sees what the guest did.
     pub(crate) fn leave(&self) {
         let mode = self.mode.load(Ordering::Relaxed);
         if mode & 1 == 1 {

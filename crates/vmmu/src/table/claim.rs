@@ -1,8 +1,8 @@
 //! Holds and claims on empty entries, for tests only: no operation of the library makes any yet.
 //!
 //! A hold begins and ends inside one section. A claim outlives its section: it is a name, and whoever
-//! made it finds its entry again by a walk from the root. What a claim has to fear is that its table is
-//! taken away meanwhile; the rule against that stands at [`Entry::detach`].
+//! made it finds its entry again by a walk from the root. Its table may be taken away meanwhile; the
+//! hazard and the rule stand at [`Entry::detach`].
 
 use crate::addr::{Gfn, Level};
 use crate::entry::cell::Value;

@@ -1,7 +1,8 @@
 //! One entry, seen in a section: a place, and the value that was there.
 //!
-//! Every write consumes the observation and is one compare-exchange from it; who lost gets a new
-//! observation. What the write obliges to comes from the law, in the same section.
+//! Every write consumes the observation and is one compare-exchange from it; whoever loses gets a
+//! new observation. What the write obliges its author to do comes from the [law], in the same
+//! section.
 
 use crate::addr::{ENTRIES, Gfn, GfnRange, Level, Pfn};
 use crate::entry::access::Access;

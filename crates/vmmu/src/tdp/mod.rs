@@ -1,15 +1,19 @@
 //! Two-dimensional paging: faults in two steps, inserts by permit.
 //!
-//! A fault:
+//! The hazard: vCPU A faults, asks the host for the frame, and maps what it was told. Meanwhile
+//! worker B has taken the frame back, deleted the slot, or invalidated the root.
 //!
-//! 1. *watch* the largest leaf it may map; open a section. In it: what is mapped already is
-//!    *spurious* and never overwritten; a linear slot is mapped at once; no slot at all is
-//!    emulation; else *admit* the watch.
+//! The rule: what the answer rests on is compared again in the section that maps it. A fault has
+//! three parts:
+//!
+//! 1. It opens a [watch](crate::state::watch) over the largest leaf it may map, and a section. In
+//!    this section, an access that the tables allow already is *spurious*; a page of a linear slot
+//!    is mapped at once; a page of no slot is emulated; in all other cases the watch is *admitted*.
 //! 2. Outside of sections the host finds the frame.
-//! 3. In a section of any participant: *permit* for the whole
-//!    leaf to be written, then map.
+//! 3. In a section of any participant it asks for the *permit* for the whole leaf to be written,
+//!    and maps it.
 //!
-//! A refusal means: let the guest try again. Nothing was changed.
+//! A refusal means that the guest tries again. Nothing was changed.
 
 pub mod fault;
 pub mod insert;

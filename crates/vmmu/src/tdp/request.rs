@@ -1,5 +1,5 @@
-//! From a watch to a frame: [`Watch`] → [`Request`] → [`ResolvedFault`], each by value. Whoever drops one,
-//! on any thread, closes the watch.
+//! From a watch to a frame: [`Watch`] → [`Request`] → [`ResolvedFault`], each by value. Dropping
+//! one of them, on any thread, closes the watch.
 
 use crate::addr::{Gfn, GfnRange, Level, Pfn};
 use crate::fault::PageFault;

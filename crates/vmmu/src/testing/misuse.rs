@@ -13,7 +13,7 @@
 //! | hooks: when the host may be called | [`hooks`] |
 //! | inserts: from the watch to the leaf | [`inserts`] |
 //! | clears: debts and what they cover | [`clears`] |
-//! | revocations: the order of their steps, and their promises | [`revocations`] |
+//! | revocations: the order of their steps, and what shows that they are finished | [`revocations`] |
 //! | entries: an observation is written once | [`entries`] |
 //!
 //! # Not there yet
@@ -26,21 +26,21 @@
 //!   break-before-make, and no format in the crate needs either; those of the tests are values that
 //!   giving back consumes;
 //! * *promotion* without a debt: leaves are split, never joined;
-//! * *harvests*: bits taken without a debt, handed out before their promise, a promise while a
-//!   part is open: there is no dirty log;
+//! * *harvests*: bits taken without a debt, handed out before the flush, or said to be complete
+//!   while a part is open: there is no dirty log;
 //! * a hook under the *shadow lock*: there is no shadow paging;
-//! * a backing *reached past its door*: a [`Backing`](crate::host::Backing) is not kept by the VM.
-//!   It is an argument of the calls that use it, and those call it between their sections only; no
-//!   code of a host runs inside a section, so there is no door to get past.
+//! * a backing *called inside a section*: a [`Backing`](crate::host::Backing) is not kept by the
+//!   MMU. It is an argument of the calls that use it, and those call it between their sections
+//!   only; no code of a host runs inside a section.
 //!
 //! # What the compiler cannot refuse
 //!
 //! Seen at run time, and tested in `tests/misuse.rs`: a debt dropped unsettled, a section
-//! forgotten, and values without a borrow (frames, names of roots, paused walks, promises, parked
-//! requests) brought to another VM. Contract
-//! only: two participants on one thread, a section of one open while the other waits for a grace period; two slot
-//! guards on one thread; [`Mmu::host`](crate::Mmu::host), the owner's way to his own value, called in
-//! a section.
+//! forgotten, and values without a borrow (frames, names of roots, paused walks, revoked values,
+//! parked requests) brought to another MMU. Forbidden by the contract only: two participants on one
+//! thread, a section of one open while the other waits for a grace period; two slot guards on one
+//! thread; [`Mmu::host`](crate::Mmu::host), by which the owner reaches its own host, called in a
+//! section.
 
 pub mod clears;
 pub mod entries;

@@ -19,8 +19,8 @@ pub struct Written(pub Vec<usize>);
 
 /// Runs `work` and gives the cache lines of shared memory that it wrote or tried to write.
 ///
-/// Words of this thread's own are not among them: what a vCPU or worker keeps in itself, such as
-/// its stock of table pages, no other thread can reach. Nor is what the host's hooks write.
+/// What a vCPU or worker keeps in itself, such as its stock of table pages, is not among them: no
+/// other thread can reach it. Nor is what the host's hooks write.
 pub fn written<R>(work: impl FnOnce() -> R) -> (R, Written) {
     let (result, addresses) = writes(work);
     let mut lines: Vec<usize> = addresses.iter().map(|address| address & !(LINE - 1)).collect();
@@ -30,7 +30,7 @@ pub fn written<R>(work: impl FnOnce() -> R) -> (R, Written) {
 }
 
 impl<H: Host> Mmu<H> {
-    /// What lies in a cache line of this VM; `None` if it is in a table page or elsewhere.
+    /// What lies in a cache line of this MMU; `None` if it is in a table page or elsewhere.
     pub fn name_of_line(&self, line: usize) -> Option<String> {
         let core = &self.core;
         let touches =

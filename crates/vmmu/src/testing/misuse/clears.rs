@@ -38,7 +38,7 @@
 //! }
 //! ```
 //!
-//! On another participant's debt: there is no place to say so.
+//! On another participant's debt: a participant's section takes no debt as an argument.
 //! ```compile_fail,E0061
 //! # use vmmu::{host::Host, internals::*};
 //! fn clear<'s, H: Host>(entry: Entry<'s, Owing<'s>>, other: &mut Debt<'_, H>) {
@@ -52,7 +52,7 @@
 //! }
 //! ```
 //!
-//! On another VM's debt: a section that clears comes from a debt, and then it is that VM's.
+//! On another MMU's debt: a section that clears is opened on a debt, and belongs to the debt's MMU.
 //! ```compile_fail,E0308
 //! # use vmmu::{addr::*, host::Host, internals::*, RootName};
 //! fn zap(section: &Clearing<'_>, root: RootName) {

@@ -8,7 +8,7 @@
 //!     let _second = entry.zap();
 //! }
 //! ```
-//! Who lost gets a new one:
+//! Whoever loses the exchange gets a new one:
 //! ```
 //! # use vmmu::internals::*;
 //! fn write<'s>(entry: Entry<'s, Owing<'s>>) {

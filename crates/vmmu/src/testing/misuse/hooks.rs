@@ -1,5 +1,5 @@
-//! [`Local::host`](crate::protocol::Local::host) is the only door to the hooks that a turn has, and
-//! while it is open nothing else is.
+//! [`Local::host`](crate::protocol::local::Local::host) is the only way from a participant to the
+//! hooks, and nothing else can be open while it is in use.
 //!
 //! A hook called inside a section:
 //! ```compile_fail,E0499

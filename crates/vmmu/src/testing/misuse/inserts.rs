@@ -33,7 +33,7 @@
 //! ```
 //!
 //! Populating in the walk that drains an invalid root: the walk lends entries and no section, and
-//! has the local.
+//! it has borrowed the participant.
 //! ```compile_fail,E0500
 //! # use vmmu::{addr::*, host::Host, internals::*, *};
 //! fn drain<H: Host>(local: &mut Local<'_, H>, root: RootInvalid, frame: ResolvedFault<'_>, cache: &mut Cache) {
@@ -90,8 +90,8 @@
 //! }
 //! ```
 //!
-//! A watch resolved before a section has admitted it: whether its range is under invalidation has
-//! not been asked yet.
+//! A watch resolved before a section has admitted it: nobody has looked yet whether its
+//! range is under invalidation.
 //! ```compile_fail,E0599
 //! # use vmmu::{host::*, internals::*, *, RootName};
 //! fn find<H: Host>(local: &mut Local<'_, H>, watch: Watch<'_>, root: RootName, fault: PageFault, found: HostFrame) {
@@ -106,7 +106,7 @@
 //! }
 //! ```
 //!
-//! A watch closed before the leaf is there: the permit borrows the frame, and that has the watch.
+//! A watch closed before the leaf is there: the permit borrows the frame, which has the watch.
 //! ```compile_fail,E0505
 //! # use vmmu::{addr::*, internals::*, *};
 //! fn map(section: &Section<'_>, frame: ResolvedFault<'_>, full: ReservedPages<'_>) {

@@ -1,16 +1,16 @@
-//! A revocation is a chain of values: publish, synchronize, walk, finish. No step can be left out, and
-//! only the last makes a promise, of what was revoked and of nothing else.
+//! A revocation is a chain of values: announce, synchronize, walk, finish. No step can be left out,
+//! and only the last gives a `Revoked`, which is typed by what was revoked.
 //!
 //! A walk before the grace period can be overtaken by an insert.
 //! ```compile_fail,E0599
 //! # use vmmu::{host::Host, internals::*};
-//! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) -> Revoked<HostPages> {
+//! fn revoke<H: Host>(local: &mut Local<'_, H>, pages: HostPages) -> Revoked<HostPages> {
 //!     local.announce(pages).walk(|page| page.each(|entry| entry.zap())).finish()
 //! }
 //! ```
 //! ```
 //! # use vmmu::{host::Host, internals::*};
-//! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) -> Revoked<HostPages> {
+//! fn revoke<H: Host>(local: &mut Local<'_, H>, pages: HostPages) -> Revoked<HostPages> {
 //!     local.announce(pages).synchronize().walk(|page| page.each(|entry| entry.zap())).finish()
 //! }
 //! ```
@@ -18,13 +18,13 @@
 //! Finished before the walk:
 //! ```compile_fail,E0599
 //! # use vmmu::{host::Host, internals::*};
-//! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) -> Revoked<HostPages> {
+//! fn revoke<H: Host>(local: &mut Local<'_, H>, pages: HostPages) -> Revoked<HostPages> {
 //!     local.announce(pages).synchronize().finish()
 //! }
 //! ```
 //! ```
 //! # use vmmu::{host::Host, internals::*};
-//! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) -> Revoked<HostPages> {
+//! fn revoke<H: Host>(local: &mut Local<'_, H>, pages: HostPages) -> Revoked<HostPages> {
 //!     local.announce(pages).synchronize().walk(|page| page.each(|entry| entry.zap())).finish()
 //! }
 //! ```
@@ -33,18 +33,18 @@
 //! ```compile_fail,E0599
 //! # use vmmu::{host::Host, internals::*};
 //! fn finish<H: Host>(local: &mut Local<'_, H>, paused: PausedWalk<HostPages>) {
-//!     let _promise = paused.finish();
+//!     let _revoked = paused.finish();
 //! }
 //! ```
 //! ```
 //! # use vmmu::{host::Host, internals::*};
 //! fn finish<H: Host>(local: &mut Local<'_, H>, paused: PausedWalk<HostPages>) {
 //!     let walk = local.resume(paused).map(|rest| rest.walk(|page| page.each(|entry| entry.zap())));
-//!     let _promise = walk.map(|walked| walked.finish());
+//!     let _revoked = walk.map(|walked| walked.finish());
 //! }
 //! ```
 //!
-//! A slot removed from the set before the promise that nothing of it is left:
+//! A slot removed from the set before it is known that nothing of it is mapped any more:
 //! ```compile_fail,E0308
 //! # use vmmu::{host::Host, internals::*, slot::*};
 //! fn remove<H: Host>(guard: &mut SlotGuard<'_>, walked: Walked<'_, H, SlotDying>) {
@@ -58,21 +58,21 @@
 //! }
 //! ```
 //!
-//! A forged promise:
+//! A forged `Revoked`:
 //! ```compile_fail,E0451
 //! # use vmmu::{internals::*, slot::*};
-//! fn remove(guard: &mut SlotGuard<'_>, promise: Revoked<SlotDying>, what: SlotDying) {
+//! fn remove(guard: &mut SlotGuard<'_>, gone: Revoked<SlotDying>, what: SlotDying) {
 //!     guard.remove(Revoked { vm: 1, what });
 //! }
 //! ```
 //! ```
 //! # use vmmu::{internals::*, slot::*};
-//! fn remove(guard: &mut SlotGuard<'_>, promise: Revoked<SlotDying>, what: SlotDying) {
-//!     guard.remove(promise);
+//! fn remove(guard: &mut SlotGuard<'_>, gone: Revoked<SlotDying>, what: SlotDying) {
+//!     guard.remove(gone);
 //! }
 //! ```
 //!
-//! The promise of something else: that the frames were zapped says nothing about new leaves.
+//! A `Revoked` of something else: that the slot's frames were zapped says nothing about new leaves.
 //! ```compile_fail,E0308
 //! # use vmmu::{internals::*, slot::*};
 //! fn remove(guard: &mut SlotGuard<'_>, zapped: Revoked<GuestFrames>, dying: Revoked<SlotDying>) {
@@ -86,18 +86,18 @@
 //! }
 //! ```
 //!
-//! A promise used twice:
+//! A `Revoked` used twice:
 //! ```compile_fail,E0382
 //! # use vmmu::{internals::*, slot::*};
-//! fn remove(guard: &mut SlotGuard<'_>, promise: Revoked<SlotDying>) {
-//!     guard.remove(promise);
-//!     guard.remove(promise);
+//! fn remove(guard: &mut SlotGuard<'_>, gone: Revoked<SlotDying>) {
+//!     guard.remove(gone);
+//!     guard.remove(gone);
 //! }
 //! ```
 //! ```
 //! # use vmmu::{internals::*, slot::*};
-//! fn remove(guard: &mut SlotGuard<'_>, promise: Revoked<SlotDying>) {
-//!     guard.remove(promise);
+//! fn remove(guard: &mut SlotGuard<'_>, gone: Revoked<SlotDying>) {
+//!     guard.remove(gone);
 //! }
 //! ```
 //!
@@ -131,7 +131,7 @@
 //! }
 //! ```
 //!
-//! Or by a announcement of one's own that waives:
+//! Or by a revocation of one's own that waives the flush:
 //! ```compile_fail,E0277
 //! # use vmmu::internals::*;
 //! struct Mine(HostPages);

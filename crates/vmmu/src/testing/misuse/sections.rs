@@ -1,4 +1,4 @@
-//! A section lends out the turn until it is left, and what it lends does not leave it.
+//! A section borrows its participant until it is left, and what it lends does not leave it.
 //!
 //! Nested:
 //! ```compile_fail,E0499
@@ -21,7 +21,8 @@
 //! }
 //! ```
 //!
-//! A grace period begun inside: it would wait for this very section if it did not skip its own line.
+//! A grace period begun inside: it would wait for this very section, if it did not leave out
+//! its own participant.
 //! ```compile_fail,E0499
 //! # use vmmu::{host::Host, internals::*};
 //! fn wait<H: Host>(local: &mut Local<'_, H>) {
@@ -42,7 +43,7 @@
 //! A revocation begun inside:
 //! ```compile_fail,E0499
 //! # use vmmu::{host::Host, internals::*};
-//! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) {
+//! fn revoke<H: Host>(local: &mut Local<'_, H>, pages: HostPages) {
 //!     let section = local.section();
 //!     let announced = local.announce(pages);
 //!     drop(section);
@@ -51,7 +52,7 @@
 //! ```
 //! ```
 //! # use vmmu::{host::Host, internals::*};
-//! fn withdraw<H: Host>(local: &mut Local<'_, H>, pages: HostPages) {
+//! fn revoke<H: Host>(local: &mut Local<'_, H>, pages: HostPages) {
 //!     let section = local.section();
 //!     drop(section);
 //!     let announced = local.announce(pages);
@@ -59,7 +60,8 @@
 //! }
 //! ```
 //!
-//! The slot guard taken inside; it may wait for somebody who waits for a grace period.
+//! The slot guard taken inside: taking it may mean to wait for somebody who waits for a grace
+//! period.
 //! ```compile_fail,E0499
 //! # use vmmu::{host::Host, internals::*};
 //! fn lock<H: Host>(local: &mut Local<'_, H>) {
@@ -98,7 +100,7 @@
 //! }
 //! ```
 //!
-//! A section sent to a thread; its turn would be left by a thread that never entered.
+//! A section sent to a thread: it would be left by a thread that never entered it.
 //! ```compile_fail,E0277
 //! # use vmmu::{host::Host, internals::*};
 //! fn send<H: Host>(local: &mut Local<'_, H>) {
@@ -108,7 +110,7 @@
 //!     });
 //! }
 //! ```
-//! The turn can go, nothing of it being open:
+//! The participant can be sent while nothing of it is open:
 //! ```
 //! # use vmmu::{host::Host, internals::*};
 //! fn send<H: Host>(local: &mut Local<'_, H>) {
@@ -118,7 +120,7 @@
 //! }
 //! ```
 //!
-//! A section lent to a thread, which the section of this one does not speak for:
+//! A section lent to a thread: it says that this thread is inside, and nothing about the other one.
 //! ```compile_fail,E0277
 //! # use vmmu::{addr::*, host::Host, internals::*, RootName};
 //! fn lend<H: Host>(local: &mut Local<'_, H>, root: RootName) {
@@ -159,7 +161,7 @@
 //! }
 //! ```
 //!
-//! An entry, that is a reference into a table, kept after the section:
+//! An entry, which is a reference into a table, kept after the section:
 //! ```compile_fail,E0597
 //! # use vmmu::{addr::*, host::Host, internals::*, RootName};
 //! fn read<H: Host>(local: &mut Local<'_, H>, root: RootName, gfn: Gfn) {
