@@ -352,7 +352,7 @@ fn a_frame_that_lacked_pages_comes_back_and_can_be_completed_by_a_worker() {
     let Resolution::Frame(found) = vmmu::host::Backing::find(&frames, &request.query()) else {
         panic!()
     };
-    let NeedsPages { need, frame } = worker.complete(request.resolve(found)).unwrap_err();
+    let NeedsPages { need, frame } = worker.complete(support::resolve(request, found)).unwrap_err();
     worker.reserve(need.0).unwrap();
     assert_eq!(worker.complete(frame).unwrap(), Outcome::Fixed(Level::Size4K));
     assert_eq!(vcpu.handle_fault(&frames, fault_at(4, Access::WRITE)), Outcome::Spurious);

@@ -231,8 +231,9 @@ impl<'vm, H: Host> Worker<'vm, H> {
         let core = self.core();
         let gfn = gpa.gfn();
         let fault = PageFault { gpa, access, cause: Cause::Prefault };
-        let watch = self.participant.watch(space, gfn, Level::Size4K).ok_or(AccessFailure::Busy)?;
-        let (admission, request) = {
+        self.recent.look(core);
+        let mut watch = self.participant.own_watch(space, gfn, Level::Size4K);
+        let (admission, request) = loop {
             let section = self.participant.section();
             let region = section.slots().find(space, gfn, &mut self.hint);
             let region = *region.ok_or(AccessFailure::NoMemory)?;
@@ -244,12 +245,21 @@ impl<'vm, H: Host> Worker<'vm, H> {
                 Source::Linear { .. } if !word.access().contains(access) => {
                     return Err(AccessFailure::ReadOnly);
                 }
-                Source::Linear { .. } => (admission, None),
-                Source::Backed { .. } => match section.admit_in(watch, admission) {
-                    Ok(request) => (admission, Some(request)),
-                    Err(Refused::ReadOnly) => return Err(AccessFailure::ReadOnly),
-                    Err(_) => return Err(AccessFailure::Busy),
-                },
+                Source::Linear { .. } => break (admission, None),
+                Source::Backed { .. } => {
+                    let Some(watch) = watch.take() else {
+                        drop(section);
+                        // As for a fault: only what is backed takes a spare one.
+                        let spare = self.participant.spare_watch(space, gfn, Level::Size4K);
+                        watch = Some(spare.ok_or(AccessFailure::Busy)?);
+                        continue;
+                    };
+                    match section.admit_in(watch, admission) {
+                        Ok(request) => break (admission, Some(request)),
+                        Err(Refused::ReadOnly) => return Err(AccessFailure::ReadOnly),
+                        Err(_) => return Err(AccessFailure::Busy),
+                    }
+                }
             }
         };
         let (pfn, frame) = match request {
@@ -263,7 +273,7 @@ impl<'vm, H: Host> Worker<'vm, H> {
                 Resolution::Frame(found) if !found.access.contains(access) => {
                     return Err(AccessFailure::ReadOnly);
                 }
-                Resolution::Frame(found) => (found.pfn, Some(request.resolve(found))),
+                Resolution::Frame(found) => (found.pfn, Some(request.answered(found))),
                 Resolution::Hole | Resolution::Poisoned => return Err(AccessFailure::Hole),
                 Resolution::Pending | Resolution::Retry => return Err(AccessFailure::Busy),
             },

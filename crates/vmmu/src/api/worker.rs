@@ -11,6 +11,7 @@ use crate::state::core::Core;
 use crate::state::slot_set::Hint;
 use crate::table::cache::Cache;
 use crate::tdp::fault::{Faulter, NeedsPages};
+use crate::tdp::recent::Recent;
 use crate::tdp::request::{Parked, Request, ResolvedFault};
 
 /// A participant with table pages; see the module.
@@ -19,6 +20,7 @@ pub struct Worker<'vm, H: Host> {
     pub(crate) participant: Participant<'vm, H>,
     pub(crate) cache: Cache,
     pub(crate) hint: Hint,
+    pub(crate) recent: Recent,
 }
 
 impl<H: Host> Mmu<H> {
@@ -32,11 +34,12 @@ impl<'vm, H: Host> Worker<'vm, H> {
     pub(crate) fn new(vm: &'vm Mmu<H>) -> Option<Self> {
         let cache = Cache::new(vm.core.format.top()).ok()?;
         let participant = Participant::register(&vm.core, &vm.host)?;
-        Some(Worker { participant, cache, hint: Hint::default() })
+        Some(Worker { participant, cache, hint: Hint::default(), recent: Recent::default() })
     }
 
     pub(crate) fn faulter(&mut self) -> Faulter<'_, 'vm, H> {
-        Faulter { local: &mut self.participant, cache: &mut self.cache, hint: &mut self.hint }
+        let Worker { participant, cache, hint, recent } = self;
+        Faulter { local: participant, cache, hint, recent }
     }
 
     pub(crate) fn core(&self) -> &'vm Core {

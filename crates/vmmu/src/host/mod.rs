@@ -22,7 +22,7 @@ pub(crate) mod host;
 pub(crate) mod observer;
 pub(crate) mod pages;
 
-pub use backing::{Backing, FrameQuery, HostFrame, Resolution};
+pub use backing::{Answer, Backing, FrameQuery, HostFrame, Resolution};
 pub use cpus::{Cpus, VcpuId};
 pub use host::Host;
 pub use observer::{Event, Observer};

@@ -1,7 +1,10 @@
 //! The right to a written watch; closing it when the right is dropped.
 
+use crate::addr::{Gfn, Level};
 use crate::state::core::Core;
 use crate::state::participant::WatchPlace;
+use crate::state::slot::AddressSpace;
+use crate::state::watch_name::WatchName;
 
 /// A written watch: invalidations that overlap its frames will hit it.
 ///
@@ -12,6 +15,45 @@ use crate::state::participant::WatchPlace;
 pub struct Watch<'vm> {
     pub(crate) core: &'vm Core,
     pub(crate) place: WatchPlace,
+    /// How often it has been opened.
+    pub(crate) count: u64,
+}
+
+impl<'vm> Watch<'vm> {
+    /// Opens a participant's own one over the leaf of `level` around `gfn`, unless a request is out
+    /// with it.
+    #[inline]
+    pub(crate) fn own(
+        core: &'vm Core,
+        participant: u32,
+        space: AddressSpace,
+        gfn: Gfn,
+        level: Level,
+    ) -> Option<Self> {
+        let words = &core.participants.get(participant)?.watch;
+        if words.is_open() {
+            return None;
+        }
+        let count = words.open(space, gfn, level);
+        Some(Watch { core, place: WatchPlace::Own(participant), count })
+    }
+
+    /// Opens a spare one.
+    pub(crate) fn spare(
+        core: &'vm Core,
+        space: AddressSpace,
+        gfn: Gfn,
+        level: Level,
+    ) -> Option<Self> {
+        let (place, count) = core.participants.open_spare(space, gfn, level)?;
+        Some(Watch { core, place, count })
+    }
+
+    /// Its name while it is open.
+    #[inline]
+    pub(crate) fn name(&self) -> WatchName {
+        WatchName { mmu: self.core.id, place: self.place, count: self.count }
+    }
 }
 
 impl Drop for Watch<'_> {

@@ -253,22 +253,17 @@ impl Participants {
         &self.spares
     }
 
-    /// Opens a watch: the participant's own, or a spare one while the own is still out.
-    #[inline]
-    pub(crate) fn watch(
+    /// Opens a spare watch, and says how often that has been opened.
+    pub(crate) fn open_spare(
         &self,
-        place: u32,
         space: AddressSpace,
         gfn: Gfn,
         level: Level,
-    ) -> Option<WatchPlace> {
-        let own = &self.get(place)?.watch;
-        if !own.is_open() {
-            own.open(space, gfn, level);
-            return Some(WatchPlace::Own(place));
-        }
-        let spare = self.spares.iter().position(|spare| spare.try_open(space, gfn, level))?;
-        Some(WatchPlace::Spare(spare as u32))
+    ) -> Option<(WatchPlace, u64)> {
+        let mut spares = self.spares.iter().enumerate();
+        spares.find_map(|(n, spare)| {
+            Some((WatchPlace::Spare(n as u32), spare.try_open(space, gfn, level)?))
+        })
     }
 
     #[inline]

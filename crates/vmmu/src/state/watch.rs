@@ -10,6 +10,14 @@
 //! watch. A looks at the hit bit again in the section in which it writes the entry. Linux guards the
 //! same race with one sequence number for each VM (`mmu_invalidate_retry`); here an invalidation
 //! refuses only those who ask about its own pages.
+//!
+//! A watch is written wide, because which leaf its slot allows is not known before the section, and is
+//! made *narrower* in the section that admits it. An invalidation may read the watch before or after
+//! that. Every range it can read from A's fence on contains all that A will map; an invalidation that
+//! reads what was there before had its fence before A's, and A sees what it announced. So making it
+//! narrower needs no fence: an invalidation of other pages may hit once too often, one of these pages
+//! never misses. Making it wider after the fence would be wrong, and so would a watch that is narrower
+//! than the leaf that is mapped.
 
 use crate::addr::{Gfn, GfnRange, Level};
 use crate::state::slot::AddressSpace;
@@ -41,26 +49,36 @@ impl WatchWords {
         self.open.load(Ordering::Acquire) != 0
     }
 
-    /// Opens it over the leaf of `level` around `gfn`. The section that follows orders this
-    /// before everything it reads.
+    /// Opens it over the leaf of `level` around `gfn`, and says how often it has been opened. The
+    /// section that follows orders this before everything it reads.
     #[inline]
-    pub(crate) fn open(&self, space: AddressSpace, gfn: Gfn, level: Level) {
-        let count = self.hits.load(Ordering::Relaxed) >> 1;
-        self.hits.store((count + 1) << 1, Ordering::Relaxed);
+    pub(crate) fn open(&self, space: AddressSpace, gfn: Gfn, level: Level) -> u64 {
+        let count = (self.hits.load(Ordering::Relaxed) >> 1) + 1;
+        self.hits.store(count << 1, Ordering::Relaxed);
+        self.write(space, gfn, level);
+        count
+    }
+
+    /// From now on it is open over less: over the leaf of a smaller `level` around `gfn`. In the
+    /// section that admits it.
+    #[inline]
+    pub(crate) fn narrow(&self, space: AddressSpace, gfn: Gfn, level: Level) {
+        self.write(space, gfn, level);
+    }
+
+    #[inline]
+    fn write(&self, space: AddressSpace, gfn: Gfn, level: Level) {
         let gfn = gfn.align_down(level);
         let word = 1 | (level as u64) << 1 | u64::from(space.0) << 4 | gfn.0 << 8;
         self.open.store(word, Ordering::Release);
     }
 
     /// Takes a spare one, if it is closed.
-    pub(crate) fn try_open(&self, space: AddressSpace, gfn: Gfn, level: Level) -> bool {
+    pub(crate) fn try_open(&self, space: AddressSpace, gfn: Gfn, level: Level) -> Option<u64> {
         // A closed watch is first claimed with the widest range there is, so that an invalidation
         // between the two steps hits too much rather than too little.
         let claim = self.open.compare_exchange(0, WIDEST, Ordering::AcqRel, Ordering::Relaxed);
-        if claim.is_ok() {
-            self.open(space, gfn, level);
-        }
-        claim.is_ok()
+        claim.is_ok().then(|| self.open(space, gfn, level))
     }
 
     #[inline]

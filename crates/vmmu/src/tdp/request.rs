@@ -1,18 +1,20 @@
 //! From a watch to a frame: [`Watch`] → [`Request`] → [`ResolvedFault`], each by value. Whoever drops one,
 //! on any thread, closes the watch.
 
-use crate::addr::{Gfn, GfnRange, Level, Pfn};
+use core::fmt;
+
+use crate::addr::{Gfn, Level, Pfn};
 use crate::fault::PageFault;
-use crate::host::backing::{FrameQuery, HostFrame};
+use crate::host::backing::{Answer, FrameQuery, HostFrame};
 use crate::host::host::Host;
 use crate::protocol::local::Local;
 use crate::protocol::section::{Liability, Section};
 use crate::protocol::watch::Watch;
 use crate::state::core::Core;
-use crate::state::participant::WatchPlace;
 use crate::state::root::RootName;
 use crate::state::slot::{SlotWord, Source};
 use crate::state::slot_set::{Hint, Region};
+use crate::state::watch_name::WatchName;
 
 /// Why a watch, permit or name was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,7 +44,8 @@ pub enum Refused {
 
 /// An admitted watch: written, fenced, and its range was not under invalidation then.
 ///
-/// Find the frame, then [`provide`](Request::resolve) it. `Send`; it keeps no participant busy.
+/// Find the frame that [`query`](Request::query) asks for, then [`resolve`](Request::resolve) with the
+/// answer to that query. `Send`; it keeps no participant busy.
 #[must_use]
 #[derive(Debug)]
 pub struct Request<'vm> {
@@ -75,11 +78,29 @@ pub struct ResolvedFault<'vm> {
 #[must_use = "its watch stays taken until it is unparked or the VM is torn down"]
 #[derive(Debug)]
 pub struct Parked {
-    vm: u64,
-    place: WatchPlace,
-    count: u64,
+    name: WatchName,
     admission: Admission,
 }
+
+/// An answer that was not made for this request: it names a frame of another page, or of an earlier
+/// try for this one. Both come back; the request is still good, and the answer may be another's.
+#[must_use = "the request is in it"]
+#[derive(Debug)]
+pub struct WrongAnswer<'vm> {
+    /// What was to be resolved.
+    pub request: Request<'vm>,
+    /// What was asked for by another query.
+    pub answer: Answer,
+}
+
+impl fmt::Display for WrongAnswer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gfn = self.request.admission.gfn();
+        write!(f, "the answer is not to the query of this request for guest frame {gfn}")
+    }
+}
+
+impl core::error::Error for WrongAnswer<'_> {}
 
 impl Admission {
     pub(crate) fn gfn(&self) -> Gfn {
@@ -103,21 +124,30 @@ impl<'vm> Request<'vm> {
             // Never admitted: a linear slot needs no request.
             Source::Linear { pfn, .. } => (0, pfn.0.saturating_add(offset)),
         };
-        FrameQuery { slot: region.id, backing, page, gfn, access: fault.access, largest }
+        let name = Some(self.watch.name());
+        FrameQuery { slot: region.id, backing, page, gfn, access: fault.access, largest, name }
     }
 
-    /// The frame has been found.
+    /// The frame has been found: `answer` was made from this request's [`query`](Self::query), see
+    /// [`FrameQuery::answer`].
+    #[expect(clippy::result_large_err, reason = "the request comes back; a box would allocate")]
+    pub fn resolve(self, answer: Answer) -> Result<ResolvedFault<'vm>, WrongAnswer<'vm>> {
+        if answer.name != Some(self.watch.name()) && !defect!(TakesAnyAnswer) {
+            return Err(WrongAnswer { request: self, answer });
+        }
+        Ok(self.answered(answer.frame))
+    }
+
+    /// The same for who has just asked by this very request.
     #[inline]
-    pub fn resolve(self, found: HostFrame) -> ResolvedFault<'vm> {
+    pub(crate) fn answered(self, found: HostFrame) -> ResolvedFault<'vm> {
         ResolvedFault { watch: self.watch, admission: self.admission, found }
     }
 
     /// Becomes a name without a borrow. The watch stays written.
     pub fn park(self) -> Parked {
         let Request { watch, admission } = self;
-        let count =
-            watch.core.participants.watch_words(watch.place).map_or(0, |words| words.count());
-        let parked = Parked { vm: watch.core.id, place: watch.place, count, admission };
+        let parked = Parked { name: watch.name(), admission };
         core::mem::forget(watch);
         parked
     }
@@ -127,11 +157,12 @@ impl<'p, H: Host> Local<'p, H> {
     /// Makes a request of its name again, or gives the name back if it is another VM's.
     pub fn unpark(&mut self, parked: Parked) -> Result<Request<'p>, Parked> {
         let core: &'p Core = self.core();
-        let words = core.participants.watch_words(parked.place).filter(|_| core.id == parked.vm);
-        if words.is_none_or(|words| !words.is_open() || words.count() != parked.count) {
+        let WatchName { mmu, place, count } = parked.name;
+        let words = core.participants.watch_words(place).filter(|_| core.id == mmu);
+        if words.is_none_or(|words| !words.is_open() || words.count() != count) {
             return Err(parked);
         }
-        Ok(Request { watch: Watch { core, place: parked.place }, admission: parked.admission })
+        Ok(Request { watch: Watch { core, place, count }, admission: parked.admission })
     }
 }
 
@@ -190,8 +221,15 @@ impl<L: Liability> Section<'_, L> {
         if !admission.word.access().contains(admission.fault.access) {
             return Err(Refused::ReadOnly);
         }
-        let watched = core.participants.watch_words(watch.place).and_then(|words| words.watched());
-        let watched = watched.map_or(GfnRange::EMPTY, |watched| watched.range);
+        let gfn = admission.gfn();
+        let words = core.participants.watch_words(watch.place).ok_or(Refused::Foreign)?;
+        if defect!(WidensInSection)
+            && let Some(watched) = words.watched()
+        {
+            words.narrow(watched.space, gfn, core.largest);
+        }
+        let watched = words.watched().ok_or(Refused::Foreign)?;
+        let (space, watched) = (watched.space, watched.range);
         let page = admission.region.host_range(admission.gfn().leaf(Level::Size4K));
         let page = page.ok_or(Refused::NoSlot)?;
         if !watched.contains(admission.gfn()) {
@@ -216,6 +254,13 @@ impl<L: Liability> Section<'_, L> {
             largest = largest.below().unwrap_or(Level::Size4K);
         }
         admission.largest = largest;
+        // No page beyond this leaf will be mapped, so none of them need refuse what is found.
+        if gfn.leaf(largest) != watched && !defect!(WatchStaysWide) {
+            words.narrow(space, gfn, largest);
+        }
+        if defect!(WatchNarrowerThanLeaf) {
+            words.narrow(space, gfn, Level::Size4K);
+        }
         if defect!(SignExtendsRevision) {
             admission.word = SlotWord(i64::from(admission.word.0 as i16) as u64);
         }
