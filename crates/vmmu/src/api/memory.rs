@@ -231,7 +231,7 @@ impl<'vm, H: Host> Worker<'vm, H> {
         let core = self.core();
         let gfn = gpa.gfn();
         let fault = PageFault { gpa, access, cause: Cause::Prefault };
-        self.recent.look(core);
+        self.recent.look(core, &self.participant.words().watch);
         let mut watch = self.participant.own_watch(space, gfn, Level::Size4K);
         let (admission, request) = loop {
             let section = self.participant.section();
@@ -269,7 +269,7 @@ impl<'vm, H: Host> Worker<'vm, H> {
                 };
                 (Pfn(pfn.0 + (gfn.0 - admission.region.range.start().0)), None)
             }
-            Some(request) => match backing.find(&request.query()) {
+            Some(request) => match backing.find(&request.question()) {
                 Resolution::Frame(found) if !found.access.contains(access) => {
                     return Err(AccessFailure::ReadOnly);
                 }

@@ -22,7 +22,7 @@ pub struct FrameQuery {
     pub access: Access,
     /// The largest leaf slot and format allow here; a larger answer is cut down.
     pub largest: Level,
-    /// Under which watch it is asked. `None`: for nobody, to see what a backing says.
+    /// Under which watch it is asked. `None`: within one call, or for nobody.
     pub(crate) name: Option<WatchName>,
 }
 

@@ -22,7 +22,7 @@ use crate::host::observer::Event;
 use crate::protocol::section::{Plain, Section};
 use crate::protocol::watch::Watch;
 use crate::state::core::Core;
-use crate::state::participant::ParticipantWords;
+use crate::state::participant::{ParticipantWords, WatchPlace};
 use crate::state::slot::AddressSpace;
 
 /// A registered place among the participants of a VM. Dropping it gives the place back.
@@ -130,7 +130,12 @@ impl<'p, H: Host> Local<'p, H> {
         gfn: Gfn,
         level: Level,
     ) -> Option<Watch<'p>> {
-        Watch::own(self.core, self.place, space, gfn, level)
+        let words = &self.words.watch;
+        if words.is_open() {
+            return None;
+        }
+        words.open(space, gfn, level);
+        Some(Watch { core: self.core, place: WatchPlace::Own(self.place) })
     }
 
     /// Opens a spare one. `None`: all are out.

@@ -15,29 +15,9 @@ use crate::state::watch_name::WatchName;
 pub struct Watch<'vm> {
     pub(crate) core: &'vm Core,
     pub(crate) place: WatchPlace,
-    /// How often it has been opened.
-    pub(crate) count: u64,
 }
 
 impl<'vm> Watch<'vm> {
-    /// Opens a participant's own one over the leaf of `level` around `gfn`, unless a request is out
-    /// with it.
-    #[inline]
-    pub(crate) fn own(
-        core: &'vm Core,
-        participant: u32,
-        space: AddressSpace,
-        gfn: Gfn,
-        level: Level,
-    ) -> Option<Self> {
-        let words = &core.participants.get(participant)?.watch;
-        if words.is_open() {
-            return None;
-        }
-        let count = words.open(space, gfn, level);
-        Some(Watch { core, place: WatchPlace::Own(participant), count })
-    }
-
     /// Opens a spare one.
     pub(crate) fn spare(
         core: &'vm Core,
@@ -45,14 +25,15 @@ impl<'vm> Watch<'vm> {
         gfn: Gfn,
         level: Level,
     ) -> Option<Self> {
-        let (place, count) = core.participants.open_spare(space, gfn, level)?;
-        Some(Watch { core, place, count })
+        let place = core.participants.open_spare(space, gfn, level)?;
+        Some(Watch { core, place })
     }
 
     /// Its name while it is open.
-    #[inline]
     pub(crate) fn name(&self) -> WatchName {
-        WatchName { mmu: self.core.id, place: self.place, count: self.count }
+        let words = self.core.participants.watch_words(self.place);
+        let count = words.map_or(0, |words| words.count());
+        WatchName { mmu: self.core.id, place: self.place, count }
     }
 }
 

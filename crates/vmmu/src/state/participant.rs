@@ -253,17 +253,15 @@ impl Participants {
         &self.spares
     }
 
-    /// Opens a spare watch, and says how often that has been opened.
+    /// Opens a spare watch.
     pub(crate) fn open_spare(
         &self,
         space: AddressSpace,
         gfn: Gfn,
         level: Level,
-    ) -> Option<(WatchPlace, u64)> {
-        let mut spares = self.spares.iter().enumerate();
-        spares.find_map(|(n, spare)| {
-            Some((WatchPlace::Spare(n as u32), spare.try_open(space, gfn, level)?))
-        })
+    ) -> Option<WatchPlace> {
+        let spare = self.spares.iter().position(|spare| spare.try_open(space, gfn, level))?;
+        Some(WatchPlace::Spare(spare as u32))
     }
 
     #[inline]

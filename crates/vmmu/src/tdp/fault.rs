@@ -71,7 +71,7 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
         if gfn.0 >= core.format.frames() {
             return done(words, Outcome::Fault(MemoryFault::TooHigh));
         }
-        self.recent.look(core);
+        self.recent.look(core, &words.watch);
         let mut level = self.recent.level(gfn, core.largest);
         if defect!(WidensInSection) {
             level = Level::Size4K;
@@ -225,7 +225,7 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
                 FaultStep::Resolve(request) => request,
             };
             let words = self.local.words();
-            let found = match backing.find(&request.query()) {
+            let found = match backing.find(&request.question()) {
                 Resolution::Frame(found) => found,
                 Resolution::Hole => return counted(words, Outcome::Fault(MemoryFault::Hole)),
                 Resolution::Poisoned => {

@@ -12,47 +12,63 @@
 //!
 //! Whoever completes a request may be another thread than the one that began it, and what it learns
 //! does not come back here. But a watch that is closed keeps its hit until it is opened again. So the
-//! vCPU keeps the names of its latest requests, and looks at their watches before it opens the next.
+//! vCPU keeps the page of its latest request, and looks at the watch before it opens it for the next.
 
 use crate::addr::{Gfn, Level};
 use crate::protocol::watch::Watch;
 use crate::state::core::Core;
 use crate::state::participant::WatchPlace;
+use crate::state::watch::WatchWords;
+use crate::state::watch_name::WatchName;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Recent {
-    /// In the participant's own watch, and in a spare one.
-    own: Option<Asked>,
-    spare: Option<Asked>,
+    /// The page of the last request in the participant's own watch.
+    own: Option<Gfn>,
+    /// The last one in a spare watch.
+    spare: Option<(WatchName, Gfn)>,
     /// Whose last request was hit.
     hit: Option<Gfn>,
 }
 
-/// A request that began.
-#[derive(Clone, Copy, Debug)]
-struct Asked {
-    place: WatchPlace,
-    count: u64,
-    gfn: Gfn,
-}
-
 impl Recent {
-    /// Looks how those ended that have; before a watch is opened, which forgets it.
+    /// Looks how those ended that have; before the participant's `own` watch is opened, which
+    /// forgets it.
     #[inline]
-    pub(crate) fn look(&mut self, core: &Core) {
-        let Recent { own, spare, hit } = self;
-        for asked in [own, spare] {
-            let Some(Asked { place, count, gfn }) = *asked else { continue };
-            // Somebody else may have a spare one by now; then nobody knows.
-            let words = core.participants.watch_words(place).filter(|words| words.count() == count);
-            match words {
-                Some(words) if words.is_open() => continue,
-                Some(words) if words.is_hit() => *hit = Some(gfn),
-                Some(_) if *hit == Some(gfn) => *hit = None,
-                _ => {}
+    pub(crate) fn look(&mut self, core: &Core, own: &WatchWords) {
+        if let Some(gfn) = self.own
+            && !own.is_open()
+        {
+            self.own = None;
+            self.ended(gfn, own.is_hit());
+        }
+        if self.spare.is_some() {
+            self.look_at_spare(core);
+        }
+    }
+
+    #[cold]
+    fn look_at_spare(&mut self, core: &Core) {
+        let Some((WatchName { place, count, .. }, gfn)) = self.spare else { return };
+        match core.participants.watch_words(place) {
+            Some(words) if words.count() == count => {
+                if !words.is_open() {
+                    self.spare = None;
+                    self.ended(gfn, words.is_hit());
+                }
             }
-            *asked = None;
+            // Somebody has opened it again, and nobody knows.
+            _ => self.spare = None,
+        }
+    }
+
+    #[inline]
+    fn ended(&mut self, gfn: Gfn, was_hit: bool) {
+        if was_hit {
+            self.hit = Some(gfn);
+        } else if self.hit == Some(gfn) {
+            self.hit = None;
         }
     }
 
@@ -65,10 +81,9 @@ impl Recent {
     /// A request for `gfn` begins.
     #[inline]
     pub(crate) fn remember(&mut self, watch: &Watch<'_>, gfn: Gfn) {
-        let asked = Some(Asked { place: watch.place, count: watch.count, gfn });
         match watch.place {
-            WatchPlace::Own(_) => self.own = asked,
-            WatchPlace::Spare(_) => self.spare = asked,
+            WatchPlace::Own(_) => self.own = Some(gfn),
+            WatchPlace::Spare(_) => self.spare = Some((watch.name(), gfn)),
         }
     }
 }

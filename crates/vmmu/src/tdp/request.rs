@@ -116,6 +116,12 @@ impl<'vm> Request<'vm> {
 
     /// What to ask a [`Backing`](crate::host::Backing).
     pub fn query(&self) -> FrameQuery {
+        FrameQuery { name: Some(self.watch.name()), ..self.question() }
+    }
+
+    /// The same for who takes the answer before it asks anything else: it needs no name.
+    #[inline]
+    pub(crate) fn question(&self) -> FrameQuery {
         let Admission { region, largest, fault, .. } = self.admission;
         let gfn = fault.gpa.gfn();
         let offset = gfn.0.saturating_sub(region.range.start().0);
@@ -124,8 +130,8 @@ impl<'vm> Request<'vm> {
             // Never admitted: a linear slot needs no request.
             Source::Linear { pfn, .. } => (0, pfn.0.saturating_add(offset)),
         };
-        let name = Some(self.watch.name());
-        FrameQuery { slot: region.id, backing, page, gfn, access: fault.access, largest, name }
+        let access = fault.access;
+        FrameQuery { slot: region.id, backing, page, gfn, access, largest, name: None }
     }
 
     /// The frame has been found: `answer` was made from this request's [`query`](Self::query), see
@@ -162,7 +168,7 @@ impl<'p, H: Host> Local<'p, H> {
         if words.is_none_or(|words| !words.is_open() || words.count() != count) {
             return Err(parked);
         }
-        Ok(Request { watch: Watch { core, place, count }, admission: parked.admission })
+        Ok(Request { watch: Watch { core, place }, admission: parked.admission })
     }
 }
 
@@ -229,20 +235,16 @@ impl<L: Liability> Section<'_, L> {
             words.narrow(watched.space, gfn, core.largest);
         }
         let watched = words.watched().ok_or(Refused::Foreign)?;
-        let (space, watched) = (watched.space, watched.range);
         let page = admission.region.host_range(admission.gfn().leaf(Level::Size4K));
         let page = page.ok_or(Refused::NoSlot)?;
-        if !watched.contains(admission.gfn()) {
+        if !watched.range.contains(gfn) {
             return Err(Refused::Foreign);
         }
         if !defect!(AdmitsUnderInvalidation) && core.invalidations.covers(&page) {
             return Err(Refused::Invalidation);
         }
-        let mut largest = admission.word.largest().min(core.largest);
-        while largest > Level::Size4K && !watched.covers(admission.gfn().leaf(largest)) {
-            largest = largest.below().unwrap_or(Level::Size4K);
-        }
-        admission.largest = admission.region.level_at(admission.gfn(), largest);
+        let largest = admission.word.largest().min(core.largest).min(watched.level);
+        admission.largest = admission.region.level_at(gfn, largest);
         // What is found from here on is believed for whole leaves up to this size. An invalidation
         // of another page of such a leaf that has hit the watches already will not hit this one.
         let is_taken = |level| {
@@ -255,11 +257,11 @@ impl<L: Liability> Section<'_, L> {
         }
         admission.largest = largest;
         // No page beyond this leaf will be mapped, so none of them need refuse what is found.
-        if gfn.leaf(largest) != watched && !defect!(WatchStaysWide) {
-            words.narrow(space, gfn, largest);
+        if largest < watched.level && !defect!(WatchStaysWide) {
+            words.narrow(watched.space, gfn, largest);
         }
         if defect!(WatchNarrowerThanLeaf) {
-            words.narrow(space, gfn, Level::Size4K);
+            words.narrow(watched.space, gfn, Level::Size4K);
         }
         if defect!(SignExtendsRevision) {
             admission.word = SlotWord(i64::from(admission.word.0 as i16) as u64);

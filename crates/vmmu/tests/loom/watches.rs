@@ -238,7 +238,7 @@ fn fault_beside_another_without_a_place() {
 }
 
 const A21: Model = Model { name: "a21", preemptions: 3, run: fault_against_one_without_a_place };
-const A25: Model = Model { name: "a25", preemptions: 2, run: fault_beside_another_without_a_place };
+const A25: Model = Model { name: "a25", preemptions: 1, run: fault_beside_another_without_a_place };
 
 #[test]
 fn an_invalidation_without_a_place_is_seen_too() {
