@@ -365,7 +365,8 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
         let fault = request.query();
         let found = vmmu::host::Backing::find(&self.actor.hands, &fault);
         let vmmu::host::Resolution::Frame(found) = found else { return Ok(false) };
-        let mut frame = request.resolve(found);
+        let mut frame =
+            request.resolve(fault.answer(found)).map_err(|why| self.actor.bad(why.to_string()))?;
         loop {
             match self.worker.complete(frame) {
                 Ok(outcome) => {

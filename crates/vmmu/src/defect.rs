@@ -58,6 +58,18 @@ defects! {
     HitsNoWatch hits_no_watch ["D-w4", "D-a9", "D-x4"];
     /// Two who end an invalidation of the same name end the same one.
     EndsOneTwice ends_one_twice ["D-a18", "D-a24"];
+    /// A fault takes a watch, its own or a spare one, before it knows whether it needs one.
+    WatchesBeforeLooking watches_before_looking ["F-M1"];
+    /// A watch is admitted in the section in which it was opened.
+    AdmitsWhereOpened admits_where_opened ["D-a28"];
+    /// A watch spans the largest leaf of the MMU until it is closed, also after it was hit.
+    WatchStaysWide watch_stays_wide ["F-M2"];
+    /// A watch is made narrower than the leaf that will be mapped.
+    WatchNarrowerThanLeaf watch_narrower_than_leaf ["D-a29"];
+    /// A watch is opened over one page, and made wider in the section that admits it.
+    WidensInSection widens_in_section ["D-a30"];
+    /// An answer is taken for a request it was not asked for.
+    TakesAnyAnswer takes_any_answer ["F-M9"];
     /// An invalidation that found no place refuses every page there is.
     OverflowRefusesAll overflow_refuses_all ["F-M3"];
     /// Exactly one invalidation without a place refuses nothing.

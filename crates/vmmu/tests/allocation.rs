@@ -313,7 +313,7 @@ fn two_steps(world: &mut World<'_>, gfn: u64) -> bool {
                 };
                 let parked = request.park();
                 let request = world.worker.unpark(parked).expect("its own");
-                let mut frame = request.resolve(found);
+                let mut frame = support::resolve(request, found);
                 loop {
                     match world.worker.complete(frame) {
                         Ok(Outcome::Fixed(_)) => return true,

@@ -354,7 +354,7 @@ fn a_frame_that_lacked_pages_comes_back_and_can_be_completed_by_a_worker() {
         panic!()
     };
     let NeedsPages { missing: need, resolved: frame } =
-        worker.complete(request.resolve(found)).unwrap_err();
+        worker.complete(support::resolve(request, found)).unwrap_err();
     worker.reserve(need.0).unwrap();
     assert_eq!(worker.complete(frame).unwrap(), Outcome::Fixed(Level::Size4K));
     assert_eq!(vcpu.handle_fault(&frames, fault_at(4, Access::WRITE)), Outcome::Spurious);

@@ -21,6 +21,7 @@ use crate::state::root::{Role, RootName};
 use crate::state::slot::{AddressSpace, SlotState, Source};
 use crate::state::slot_set::Hint;
 use crate::sync::{GuestU32, GuestU64, Ordering};
+use crate::tdp::recent::Recent;
 use crate::tdp::request::{Admission, Refused, ResolvedFault};
 
 /// Where a guest address leads, as the tables say now. It may be gone the next moment.
@@ -144,6 +145,7 @@ enum Attempt {
 pub(crate) struct Copier<'a, 'p, H: Host> {
     pub local: &'a mut Local<'p, H>,
     pub hint: &'a mut Hint,
+    pub recent: &'a mut Recent,
 }
 
 impl<'p, H: Host> Copier<'_, 'p, H> {
@@ -262,9 +264,9 @@ impl<'p, H: Host> Copier<'_, 'p, H> {
         let core = self.local.core();
         let gfn = gpa.gfn();
         let fault = PageFault { gpa, access, cause: Cause::Prefault };
-        let watch = self.local.watch(space, gfn, Level::Size4K);
-        let watch = watch.ok_or(failed(AccessFailure::Busy(Busy::Requests)))?;
-        let (admission, request) = {
+        self.recent.look(core, &self.local.words().watch);
+        let mut watch = self.local.own_watch(space, gfn, Level::Size4K);
+        let (admission, request) = loop {
             let section = self.local.section_after_watch();
             let region = section.slots().find(space, gfn, self.hint);
             let region = *region.ok_or(failed(AccessFailure::NoMemory))?;
@@ -282,26 +284,35 @@ impl<'p, H: Host> Copier<'_, 'p, H> {
             let root = RootName::NONE;
             let admission = Admission { fault, root, region, word, largest: Level::Size4K };
             match region.source {
-                Source::Linear(_) => (admission, None),
-                Source::Backed { .. } => match section.admit_in(watch, admission) {
-                    Ok(request) => (admission, Some(request)),
-                    Err(Refused::ReadOnly) => return Err(failed(AccessFailure::ReadOnly)),
-                    Err(Refused::Invalidation) => {
-                        return Err(failed(AccessFailure::Busy(Busy::Invalidation)));
+                Source::Linear(_) => break (admission, None),
+                Source::Backed { .. } => {
+                    let Some(watch) = watch.take() else {
+                        drop(section);
+                        // As for a fault: only what is backed takes a spare one.
+                        let spare = self.local.spare_watch(space, gfn, Level::Size4K);
+                        watch = Some(spare.ok_or(failed(AccessFailure::Busy(Busy::Requests)))?);
+                        continue;
+                    };
+                    match section.admit_in(watch, admission) {
+                        Ok(request) => break (admission, Some(request)),
+                        Err(Refused::ReadOnly) => return Err(failed(AccessFailure::ReadOnly)),
+                        Err(Refused::Invalidation) => {
+                            return Err(failed(AccessFailure::Busy(Busy::Invalidation)));
+                        }
+                        Err(_) => return Err(Attempt::Again),
                     }
-                    Err(_) => return Err(Attempt::Again),
-                },
+                }
             }
         };
         let (pfn, frame) = match (request, admission.region.source) {
             (None, Source::Linear(frames)) => {
                 (Pfn(frames.first().0 + (gfn.0 - admission.region.range.start().0)), None)
             }
-            (Some(request), _) => match memory.find(&request.query()) {
+            (Some(request), _) => match memory.find(&request.question()) {
                 Resolution::Frame(found) if !found.access.contains(access) => {
                     return Err(failed(AccessFailure::ReadOnly));
                 }
-                Resolution::Frame(found) => (found.pfn, Some(request.resolve(found))),
+                Resolution::Frame(found) => (found.pfn, Some(request.answered(found))),
                 Resolution::Hole | Resolution::Poisoned => return Err(failed(AccessFailure::Hole)),
                 Resolution::Pending => {
                     return Err(failed(AccessFailure::Busy(Busy::Pending)));

@@ -17,3 +17,4 @@ pub mod slots;
 pub mod table;
 pub mod vcpu;
 pub mod watch;
+pub mod watch_name;

@@ -276,20 +276,13 @@ impl Participants {
         &self.spares
     }
 
-    /// Opens a watch: the participant's own, or a spare one while the own is still out.
-    #[inline]
-    pub(crate) fn watch(
+    /// Opens a spare watch.
+    pub(crate) fn open_spare(
         &self,
-        place: u32,
         space: AddressSpace,
         gfn: Gfn,
         level: Level,
     ) -> Option<WatchPlace> {
-        let own = &self.get(place)?.watch;
-        if !own.is_open() {
-            own.open(space, gfn, level);
-            return Some(WatchPlace::Own(place));
-        }
         let spare = self.spares.iter().position(|spare| spare.try_open(space, gfn, level))?;
         Some(WatchPlace::Spare(spare as u32))
     }

@@ -107,7 +107,7 @@ fn a_frame_of_an_earlier_slot_is_refused() -> Verdict {
     worker.delete_slot(SlotId(1)).unwrap();
     let source = Source::Backed { backing: 8, first: 0x100 };
     worker.create_slot(&SlotSpec { source, ..backed(1, range(0, 0x400)) }).unwrap();
-    let outcome = vcpu.complete(request.resolve(found)).unwrap();
+    let outcome = vcpu.complete(crate::support::resolve(request, found)).unwrap();
     ensure(outcome == Outcome::Retry, || format!("a frame of a slot that is gone: {outcome:?}"))
 }
 
