@@ -19,6 +19,7 @@ mod stage;
 mod entries;
 mod flushes;
 mod invalidations;
+mod memory;
 mod mmio;
 mod roots;
 mod slots;
