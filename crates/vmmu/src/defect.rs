@@ -150,6 +150,8 @@ defects! {
     CountWithoutRelease count_without_release ["D-r4"];
     /// A translation of an address beyond the tables answers for a low one.
     TranslatesBeyondTables translates_beyond_tables ["F-M8"];
+    /// Whether a frame lies in its block as the guest frame does in its own is compared for 2 MiB only.
+    ComparesWithinTwoMegabytes compares_within_two_megabytes ["F-a"];
     /// A copy from a linear page does not look again whether its slot is still there.
     CopiesWithoutLook copies_without_look ["F-b"];
     /// A revocation walks without having waited for a grace period.

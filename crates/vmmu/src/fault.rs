@@ -63,7 +63,8 @@ pub enum Outcome {
     Spurious,
     /// Something is changing just there. Let the guest repeat the access.
     Retry,
-    /// No memory here: emulate the access as MMIO.
+    /// No memory here: emulate the access as MMIO. So is every address beyond what the tables can
+    /// translate, where no slot can be.
     Emulate,
     /// A write to a read-only slot: emulate it or drop it.
     WriteProtected,
@@ -86,8 +87,6 @@ pub enum MemoryFault {
     Poisoned,
     /// The backing does not allow the access.
     Denied,
-    /// The address is beyond what the tables can translate.
-    TooHigh,
 }
 
 impl Outcome {
@@ -113,7 +112,6 @@ impl fmt::Display for MemoryFault {
             MemoryFault::Hole => "the slot's backing has nothing there",
             MemoryFault::Poisoned => "the host's page is broken",
             MemoryFault::Denied => "the backing does not allow the access",
-            MemoryFault::TooHigh => "the address is beyond what the tables translate",
         })
     }
 }

@@ -88,8 +88,9 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
             return FaultStep::Done(Outcome::Dead(broken));
         }
         let gfn = fault.gpa.gfn();
+        // No slot is there, and no entry says so: the tables would take it for a low address.
         if gfn.0 >= core.format.frames() {
-            return done(words, Outcome::Fault(MemoryFault::TooHigh));
+            return done(words, Outcome::Emulate);
         }
         let Some(watch) = self.local.watch(space, gfn, core.largest) else {
             return done(words, Outcome::Retry);
@@ -249,9 +250,6 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
         otherwise: Outcome,
     ) -> Outcome {
         let (words, gfn) = (self.local.words(), fault.gpa.gfn());
-        if gfn.0 >= self.local.core().format.frames() {
-            return counted(words, Outcome::Fault(MemoryFault::TooHigh));
-        }
         let is_memory = self.local.section().slots().find(space, gfn, self.hint).is_some();
         counted(words, if is_memory { otherwise } else { Outcome::Emulate })
     }

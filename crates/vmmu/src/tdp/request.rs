@@ -168,6 +168,7 @@ impl<'vm> ResolvedFault<'vm> {
 /// Whether frame and guest frame lie at the same place of their blocks of `level`.
 #[inline]
 pub(crate) fn congruent(pfn: Pfn, gfn: Gfn, level: Level) -> bool {
+    let level = if defect!(ComparesWithinTwoMegabytes) { level.min(Level::Size2M) } else { level };
     (pfn.0 ^ gfn.0) & (level.pages() - 1) == 0
 }
 

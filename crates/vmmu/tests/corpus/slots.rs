@@ -42,6 +42,45 @@ fn maps_reserved_frames() {
     catches(Defect::MapsReservedFrames, reserved_frames_are_refused);
 }
 
+/// Frames are given to blocks of several GiB that lie askew of the guest's by 2 MiB: in a slot that
+/// maps them one to one, and in one whose backing answers with blocks of 1 GiB.
+fn frames_askew_by_two_megabytes_make_leaves_of_that() -> Verdict {
+    const GIB: u64 = 0x4_0000;
+    for askew in [0x200, GIB - 0x200, GIB / 2] {
+        let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+        let frames = Frames::new(Level::Size1G);
+        let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+        let (first, second) = (range(GIB, 3 * GIB), range(8 * GIB, 3 * GIB));
+        worker.create_slot(&linear(1, first, 16 * GIB + askew)).unwrap();
+        let source = Source::Backed { backing: 7, first: 32 * GIB + askew };
+        worker.create_slot(&SlotSpec { source, ..backed(2, second) }).unwrap();
+        let mut cpu = Processor::new(0, vm.host());
+        for (slot, pfn) in [(first, 16 * GIB), (second, 32 * GIB + Frames::OFFSET)] {
+            for offset in [0x1ff, GIB - 1, GIB, 2 * GIB + 0x201, 3 * GIB - 1] {
+                let gfn = slot.start().0 + offset;
+                let outcome = vcpu.handle_fault(&frames, fault_at(gfn, Access::WRITE));
+                ensure(outcome == Outcome::Fixed(Level::Size2M), || {
+                    format!("gfn {gfn:#x}, askew by {askew:#x}: {outcome:?}")
+                })?;
+                let met = cpu.run(&mut vcpu, gfn, true);
+                let expected = Met::ResolvedFault(pfn + askew + offset);
+                ensure(met == expected, || format!("gfn {gfn:#x}: {met:x?}, not {expected:x?}"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A leaf of 1 GiB maps frames that lie elsewhere in their GiB than the guest's, so that most of them
+/// are not the slot's.
+///
+/// F-a.
+#[test]
+fn compares_within_two_megabytes() {
+    let scenario = frames_askew_by_two_megabytes_make_leaves_of_that;
+    catches(Defect::ComparesWithinTwoMegabytes, scenario);
+}
+
 /// A page of a slot that is being deleted is taken back before the deletion has come to it.
 fn a_dying_slot_is_known() -> Verdict {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
