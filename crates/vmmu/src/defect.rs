@@ -90,6 +90,8 @@ defects! {
     FlushWithoutFences flush_without_fences ["D-g6"];
     /// A flush reaches no vCPU.
     FlushReachesNobody flush_reaches_nobody ["B1"];
+    /// A flush says that a vCPU which nobody has made did not have to be interrupted.
+    CountsAbsentVcpus counts_absent_vcpus ["F-h"];
     /// A walk in steps that pauses forgets the flush it owes.
     DropsFlushAtPause drops_flush_at_pause ["K3"];
     /// A detached table is given back before the flush.
@@ -126,6 +128,8 @@ defects! {
     AnnouncesInGuestFrames announces_in_guest_frames ["D-k3"];
     /// A new slot is live at once, and watches on frames of no known slot are not hit.
     SlotLiveAtOnce slot_live_at_once ["D-k5"];
+    /// A slot that was moved is live at its new place without a grace period.
+    MovedSlotLiveAtOnce moved_slot_live_at_once ["F-d"];
     /// A permit does not look whether the root is still valid.
     PopulatesInvalidRoot populates_invalid_root ["K5", "B13", "S3"];
     /// An invalidation by the host passes over invalid roots.

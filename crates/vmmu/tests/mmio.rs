@@ -14,9 +14,7 @@ use vmmu::check::Witness;
 use vmmu::entry::{Access, Format};
 use vmmu::host::{Cpus, Event, Observer, Placement, TablePage, TablePages, VcpuId};
 use vmmu::slot::SlotId;
-use vmmu::{
-    Config, FaultStep, LoadError, Mmu, Outcome, Processor, Progress, Role, VcpuMmu,
-};
+use vmmu::{Config, FaultStep, LoadError, Mmu, Outcome, Processor, Progress, Role, VcpuMmu};
 
 /// After so many changes of the slots an MMIO entry has the bits of the first generation again.
 const ROUND: u64 = 1 << Format::GENERATION_BITS;

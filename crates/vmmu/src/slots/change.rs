@@ -86,7 +86,9 @@ impl<H: Host> Local<'_, H> {
         self.zap_and_remove(&mut guard, dying);
         // There is room: that of the same slot at its old place.
         guard.add(&spec)?;
-        self.synchronize();
+        if !defect!(MovedSlotLiveAtOnce) {
+            self.synchronize();
+        }
         guard.come(&spec);
         self.renew(guard);
         Ok(())

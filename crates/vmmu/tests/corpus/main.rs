@@ -18,6 +18,7 @@ mod stage;
 
 mod entries;
 mod flushes;
+mod grace;
 mod invalidations;
 mod memory;
 mod mmio;
