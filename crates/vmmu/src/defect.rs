@@ -122,6 +122,14 @@ defects! {
     EndWrapsAround end_wraps_around ["B10"];
     /// Of a linear slot only the first frame is compared with the reserved ones.
     MapsReservedFrames maps_reserved_frames ["B11"];
+    /// Of a range of several host pages the last one stays mapped.
+    MissesLastPage misses_last_page ["F-i1"];
+    /// A walk passes over the roots of the second address space.
+    ForgetsSecondSpace forgets_second_space ["F-i2"];
+    /// A fault has table pages for four levels in stock, however many the tables have.
+    StocksForFourLevels stocks_for_four_levels ["F-i3"];
+    /// Of slots that show the same pages, how far the first ones reach is forgotten.
+    ForgetsReach forgets_reach ["F-i4"];
     /// A slot leaves the set while its leaves are mapped.
     SlotGoneBeforeLeaves slot_gone_before_leaves ["D-k1"];
     /// An invalidation is announced as the guest frames that are known to hold its pages.

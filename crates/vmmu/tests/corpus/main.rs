@@ -16,6 +16,7 @@ mod catch;
 mod processor;
 mod stage;
 
+mod edges;
 mod entries;
 mod flushes;
 mod grace;
