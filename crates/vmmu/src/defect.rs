@@ -74,6 +74,10 @@ defects! {
     ZapsBlockForPage zaps_block_for_page ["F-e"];
     /// A zap hits only the watches around its first frame.
     HitsAroundFirstFrame hits_around_first_frame ["F-c"];
+    /// Who reads where a debt begins has not seen that the debt before it is settled.
+    LedgerStartRelaxed ledger_start_relaxed ["F-M14"];
+    /// A flush waits until a vCPU has done what others have asked for since.
+    WaitsForLaterFlushes waits_for_later_flushes ["F-M14b"];
     /// A second debt that is leaked takes the place of the first in the ledger.
     LeakHidesLeak leak_hides_leak ["F-g"];
     /// A permit does not compare the slot's word with that of the admission.

@@ -244,8 +244,8 @@ impl<M: Hold> VcpuMmu<M> {
         words.note_here(self.worker.seat.host().here());
         words.enter();
         let wanted = words.flush_wanted();
-        if let Some(count) = wanted {
-            words.flush_done(count);
+        if let Some(number) = wanted {
+            words.flush_done(number);
         }
         // After the look at the flushes: who has seen that look has seen this one too.
         let valid = core.roots.is_valid(name) || defect!(LoadsUnnamedRoot);

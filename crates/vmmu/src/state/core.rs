@@ -11,7 +11,7 @@ use crate::state::invalidations::Invalidations;
 use crate::state::participant::Participants;
 use crate::state::root::Roots;
 use crate::state::slots::Slots;
-use crate::state::vcpu::VcpuWords;
+use crate::state::vcpu::{FlushNumbers, VcpuWords};
 use crate::sync;
 use crate::sync::{AtomicU64, Ordering};
 
@@ -31,6 +31,7 @@ pub(crate) struct Core {
     pub roots: Roots,
     pub slots: Slots,
     pub vcpus: Box<[VcpuWords]>,
+    pub flushes: FlushNumbers,
     /// Host frames no linear slot may cover.
     pub reserved: Vec<(Pfn, Pfn)>,
     dead: AtomicU64,
@@ -71,6 +72,7 @@ impl Core {
             roots: Roots::new(),
             slots: Slots::new(sizes.slots)?,
             vcpus: vcpus.into_boxed_slice(),
+            flushes: FlushNumbers::new(),
             reserved: kept,
             dead: AtomicU64::new(0),
         })
