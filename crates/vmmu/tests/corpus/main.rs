@@ -21,6 +21,7 @@ mod entries;
 mod flushes;
 mod grace;
 mod invalidations;
+mod later_flush;
 mod memory;
 mod mmio;
 mod roots;
