@@ -134,6 +134,8 @@ defects! {
     StocksForFourLevels stocks_for_four_levels ["F-i3"];
     /// Of slots that show the same pages, how far the first ones reach is forgotten.
     ForgetsReach forgets_reach ["F-i4"];
+    /// An answer that names a reserved frame is mapped.
+    MapsReservedAnswers maps_reserved_answers ["F-H1"];
     /// A slot leaves the set while its leaves are mapped.
     SlotGoneBeforeLeaves slot_gone_before_leaves ["D-k1"];
     /// An invalidation is announced as the guest frames that are known to hold its pages.

@@ -87,6 +87,9 @@ pub enum MemoryFault {
     Poisoned,
     /// The backing does not allow the access.
     Denied,
+    /// The backing names a frame that the host has reserved for itself
+    /// ([`Config::reserved`](crate::Config::reserved)): its books are wrong.
+    Reserved,
 }
 
 impl Outcome {
@@ -112,6 +115,7 @@ impl fmt::Display for MemoryFault {
             MemoryFault::Hole => "the slot's backing has nothing there",
             MemoryFault::Poisoned => "the host's page is broken",
             MemoryFault::Denied => "the backing does not allow the access",
+            MemoryFault::Reserved => "the backing names a frame that the host has reserved",
         })
     }
 }

@@ -276,9 +276,9 @@ impl<M: Hold> VcpuMmu<M> {
         self.outside();
         let root = self.valid_root();
         let space = self.role.space;
-        let Worker { seat, cache, hint } = &mut self.worker;
+        let Worker { seat, cache, hint, gap } = &mut self.worker;
         let mut local = seat.local();
-        let mut faulter = Faulter { local: &mut local, cache, hint };
+        let mut faulter = Faulter { local: &mut local, cache, hint, gap };
         let outcome = match root {
             Ok(root) => faulter.handle_fault(backing, root, space, fault),
             // Drains end, and none of them waits for this fault.
@@ -359,9 +359,9 @@ impl<'m, H: Host> VcpuMmu<&'m Mmu<H>> {
     pub fn begin_fault(&mut self, fault: PageFault) -> FaultStep<Request<'m>> {
         self.outside();
         let Some((root, _)) = self.root else { return FaultStep::LoadRoot };
-        let Worker { seat, cache, hint } = &mut self.worker;
+        let Worker { seat, cache, hint, gap } = &mut self.worker;
         let mut local = seat.lasting();
-        Faulter { local: &mut local, cache, hint }.begin_fault(
+        Faulter { local: &mut local, cache, hint, gap }.begin_fault(
             root,
             self.role.space,
             fault,
@@ -382,9 +382,9 @@ impl<H: Host> VcpuMmu<Arc<Mmu<H>>> {
     pub fn begin_fault(&mut self, fault: PageFault) -> FaultStep<Parked> {
         self.outside();
         let Some((root, _)) = self.root else { return FaultStep::LoadRoot };
-        let Worker { seat, cache, hint } = &mut self.worker;
+        let Worker { seat, cache, hint, gap } = &mut self.worker;
         let mut local = seat.local();
-        let mut faulter = Faulter { local: &mut local, cache, hint };
+        let mut faulter = Faulter { local: &mut local, cache, hint, gap };
         faulter.begin_fault(root, self.role.space, fault, IfShort::Emulate).map(Request::park)
     }
 }

@@ -21,6 +21,7 @@ use crate::revoke::zap::Zap;
 use crate::slots::deletion::Deletion;
 use crate::slots::drain::Drain;
 use crate::slots::error::SlotError;
+use crate::state::reserved::Gap;
 use crate::state::root::Role;
 use crate::state::slot::{AddressSpace, SlotId, SlotInfo, SlotSpec};
 use crate::state::slot_set::Hint;
@@ -37,6 +38,7 @@ pub struct Worker<M: Hold> {
     pub(crate) seat: Seat<M>,
     pub(crate) cache: Cache,
     pub(crate) hint: Hint,
+    pub(crate) gap: Gap,
 }
 
 /// Why a vCPU or worker cannot be made.
@@ -83,7 +85,7 @@ impl<M: Hold> Worker<M> {
         let top = mmu.mmu().core.format.top();
         let cache = Cache::new(top).map_err(|_| HandleError::NoMemory)?;
         let seat = Seat::take(mmu).ok_or(HandleError::NoPlace)?;
-        Ok(Worker { seat, cache, hint: Hint::default() })
+        Ok(Worker { seat, cache, hint: Hint::default(), gap: Gap::default() })
     }
 
     /// Takes table pages from the host ahead, so that the next operations need not: at least
@@ -96,8 +98,8 @@ impl<M: Hold> Worker<M> {
     /// missing; the frame comes back, [`reserve`](Self::reserve) and complete it again.
     #[expect(clippy::result_large_err, reason = "the frame comes back; a box would allocate")]
     pub fn complete<'f>(&mut self, frame: ResolvedFault<'f>) -> Result<Outcome, NeedsPages<'f>> {
-        let mut local = self.seat.local();
-        Faulter { local: &mut local, cache: &mut self.cache, hint: &mut self.hint }.complete(frame)
+        let Worker { seat, cache, hint, gap } = self;
+        Faulter { local: &mut seat.local(), cache, hint, gap }.complete(frame)
     }
 
     /// Maps a frame that was found for a parked request, whoever faulted.
@@ -113,8 +115,8 @@ impl<M: Hold> Worker<M> {
     ) -> Result<Outcome, (MissingPages, Parked)> {
         let mut local = self.seat.local();
         let Ok(request) = local.unpark(parked) else { return Ok(Outcome::Retry) };
-        let (cache, hint) = (&mut self.cache, &mut self.hint);
-        let done = Faulter { local: &mut local, cache, hint }.complete(request.resolve(frame));
+        let (cache, hint, gap) = (&mut self.cache, &mut self.hint, &mut self.gap);
+        let done = Faulter { local: &mut local, cache, hint, gap }.complete(request.resolve(frame));
         done.map_err(|needs| (needs.missing, needs.resolved.reopen().park()))
     }
 
@@ -208,7 +210,8 @@ impl<M: Hold> Worker<M> {
 
     /// Where the tables of `role` lead for `gpa` now, if they lead anywhere.
     pub fn translate(&mut self, role: Role, gpa: Gpa) -> Option<Translation> {
-        Copier { local: &mut self.seat.local(), hint: &mut self.hint }.translate(role, gpa)
+        let Worker { seat, hint, gap, .. } = self;
+        Copier { local: &mut seat.local(), hint, gap }.translate(role, gpa)
     }
 
     /// Reads guest memory. The bytes of each page are copied at one time; those of different
@@ -220,7 +223,8 @@ impl<M: Hold> Worker<M> {
         gpa: Gpa,
         buffer: &mut [u8],
     ) -> Result<(), AccessError> {
-        let mut copier = Copier { local: &mut self.seat.local(), hint: &mut self.hint };
+        let Worker { seat, hint, gap, .. } = self;
+        let mut copier = Copier { local: &mut seat.local(), hint, gap };
         copier.copy(memory, space, gpa, Bytes::Out(buffer))
     }
 
@@ -232,7 +236,8 @@ impl<M: Hold> Worker<M> {
         gpa: Gpa,
         bytes: &[u8],
     ) -> Result<(), AccessError> {
-        let mut copier = Copier { local: &mut self.seat.local(), hint: &mut self.hint };
+        let Worker { seat, hint, gap, .. } = self;
+        let mut copier = Copier { local: &mut seat.local(), hint, gap };
         copier.copy(memory, space, gpa, Bytes::In(bytes))
     }
 
@@ -249,7 +254,8 @@ impl<M: Hold> Worker<M> {
         seen: W,
         new: W,
     ) -> Result<Result<W, W>, AccessError> {
-        let mut copier = Copier { local: &mut self.seat.local(), hint: &mut self.hint };
+        let Worker { seat, hint, gap, .. } = self;
+        let mut copier = Copier { local: &mut seat.local(), hint, gap };
         copier.compare_exchange(memory, space, gpa, seen, new)
     }
 }

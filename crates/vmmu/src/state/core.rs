@@ -9,6 +9,7 @@ use crate::error::NoMemory;
 use crate::state::broken::Broken;
 use crate::state::invalidations::Invalidations;
 use crate::state::participant::Participants;
+use crate::state::reserved::Reserved;
 use crate::state::root::Roots;
 use crate::state::slots::Slots;
 use crate::state::vcpu::{FlushNumbers, VcpuWords};
@@ -32,8 +33,8 @@ pub(crate) struct Core {
     pub slots: Slots,
     pub vcpus: Box<[VcpuWords]>,
     pub flushes: FlushNumbers,
-    /// Host frames no linear slot may cover.
-    pub reserved: Vec<(Pfn, Pfn)>,
+    /// Host frames no guest may be given.
+    pub reserved: Reserved,
     dead: AtomicU64,
 }
 
@@ -58,9 +59,6 @@ impl Core {
         let mut vcpus = Vec::new();
         vcpus.try_reserve_exact(sizes.vcpus).map_err(|_| NoMemory)?;
         vcpus.extend((0..sizes.vcpus).map(|_| VcpuWords::new()));
-        let mut kept = Vec::new();
-        kept.try_reserve_exact(reserved.len()).map_err(|_| NoMemory)?;
-        kept.extend_from_slice(reserved);
         Ok(Core {
             id: sync::unique(),
             format,
@@ -73,7 +71,7 @@ impl Core {
             slots: Slots::new(sizes.slots)?,
             vcpus: vcpus.into_boxed_slice(),
             flushes: FlushNumbers::new(),
-            reserved: kept,
+            reserved: Reserved::new(reserved)?,
             dead: AtomicU64::new(0),
         })
     }

@@ -10,6 +10,7 @@ use crate::protocol::local::Local;
 use crate::protocol::section::Section;
 use crate::state::broken::Broken;
 use crate::state::participant::ParticipantWords;
+use crate::state::reserved::Gap;
 use crate::state::root::{Root, RootName};
 use crate::state::slot::{AddressSpace, Source};
 use crate::state::slot_set::Hint;
@@ -70,6 +71,7 @@ pub(crate) struct Faulter<'a, 'p, H: Host> {
     pub local: &'a mut Local<'p, H>,
     pub cache: &'a mut Cache,
     pub hint: &'a mut Hint,
+    pub gap: &'a mut Gap,
 }
 
 impl<'p, H: Host> Faulter<'_, 'p, H> {
@@ -154,6 +156,10 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
             if !is_usable(&core.format, &frame.found) {
                 core.kill(Broken::FrameUnusable);
                 return Ok(Outcome::Dead(Broken::FrameUnusable));
+            }
+            let block = frame.block();
+            if !core.reserved.is_free(block.0, block.1, self.gap) && !defect!(MapsReservedAnswers) {
+                return Ok(counted(words, Outcome::Fault(MemoryFault::Reserved)));
             }
             if !is_allowed(&core.format, frame.found.access, fault.access) {
                 return Ok(counted(words, Outcome::Fault(MemoryFault::Denied)));

@@ -103,7 +103,7 @@ fn one_debt_after_the_other(taken: u64) {
     });
     let invalidating = spawn(move || {
         let invalidation = host.invalidate_range(pages(taken, 1));
-        machine.take_back(Pfn(OLD.0 + taken));
+        machine.overwrite(Pfn(OLD.0 + taken));
         (host, invalidation)
     });
     let guest = running.join().expect("a guest");

@@ -48,8 +48,7 @@ pub struct Machine {
     tables: Mutex<Vec<(*mut TableWords, Owner)>>,
     /// What stands in each frame, as far as the models care: who owns it.
     contents: [AtomicU64; FRAMES],
-    /// The bytes of each frame: whoever takes one back writes them without any regard to readers, so
-    /// everything the guest has read must have happened before.
+    /// The bytes of each frame.
     bytes: [UnsafeCell<()>; FRAMES],
     /// First frame of the block that backs the guest's memory now: the host's own page table.
     block: AtomicU64,
@@ -123,7 +122,13 @@ impl Machine {
     /// The host uses a frame for something else.
     pub fn take_back(&self, frame: Pfn) {
         self.contents[frame.0 as usize].store(TAKEN, Ordering::Relaxed);
+    }
+
+    /// The same, by plain stores: whatever the guest has read there must have happened before, whether
+    /// or not it could still read it now.
+    pub fn overwrite(&self, frame: Pfn) {
         self.bytes[frame.0 as usize].with_mut(|_| ());
+        self.take_back(frame);
     }
 
     /// The guest reads memory. Reading what the host wrote for itself is always an error: a load
