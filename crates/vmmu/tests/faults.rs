@@ -251,10 +251,10 @@ fn the_top_of_the_address_space_is_a_place_like_any_other() {
         let last = fault_at(frames - 1, Access::WRITE);
         assert_eq!(vcpu.handle_fault(&none, last), Outcome::Fixed(Level::Size2M));
         let beyond = vcpu.handle_fault(&none, fault_at(frames, Access::READ));
-        assert_eq!(beyond, Outcome::Fault(MemoryFault::TooHigh));
+        assert_eq!(beyond, Outcome::Emulate);
         let highest = vmmu::PageFault { gpa: Gpa(u64::MAX), ..last };
         let beyond = vcpu.handle_fault(&none, highest);
-        assert_eq!(beyond, Outcome::Fault(MemoryFault::TooHigh));
+        assert_eq!(beyond, Outcome::Emulate);
         vm.worker().unwrap().zap(AddressSpace::Normal, range(frames - 1, 1));
         assert_eq!(vm.stats().leaves, [0, 0, 0]);
         drop(vcpu);

@@ -10,13 +10,14 @@ use core::ptr::NonNull;
 use crate::addr::{Gfn, GfnRange, Gpa, Hpa, Level, PAGE_SIZE, Pfn};
 use crate::entry::access::Access;
 use crate::fault::{Busy, Cause, PageFault};
-use crate::host::backing::{Backing, Resolution};
+use crate::host::backing::{Backing, HostFrame, Resolution};
 use crate::host::cpus::WaitFor;
 use crate::host::host::Host;
 use crate::host::memory::{GuestMemory, GuestPage};
 use crate::protocol::local::Local;
 use crate::protocol::section::Section;
 use crate::state::broken::Broken;
+use crate::state::reserved::Gap;
 use crate::state::root::{Role, RootName};
 use crate::state::slot::{AddressSpace, SlotState, Source};
 use crate::state::slot_set::Hint;
@@ -55,6 +56,9 @@ pub enum AccessFailure {
     ReadOnly,
     /// The backing has nothing there, or something broken.
     Hole,
+    /// The backing names a frame that the host has reserved for itself
+    /// ([`Config::reserved`](crate::Config::reserved)).
+    Reserved,
     /// The host cannot reach the frame by an address of its own
     /// ([`GuestMemory::bytes`] gave `None`).
     Unreachable,
@@ -109,6 +113,7 @@ impl fmt::Display for AccessError {
             AccessFailure::NoMemory => "no slot is there",
             AccessFailure::ReadOnly => "the memory is read-only",
             AccessFailure::Hole => "the backing has nothing there",
+            AccessFailure::Reserved => "the backing names a frame that the host has reserved",
             AccessFailure::Unreachable => "the host has no address for the frame",
             AccessFailure::Busy(why) => {
                 return write!(f, "guest memory at {}: {why} ({} bytes done)", self.gpa, self.done);
@@ -146,6 +151,7 @@ pub(crate) struct Copier<'a, 'p, H: Host> {
     pub local: &'a mut Local<'p, H>,
     pub hint: &'a mut Hint,
     pub recent: &'a mut Recent,
+    pub gap: &'a mut Gap,
 }
 
 impl<'p, H: Host> Copier<'_, 'p, H> {
@@ -311,6 +317,12 @@ impl<'p, H: Host> Copier<'_, 'p, H> {
             (Some(request), _) => match memory.find(&request.question()) {
                 Resolution::Frame(found) if !found.access.contains(access) => {
                     return Err(failed(AccessFailure::ReadOnly));
+                }
+                Resolution::Frame(HostFrame { pfn: Pfn(pfn), .. })
+                    if !core.reserved.is_free(pfn, pfn.saturating_add(1), self.gap)
+                        && !defect!(MapsReservedAnswers) =>
+                {
+                    return Err(failed(AccessFailure::Reserved));
                 }
                 Resolution::Frame(found) => (found.pfn, Some(request.answered(found))),
                 Resolution::Hole | Resolution::Poisoned => return Err(failed(AccessFailure::Hole)),

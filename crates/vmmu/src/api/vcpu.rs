@@ -247,8 +247,8 @@ impl<M: Hold> VcpuMmu<M> {
         words.note_here(self.worker.seat.host().here());
         words.enter();
         let wanted = words.flush_wanted();
-        if let Some(count) = wanted {
-            words.flush_done(count);
+        if let Some(number) = wanted {
+            words.flush_done(number);
         }
         // After the look at the flushes: whoever waits for that look to be over knows that this one
         // comes after it, and sees the root invalid.
@@ -280,9 +280,9 @@ impl<M: Hold> VcpuMmu<M> {
         self.outside();
         let root = self.valid_root();
         let space = self.role.space;
-        let Worker { seat, cache, hint, recent } = &mut self.worker;
+        let Worker { seat, cache, hint, recent, gap } = &mut self.worker;
         let mut local = seat.local();
-        let mut faulter = Faulter { local: &mut local, cache, hint, recent };
+        let mut faulter = Faulter { local: &mut local, cache, hint, recent, gap };
         let outcome = match root {
             Ok(root) => faulter.handle_fault(backing, root, space, fault),
             // Drains end, and none of them waits for this fault.
@@ -363,9 +363,9 @@ impl<'m, H: Host> VcpuMmu<&'m Mmu<H>> {
     pub fn begin_fault(&mut self, fault: PageFault) -> FaultStep<Request<'m>> {
         self.outside();
         let Some((root, _)) = self.root else { return FaultStep::LoadRoot };
-        let Worker { seat, cache, hint, recent } = &mut self.worker;
+        let Worker { seat, cache, hint, recent, gap } = &mut self.worker;
         let mut local = seat.lasting();
-        Faulter { local: &mut local, cache, hint, recent }.begin_fault(
+        Faulter { local: &mut local, cache, hint, recent, gap }.begin_fault(
             root,
             self.role.space,
             fault,
@@ -386,9 +386,9 @@ impl<H: Host> VcpuMmu<Arc<Mmu<H>>> {
     pub fn begin_fault(&mut self, fault: PageFault) -> FaultStep<Parked> {
         self.outside();
         let Some((root, _)) = self.root else { return FaultStep::LoadRoot };
-        let Worker { seat, cache, hint, recent } = &mut self.worker;
+        let Worker { seat, cache, hint, recent, gap } = &mut self.worker;
         let mut local = seat.local();
-        let mut faulter = Faulter { local: &mut local, cache, hint, recent };
+        let mut faulter = Faulter { local: &mut local, cache, hint, recent, gap };
         faulter.begin_fault(root, self.role.space, fault, IfShort::Emulate).map(Request::park)
     }
 }

@@ -21,6 +21,7 @@ use crate::revoke::zap::Zap;
 use crate::slots::deletion::Deletion;
 use crate::slots::drain::Drain;
 use crate::slots::error::SlotError;
+use crate::state::reserved::Gap;
 use crate::state::root::Role;
 use crate::state::slot::{AddressSpace, SlotId, SlotInfo, SlotSpec};
 use crate::state::slot_set::Hint;
@@ -39,6 +40,7 @@ pub struct Worker<M: Hold> {
     pub(crate) cache: Cache,
     pub(crate) hint: Hint,
     pub(crate) recent: Recent,
+    pub(crate) gap: Gap,
 }
 
 /// Why a vCPU or worker cannot be made.
@@ -85,7 +87,13 @@ impl<M: Hold> Worker<M> {
         let top = mmu.mmu().core.format.top();
         let cache = Cache::new(top).map_err(|_| HandleError::NoMemory)?;
         let seat = Seat::take(mmu).ok_or(HandleError::NoPlace)?;
-        Ok(Worker { seat, cache, hint: Hint::default(), recent: Recent::default() })
+        Ok(Worker {
+            seat,
+            cache,
+            hint: Hint::default(),
+            recent: Recent::default(),
+            gap: Gap::default(),
+        })
     }
 
     /// Takes table pages from the host ahead, so that the next operations need not: at least
@@ -98,8 +106,8 @@ impl<M: Hold> Worker<M> {
     /// missing; the frame comes back, [`reserve`](Self::reserve) and complete it again.
     #[expect(clippy::result_large_err, reason = "the frame comes back; a box would allocate")]
     pub fn complete<'f>(&mut self, frame: ResolvedFault<'f>) -> Result<Outcome, NeedsPages<'f>> {
-        let Worker { seat, cache, hint, recent } = self;
-        Faulter { local: &mut seat.local(), cache, hint, recent }.complete(frame)
+        let Worker { seat, cache, hint, recent, gap } = self;
+        Faulter { local: &mut seat.local(), cache, hint, recent, gap }.complete(frame)
     }
 
     /// Maps a frame that was found for a parked request, whoever faulted: `answer` is made from the
@@ -114,7 +122,7 @@ impl<M: Hold> Worker<M> {
         parked: Parked,
         answer: Answer,
     ) -> Result<Outcome, NotCompleted> {
-        let Worker { seat, cache, hint, recent } = self;
+        let Worker { seat, cache, hint, recent, gap } = self;
         let mut local = seat.local();
         let Ok(request) = local.unpark(parked) else { return Ok(Outcome::Retry) };
         let resolved = match request.resolve(answer) {
@@ -123,7 +131,7 @@ impl<M: Hold> Worker<M> {
                 return Err(NotCompleted::WrongAnswer { parked: request.park(), answer });
             }
         };
-        let done = Faulter { local: &mut local, cache, hint, recent }.complete(resolved);
+        let done = Faulter { local: &mut local, cache, hint, recent, gap }.complete(resolved);
         done.map_err(|needs| NotCompleted::MissingPages {
             missing: needs.missing,
             parked: needs.resolved.reopen().park(),
@@ -221,8 +229,8 @@ impl<M: Hold> Worker<M> {
 
     /// Where the tables of `role` lead for `gpa` now, if they lead anywhere.
     pub fn translate(&mut self, role: Role, gpa: Gpa) -> Option<Translation> {
-        let Worker { seat, hint, recent, .. } = self;
-        Copier { local: &mut seat.local(), hint, recent }.translate(role, gpa)
+        let Worker { seat, hint, recent, gap, .. } = self;
+        Copier { local: &mut seat.local(), hint, recent, gap }.translate(role, gpa)
     }
 
     /// Reads guest memory. The bytes of each page are copied at one time; those of different
@@ -234,8 +242,8 @@ impl<M: Hold> Worker<M> {
         gpa: Gpa,
         buffer: &mut [u8],
     ) -> Result<(), AccessError> {
-        let Worker { seat, hint, recent, .. } = self;
-        let mut copier = Copier { local: &mut seat.local(), hint, recent };
+        let Worker { seat, hint, recent, gap, .. } = self;
+        let mut copier = Copier { local: &mut seat.local(), hint, recent, gap };
         copier.copy(memory, space, gpa, Bytes::Out(buffer))
     }
 
@@ -247,8 +255,8 @@ impl<M: Hold> Worker<M> {
         gpa: Gpa,
         bytes: &[u8],
     ) -> Result<(), AccessError> {
-        let Worker { seat, hint, recent, .. } = self;
-        let mut copier = Copier { local: &mut seat.local(), hint, recent };
+        let Worker { seat, hint, recent, gap, .. } = self;
+        let mut copier = Copier { local: &mut seat.local(), hint, recent, gap };
         copier.copy(memory, space, gpa, Bytes::In(bytes))
     }
 
@@ -265,8 +273,8 @@ impl<M: Hold> Worker<M> {
         seen: W,
         new: W,
     ) -> Result<Result<W, W>, AccessError> {
-        let Worker { seat, hint, recent, .. } = self;
-        let mut copier = Copier { local: &mut seat.local(), hint, recent };
+        let Worker { seat, hint, recent, gap, .. } = self;
+        let mut copier = Copier { local: &mut seat.local(), hint, recent, gap };
         copier.compare_exchange(memory, space, gpa, seen, new)
     }
 }

@@ -92,8 +92,12 @@ pub enum Resolution {
 /// A guest reaches every frame that is named here. So an implementation promises:
 ///
 /// * what [`find`](Self::find) names belongs to the guest: neither table pages nor memory that this
-///   program uses for anything else are ever named. The library refuses frames that the
-///   configuration says are [reserved](crate::Config::reserved), as a second line of defence;
+///   program uses for anything else are ever named. As a second line of defence the library refuses
+///   an answer whose leaf would map a frame that the configuration says is
+///   [reserved](crate::Config::reserved). So the pages that
+///   [`TablePages::take`](crate::host::TablePages::take) gives belong into those ranges: no fault
+///   compares an answer with the tables themselves, only the [checker](crate::Mmu::check) does,
+///   which reads all of them;
 /// * while no invalidation covers a page, the answer for it does not name another frame. A frame
 ///   changes only between the begin of an invalidation that covers its page and the end of it.
 ///

@@ -10,6 +10,7 @@ pub mod core;
 pub mod invalidations;
 pub mod ledger;
 pub mod participant;
+pub mod reserved;
 pub mod root;
 pub mod slot;
 pub mod slot_set;

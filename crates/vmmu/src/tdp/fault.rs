@@ -11,6 +11,7 @@ use crate::protocol::section::Section;
 use crate::protocol::watch::Watch;
 use crate::state::broken::Broken;
 use crate::state::participant::ParticipantWords;
+use crate::state::reserved::Gap;
 use crate::state::root::{Root, RootName};
 use crate::state::slot::{AddressSpace, Source};
 use crate::state::slot_set::Hint;
@@ -73,6 +74,7 @@ pub(crate) struct Faulter<'a, 'p, H: Host> {
     pub cache: &'a mut Cache,
     pub hint: &'a mut Hint,
     pub recent: &'a mut Recent,
+    pub gap: &'a mut Gap,
 }
 
 impl<'p, H: Host> Faulter<'_, 'p, H> {
@@ -91,8 +93,9 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
             return FaultStep::Done(Outcome::Dead(broken));
         }
         let gfn = fault.gpa.gfn();
+        // No slot is there, and no entry says so: the tables would take it for a low address.
         if gfn.0 >= core.format.frames() {
-            return done(words, Outcome::Fault(MemoryFault::TooHigh));
+            return done(words, Outcome::Emulate);
         }
         self.recent.look(core, &words.watch);
         let mut level = self.recent.level(gfn, core.largest);
@@ -189,6 +192,10 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
                 core.kill(Broken::FrameUnusable);
                 return Ok(Outcome::Dead(Broken::FrameUnusable));
             }
+            let block = frame.block();
+            if !core.reserved.is_free(block.0, block.1, self.gap) && !defect!(MapsReservedAnswers) {
+                return Ok(counted(words, Outcome::Fault(MemoryFault::Reserved)));
+            }
             if !is_allowed(&core.format, frame.found.access, fault.access) {
                 return Ok(counted(words, Outcome::Fault(MemoryFault::Denied)));
             }
@@ -284,9 +291,6 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
         otherwise: Outcome,
     ) -> Outcome {
         let (words, gfn) = (self.local.words(), fault.gpa.gfn());
-        if gfn.0 >= self.local.core().format.frames() {
-            return counted(words, Outcome::Fault(MemoryFault::TooHigh));
-        }
         let is_memory = self.local.section().slots().find(space, gfn, self.hint).is_some();
         counted(words, if is_memory { otherwise } else { Outcome::Emulate })
     }

@@ -243,9 +243,21 @@ impl<'vm> ResolvedFault<'vm> {
     }
 }
 
+impl ResolvedFault<'_> {
+    /// The first host frame of the largest leaf that this frame can make here, and the one after its
+    /// last.
+    #[inline]
+    pub(crate) fn block(&self) -> (u64, u64) {
+        let pages = self.level().pages();
+        let start = self.found.pfn.0 & !(pages - 1);
+        (start, start + pages)
+    }
+}
+
 /// Whether frame and guest frame lie at the same place of their blocks of `level`.
 #[inline]
 pub(crate) fn congruent(pfn: Pfn, gfn: Gfn, level: Level) -> bool {
+    let level = if defect!(ComparesWithinTwoMegabytes) { level.min(Level::Size2M) } else { level };
     (pfn.0 ^ gfn.0) & (level.pages() - 1) == 0
 }
 

@@ -36,6 +36,46 @@ fn flush_reaches_nobody() {
     catches(Defect::FlushReachesNobody, a_zapped_page_is_gone);
 }
 
+/// A VM is made for four vCPUs, of which one was never made, one is gone, and one is in its guest.
+fn only_vcpus_that_exist_are_counted() -> Verdict {
+    let vm = Mmu::new(Stage::default(), &Config::new(npt(), 4)).unwrap();
+    let frames = Frames::new(Level::Size4K);
+    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(1)).unwrap());
+    worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
+    let mut cpu = Processor::new(0, vm.host());
+    drop(vm.vcpu(VcpuId(3)).unwrap());
+    for (others, sent, elided) in [(0, 0, 1), (1, 0, 2), (1, 1, 1)] {
+        cpu.touch(&mut vcpu, &frames, 3, Access::WRITE)?;
+        let other = (others == 1).then(|| vm.vcpu(VcpuId(2)).unwrap());
+        let before = vm.stats();
+        std::thread::scope(|scope| {
+            if sent == 1 {
+                let (actor, vcpu, cpu) = (vm.host().cast(), &mut vcpu, &mut cpu);
+                scope.spawn(move || actor.play(vcpu, cpu, 3));
+                vm.host().raise();
+            }
+            worker.zap(SPACE, range(3, 1));
+        });
+        drop(other);
+        let now = vm.stats();
+        let seen =
+            (now.flushes_sent - before.flushes_sent, now.flushes_elided - before.flushes_elided);
+        ensure(now.flushes == before.flushes + 1, || "not one flush".to_owned())?;
+        ensure(seen == (sent, elided), || {
+            format!("{seen:?} vCPUs were interrupted and need not be, of {}", others + 1)
+        })?;
+    }
+    Ok(())
+}
+
+/// The count of interrupts that could be left out grows by vCPUs that do not exist.
+///
+/// F-h.
+#[test]
+fn counts_absent_vcpus() {
+    catches(Defect::CountsAbsentVcpus, only_vcpus_that_exist_are_counted);
+}
+
 /// A zap in steps clears something in its first step and nothing in its last.
 fn a_zap_in_steps_flushes() -> Verdict {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
