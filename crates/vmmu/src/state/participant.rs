@@ -183,6 +183,12 @@ impl ParticipantWords {
         self.sections.store(sections.wrapping_add(1) | 1, order);
     }
 
+    /// The section count as last seen.
+    #[cfg(feature = "protocol")]
+    pub(crate) fn sections(&self) -> u64 {
+        self.sections.load(Ordering::Relaxed)
+    }
+
     /// Leaves it.
     #[inline]
     pub(crate) fn leave(&self) {

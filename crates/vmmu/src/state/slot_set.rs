@@ -269,10 +269,10 @@ impl SlotSet {
         let mut before: Option<(u64, u64)> = None;
         for backed in &mut self.backed {
             backed.reach = backed.end;
-            if let Some((_, reach)) = before.filter(|(backing, _)| *backing == backed.backing) {
-                if !defect!(ForgetsReach) {
-                    backed.reach = backed.reach.max(reach);
-                }
+            if let Some((_, reach)) = before.filter(|(backing, _)| *backing == backed.backing)
+                && !defect!(ForgetsReach)
+            {
+                backed.reach = backed.reach.max(reach);
             }
             before = Some((backed.backing, backed.reach));
         }

@@ -220,6 +220,46 @@ fn ledger_after_clear() {
     catches(Defect::LedgerAfterClear, a_promise_covers_the_debts_of_others);
 }
 
+/// Somebody has cleared a huge leaf for the sake of one of its pages and has not flushed yet; another one
+/// zaps a page at the other end of it. In the second of several blocks, of both sizes.
+fn a_zap_knows_of_a_zap_of_the_same_block() -> Verdict {
+    for level in [Level::Size2M, Level::Size1G] {
+        let block = level.pages();
+        for (cleared, zapped) in
+            [(block, 2 * block - 1), (2 * block - 1, block), (block, block + 1)]
+        {
+            let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+            let frames = Frames::new(level);
+            let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+            let mut debtor = vm.participant().unwrap();
+            worker.create_slot(&backed(1, range(0, 4 * block))).unwrap();
+            let mut cpu = Processor::new(0, vm.host());
+            cpu.touch(&mut vcpu, &frames, zapped, Access::WRITE)?;
+            let mut debt = debtor.debt(Gfn(cleared).leaf(Level::Size4K));
+            {
+                let section = debt.section();
+                let root = section.root(Role::PLAIN).unwrap();
+                section.entry(root, Gfn(cleared), Level::Size4K).unwrap().zap().unwrap();
+            }
+            worker.zap(SPACE, range(zapped, 1));
+            let met = cpu.run(&mut vcpu, zapped, true);
+            debt.settle();
+            ensure(met == Met::Nothing, || {
+                format!("{zapped:#x} was zapped beside {cleared:#x}, and is reached: {met:x?}")
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// A zap asks for debts over the page it is about, and not over the leaf that the page was in.
+///
+/// F-e.
+#[test]
+fn zaps_block_for_page() {
+    catches(Defect::ZapsBlockForPage, a_zap_knows_of_a_zap_of_the_same_block);
+}
+
 /// Two debts about different pages are dropped unsettled. A promise about either page flushes.
 fn every_leaked_debt_is_remembered() -> Verdict {
     for taken in [3, 0x803] {
