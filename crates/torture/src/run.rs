@@ -260,7 +260,7 @@ fn whole(
     let turns = Arc::new(Turns::new(by_seed));
     let host = Host::new(Arc::clone(&arena), Arc::clone(&turns), vcpus, sources.len());
     let config = Config {
-        workers: (vcpus + 2 * HOSTS + 2) as u32,
+        workers: (2 * (vcpus + HOSTS)) as u32,
         slots: guest_tables::SLOT.0 + 1,
         ..Config::new(settings.tables.format(), vcpus as u32)
     };
