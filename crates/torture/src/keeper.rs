@@ -309,7 +309,8 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
             protection.open(page, block_of(page));
         }
         let Some(pages) = pages_at(pages, usize::MAX) else { return false };
-        let closing = pages.filter_map(|page| protection.close(page, block_of(page)).map(|c| (page, c)));
+        let closing =
+            pages.filter_map(|page| protection.close(page, block_of(page)).map(|c| (page, c)));
         let closing: Vec<_> = closing.collect();
         self.protected.extend(closing.iter().map(|(page, _)| *page));
         let (Some(&first), Some(&last)) = (self.protected.first(), self.protected.last()) else {
@@ -457,7 +458,8 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
             if !begun.may_go_on(budget) {
                 return Err(self.actor.bad("a deletion in steps does not end"));
             }
-        } else if let Some(InSteps { walk: (_, place, occupant), .. }) = self.begun.deletion.take() {
+        } else if let Some(InSteps { walk: (_, place, occupant), .. }) = self.begun.deletion.take()
+        {
             self.gone(&place, occupant.id);
         }
         Ok(true)

@@ -106,9 +106,13 @@ pub enum Leaving {
     Aside,
 }
 
-/// Whether drains and deletions that are left half done are finished by whoever needs their place.
-/// Where this is `false`, they are never left.
-pub const ADOPTION: bool = true;
+/// What is finished by whoever needs its place when it is left half done. What is not is never
+/// left, but brought to its end by whoever began it. A dropped zap takes nobody's place.
+///
+/// Deletions.
+pub const DELETIONS_ARE_ADOPTED: bool = true;
+/// Drains of roots.
+pub const DRAINS_ARE_ADOPTED: bool = false;
 /// Whether the oldest parked request is taken from a vCPU whose watches have run out. Where this is
 /// `false`, every parked request is completed or closed.
 pub const PARKED_ARE_REVOKED: bool = false;
@@ -317,8 +321,8 @@ impl Op {
     fn leaves(rng: &mut Rng) -> Op {
         let how = [Leaving::Drop, Leaving::Forget, Leaving::Aside][rng.usize(..3)];
         let what = match rng.u8(..4) {
-            1 if ADOPTION => Begun::Drain,
-            2 if ADOPTION => Begun::Deletion,
+            1 if DRAINS_ARE_ADOPTED => Begun::Drain,
+            2 if DELETIONS_ARE_ADOPTED => Begun::Deletion,
             3 if PARKED_ARE_REVOKED => Begun::Parked,
             // Nobody needs to finish it: what it has not come to stays mapped.
             _ => Begun::Zap,

@@ -70,7 +70,9 @@ impl Protection {
     pub fn open(&self, page: usize, block: usize) {
         let word = self.pages[page].load(Ordering::SeqCst);
         let (open, order) = (word & !PHASE | OPEN, Ordering::SeqCst);
-        if word & PHASE != OPEN && self.pages[page].compare_exchange(word, open, order, order).is_ok() {
+        if word & PHASE != OPEN
+            && self.pages[page].compare_exchange(word, open, order, order).is_ok()
+        {
             self.blocks[block].fetch_sub(1, Ordering::SeqCst);
         }
     }

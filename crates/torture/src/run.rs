@@ -24,9 +24,7 @@ use crate::model::{Model, SITES};
 use crate::op::{Access, At, Op, Touch, Where};
 use crate::open::PLACES;
 use crate::places::Places;
-use crate::play::{
-    Actor, MAPPED_BEYOND_PLACES, NOTES, Play, REFUSED_BEYOND_PLACES, Tally,
-};
+use crate::play::{Actor, MAPPED_BEYOND_PLACES, NOTES, Play, REFUSED_BEYOND_PLACES, Tally};
 use crate::store::{Answered, Hands, Store};
 use crate::turns::Turns;
 use crate::vcpu::Vcpu;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use vmmu::addr::Hpa;
 use vmmu::host::Backing;
-use vmmu::{
-    EnterError, Entered, FaultStep, Flush, HandleError, InGuest, LoadError, Mmu, Outcome, PageFault,
-    Parked, Processor, Request, Role, VcpuMmu,
-};
 use vmmu::host::VcpuId;
+use vmmu::{
+    EnterError, Entered, FaultStep, Flush, HandleError, InGuest, LoadError, Mmu, Outcome,
+    PageFault, Parked, Processor, Request, Role, VcpuMmu,
+};
 
 use crate::host::Host;
 
