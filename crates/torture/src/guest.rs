@@ -4,19 +4,19 @@ use std::sync::TryLockError;
 use std::sync::atomic::Ordering;
 
 use machine::{Context, Exit, Paging, Reached};
-use vmmu::addr::{Gpa, Hpa, Pfn};
+use vmmu::addr::{Gpa, Hpa, Level, Pfn};
 use vmmu::entry::Access as Wants;
 use vmmu::slot::AddressSpace;
-use vmmu::{Cause, FaultStep, Outcome, PageFault};
-use vmmu::{EnterError, Flush, LoadError, Mmu, Role, VcpuMmu, Worker};
+use vmmu::{Cause, EnterError, Flush, LoadError, Mmu, Outcome, PageFault, Role, Worker};
 
 use crate::Violation;
 use crate::arena::{Arena, Owner};
 use crate::guest_tables;
 use crate::host::Host;
-use crate::model::SUM;
-use crate::op::{Access, Op, Touch};
-use crate::play::{Actor, Look, Spot, fault_at};
+use crate::model::{Pages, SITES, SUM};
+use crate::op::{Access, At, Op, Touch};
+use crate::play::{Actor, Look, SECOND_ACCESSES, Spot, fault_at};
+use crate::vcpu::{Asked, Vcpu};
 
 /// Faults on one access before the guest gives it up for now.
 const PATIENCE: u32 = 6;
@@ -24,7 +24,7 @@ const PATIENCE: u32 = 6;
 /// A vCPU and its thread.
 pub struct Guest<'p, 'r, 'vm> {
     pub actor: Actor<'p, 'r, 'vm>,
-    pub vcpu: VcpuMmu<&'vm Mmu<Host>>,
+    pub vcpu: Vcpu<'vm>,
     /// For what the library does on its own in the thread of this vCPU.
     pub worker: Worker<&'vm Mmu<Host>>,
     /// Its number among the vCPUs.
@@ -63,7 +63,11 @@ impl<'vm> Guest<'_, '_, 'vm> {
     /// Does one operation.
     pub fn act(&mut self, op: &Op) -> Result<(), Violation> {
         // What may come to nothing says so itself.
-        if !matches!(op, Op::Read { .. } | Op::Write { .. } | Op::Starve { .. }) {
+        let says_itself = matches!(
+            op,
+            Op::Read { .. } | Op::Write { .. } | Op::Starve { .. } | Op::Series { .. }
+        );
+        if !says_itself {
             self.actor.ran(op.name());
         }
         let space = self.role.space as u8;
@@ -81,7 +85,13 @@ impl<'vm> Guest<'_, '_, 'vm> {
                 let spot = Spot::of(space, *at);
                 self.actor.fault(&mut self.vcpu, spot, wants, Cause::Prefault, None).map(drop)
             }
-            Op::Post { at, write } => self.post(Spot::of(space, *at), *write),
+            Op::Post { at, write, park } => self.post(Spot::of(space, *at), *write, *park),
+            Op::Series { at, pages, write } => {
+                let touch = if *write { Touch::Write } else { Touch::Read };
+                let is_done = self.series(*at, u32::from(*pages), touch)?;
+                self.actor.did(op, is_done);
+                Ok(())
+            }
             Op::Starve { at, tables, .. } => {
                 let (spot, tables) = (Spot::of(space, *at), u64::from(*tables));
                 let wants = Wants::READ;
@@ -95,27 +105,64 @@ impl<'vm> Guest<'_, '_, 'vm> {
     }
 
     /// The first half of a fault, for somebody else to complete.
-    fn post(&mut self, spot: Spot, write: bool) -> Result<(), Violation> {
+    fn post(&mut self, spot: Spot, write: bool, park: bool) -> Result<(), Violation> {
         let play = self.actor.play;
         let wants = if write { Wants::WRITE } else { Wants::READ };
         let look = play.look(spot);
-        let outcome = match self.vcpu.begin_fault(fault_at(spot, wants, Cause::Guest)) {
-            FaultStep::Resolve(request) => {
-                // Dropped, if it is one too many, when the lock is not held.
+        let asked = match self.vcpu.begin_fault(fault_at(spot, wants, Cause::Guest)) {
+            Ok(Asked::Request(request)) if park => Asked::Parked(request.park()),
+            Ok(asked) => asked,
+            Err(None) => return Ok(()),
+            Err(Some(outcome)) => {
+                self.actor.met(outcome.name());
+                let answered = crate::store::Answered::Nothing;
+                return play.judge(outcome, wants, &play.since(look), answered, false);
+            }
+        };
+        // One too many is dropped, or closed, when the lock is not held.
+        match asked {
+            Asked::Request(request) => {
                 let mut one_more = Some(request);
                 let mut posted = play.posted.lock().expect("no panic under it");
                 if posted.len() < 3 {
                     posted.extend(one_more.take());
                 }
                 drop(posted);
-                return Ok(());
             }
-            FaultStep::LoadRoot | FaultStep::MissingPages(_) => return Ok(()),
-            FaultStep::Done(outcome) => outcome,
+            Asked::Parked(parked) => {
+                let mut one_more = Some(parked);
+                let mut all = play.parked.lock().expect("no panic under it");
+                if all.len() < 3 {
+                    all.extend(one_more.take());
+                }
+                drop(all);
+                if let Some(parked) = one_more {
+                    self.actor.close(&mut self.worker, parked)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs over pages in a row. Whether they were in a slot of a backing whose leaves are 4 KiB.
+    fn series(&mut self, at: At, pages: u32, touch: Touch) -> Result<bool, Violation> {
+        let (play, space) = (self.actor.play, self.role.space as u8);
+        let sites: Vec<usize> = (0..SITES.len()).filter(|n| SITES[*n].space == space).collect();
+        let is_small = |n: &usize| {
+            let occupant = play.places.occupant(sites[*n]);
+            let is_small = occupant.is_some_and(|o| o.largest == Level::Size4K && !o.is_dying);
+            is_small && matches!(SITES[sites[*n]].views[0].pages, Pages::Blocks(_))
         };
-        self.actor.met(outcome.name());
-        let answered = crate::store::Answered::Nothing;
-        play.judge(outcome, wants, &play.since(look), answered, false)
+        let wanted = at.site as usize % sites.len();
+        let found = (wanted..sites.len()).chain(0..wanted).find(is_small);
+        let site = found.unwrap_or(wanted) as u8;
+        let accesses = (0..pages).map(|n| {
+            let at = At { site, page: at.page.wrapping_add(n) };
+            Access { touch, at, word: 1, speculates: false, lag: 0 }
+        });
+        let accesses: Vec<_> = accesses.collect();
+        self.run(at.page as u8, &accesses)?;
+        Ok(found.is_some())
     }
 
     /// Runs the guest until all accesses are done or given up.
@@ -224,6 +271,7 @@ impl<'vm> Guest<'_, '_, 'vm> {
                 }
                 Ok(reached) => {
                     play.turns.point();
+                    actor.note_space(space, SECOND_ACCESSES);
                     actor.touch(access, look, &reached)?;
                     *next += 1;
                 }
@@ -316,6 +364,10 @@ impl Actor<'_, '_, '_> {
                 if reached.cached { "from the TLB" } else { "walked" }
             ))
         };
+        let is_write = matches!(touch, Touch::Write | Touch::Add);
+        if is_write && play.store.protection.is_sealed(page) {
+            return Err(wrong("a zap that made it read-only had returned".into()));
+        }
         match touch {
             Touch::Read | Touch::Fetch => {
                 let word = access.word as usize % 16;

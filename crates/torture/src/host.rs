@@ -9,6 +9,7 @@ use vmmu::host::{Contents, Cpus, Event, Observer, Placement, TablePage, TablePag
 
 use crate::Violation;
 use crate::arena::Arena;
+use crate::open::Open;
 use crate::turns::{self, Turns};
 
 /// How much an actor may still take.
@@ -27,6 +28,7 @@ pub struct Host {
     turns: Arc<Turns>,
     kicked: Box<[AtomicBool]>,
     budgets: Box<[Budget]>,
+    open: Open,
 }
 
 impl Host {
@@ -34,7 +36,8 @@ impl Host {
     pub fn new(arena: Arc<Arena>, turns: Arc<Turns>, vcpus: usize, actors: usize) -> Self {
         let kicked = (0..vcpus).map(|_| AtomicBool::new(false)).collect();
         let budget = |_| Budget { left: AtomicU64::new(u64::MAX), refused: AtomicBool::new(false) };
-        Host { arena, turns, kicked, budgets: (0..actors).map(budget).collect() }
+        let budgets = (0..actors).map(budget).collect();
+        Host { arena, turns, kicked, budgets, open: Open::default() }
     }
 
     /// The memory.
@@ -45,6 +48,11 @@ impl Host {
     /// The turns.
     pub fn turns(&self) -> &Turns {
         &self.turns
+    }
+
+    /// Its invalidations.
+    pub fn open(&self) -> &Open {
+        &self.open
     }
 
     /// Whether the vCPU is to leave the guest.

@@ -3,27 +3,85 @@
 
 use vmmu::addr::{Gfn, GfnRange, Level, Pfn};
 use vmmu::entry::MemoryType;
-use vmmu::slot::{AddressSpace, LinearFrames, Mutability, SlotId, SlotSpec, Source};
+use vmmu::slot::{AddressSpace, LinearFrames, Mutability, SlotError, SlotId, SlotSpec, Source};
 use vmmu::{
-    AccessError, AccessFailure, Deletion, Drain, HostRange, Mmu, Progress, Role, Worker, Zap,
+    AccessError, AccessFailure, Deletion, Drain, Mmu, Outcome, Parked, Progress, Role, Worker, Zap,
 };
 
 use crate::Violation;
-use crate::arena::{Arena, BLOCKS};
+use crate::arena::Arena;
 use crate::host::Host;
-use crate::model::{BLOCK_BACKING, HUGE_BACKING, Pages, SITES, TOUCHED, View, name_of};
-use crate::op::{self, Op};
-use crate::play::{Actor, Place, Spot};
-use crate::store::{Answered, Change};
+use crate::model::{BLOCK_BACKING, HUGE_BACKING, Pages, SITES, TOUCHED, View, touched};
+use crate::notifier::pages_at;
+use crate::notify::Through;
+use crate::op::{self, Begun, Leaving, Op, PARKED_ARE_REVOKED};
+use crate::places::{Occupant, Place, Places};
+use crate::play::{
+    Actor, DELETION_MET_CHANGE, DRAIN_MET_CHANGE, SEALED, SECOND_SLOTS, SECOND_ZAPS, Spot,
+    ZAP_MET_CHANGE,
+};
+use crate::store::{Answered, block_of};
 
 /// A thread of the host, and what it has begun.
 pub struct Keeper<'p, 'r, 'vm> {
     pub actor: Actor<'p, 'r, 'vm>,
     pub worker: Worker<&'vm Mmu<Host>>,
-    pub long: Option<HostRange>,
-    pub deletion: Option<(Deletion, Place<'r>, SlotId)>,
-    pub zap: Option<Zap>,
-    pub drain: Option<Drain>,
+    begun: Walks<'r>,
+    /// What was put aside half done.
+    aside: Vec<Aside>,
+    /// Pages that it has made read-only.
+    protected: Vec<usize>,
+}
+
+/// What is done in steps.
+#[derive(Default)]
+struct Walks<'r> {
+    deletion: Option<InSteps<(Deletion, Place<'r>, Occupant)>>,
+    zap: Option<InSteps<Zap>>,
+    drain: Option<InSteps<Drain>>,
+}
+
+/// A walk whose next step comes late, if at all.
+enum Aside {
+    Zap(Zap),
+    Drain(Drain),
+    Deletion(Deletion),
+}
+
+/// The most that one thread puts aside.
+const ASIDE: usize = 4;
+
+/// A walk in steps, with what is judged of it: that it ends, whatever is changed between its steps.
+struct InSteps<W> {
+    walk: W,
+    /// Changes of slots up to its last step.
+    changes: u64,
+    /// Table pages that it may still visit.
+    left: u64,
+}
+
+/// Table pages and waits that a walk over so many frames takes at most: in every root, each table of
+/// leaves, what lies between two of them, and the tables above.
+fn most_visits(frames: u64) -> u64 {
+    16 * (2 * (frames / 512 + 2) + 8) + 2000
+}
+
+impl<W> InSteps<W> {
+    fn new(walk: W, places: &Places, visits: u64) -> Self {
+        InSteps { walk, changes: places.changes(), left: visits }
+    }
+
+    /// A step begins. Whether a slot has come or gone since the last one.
+    fn met_change(&mut self, places: &Places) -> bool {
+        let before = std::mem::replace(&mut self.changes, places.changes());
+        self.changes != before
+    }
+
+    /// A step has ended before the walk has. `false`: it must have ended.
+    fn may_go_on(&mut self, budget: u64) -> bool {
+        self.left = self.left.saturating_sub(budget);
+        self.left > 0
+    }
 }
 
 /// The two sites between which a slot moves.
@@ -55,14 +113,6 @@ fn spec(id: SlotId, site: usize, view: View, largest: Level) -> SlotSpec {
     }
 }
 
-/// The page of the model that may be where `pages` begins, if the host may change it.
-fn page_at(pages: &op::Pages) -> Option<usize> {
-    let (site, offset) = Spot::of(pages.view & 1, pages.at).site?;
-    let views = SITES[site].views;
-    let page = views[pages.view as usize / 2 % views.len()].page(offset)?;
-    name_of(page).map(|_| page)
-}
-
 /// The number of a site; of any, where there is never a slot.
 fn site_at(site: op::Where) -> usize {
     let spot = Spot::of(site.space & 1, site.at);
@@ -75,8 +125,18 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
         let play = self.actor.play;
         let turns = play.turns;
         let done = match op {
-            Op::Change { pages, change } => self.change(*pages, *change)?,
-            Op::Long { pages } => self.lasting(*pages)?,
+            Op::Change { pages, change } => {
+                let through = Through::Worker(&mut self.worker);
+                self.actor.change(through, *pages, *change)?
+            }
+            Op::Protect { pages, budget } => self.protect(pages, u64::from(*budget)),
+            Op::Long { pages, again } => {
+                self.actor.begins(Through::Worker(&mut self.worker), *pages, *again)?
+            }
+            Op::End { which } => self.actor.ends(*which)?,
+            Op::WrongEnd { pages } => self.actor.ends_none(*pages)?,
+            Op::Abandon { what, how } => self.abandon(*what, *how)?,
+            Op::CompleteParked => self.complete_parked()?,
             Op::Create { site, view, largest } => {
                 let _guard = turns.guard();
                 self.create(site_at(*site), *view, self::largest(*largest))?
@@ -105,30 +165,26 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
                 let spot = Spot::of(at.site & 1, *at);
                 let range = GfnRange::sized(Gfn(spot.gfn), u64::from(*pages)).expect("short");
                 self.worker.zap(spot.space(), range);
+                self.actor.note_space(spot.space, SECOND_ZAPS);
                 true
             }
             Op::ZapSome { at, pages, budget } => {
-                let worker = &mut self.worker;
-                let zap = self.zap.get_or_insert_with(|| {
-                    let spot = Spot::of(at.site & 1, *at);
-                    let range = GfnRange::sized(Gfn(spot.gfn), u64::from(*pages)).expect("short");
-                    worker.begin_zap(spot.space(), range)
-                });
-                if worker.zap_some(zap, u64::from(*budget)) != (Progress::More {}) {
-                    self.zap = None;
+                if self.begun.zap.is_none() {
+                    let (spot, pages) = (Spot::of(at.site & 1, *at), u64::from(*pages));
+                    let range = GfnRange::sized(Gfn(spot.gfn), pages).expect("short");
+                    let zap = self.worker.begin_zap(spot.space(), range);
+                    self.begun.zap = Some(InSteps::new(zap, play.places, most_visits(pages)));
+                    self.actor.note_space(spot.space, SECOND_ZAPS);
                 }
-                true
+                self.zap_some(u64::from(*budget))?
             }
             Op::Roots { budget } => {
-                let worker = &mut self.worker;
-                let drain = self.drain.get_or_insert_with(|| {
+                if self.begun.drain.is_none() {
                     let _guard = turns.guard();
-                    worker.invalidate_roots()
-                });
-                if worker.drain(drain, u64::from(*budget)) != (Progress::More {}) {
-                    self.drain = None;
+                    let drain = self.worker.invalidate_roots();
+                    self.begun.drain = Some(InSteps::new(drain, play.places, u64::MAX));
                 }
-                true
+                self.drain_some(u64::from(*budget))
             }
             Op::Continue { budget } => self.go_on(u64::from(*budget))?,
             Op::ZapAll => {
@@ -160,122 +216,251 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
         Ok(())
     }
 
-    fn change(&mut self, pages: op::Pages, change: op::Change) -> Result<bool, Violation> {
-        let play = self.actor.play;
-        let all = BLOCKS as usize + TOUCHED;
-        let Some(mut first) = page_at(&pages) else { return Ok(false) };
-        let mut count = pages.count as usize;
-        if count == 512 {
-            first &= !511;
+    /// The next steps of the zap, if there is one.
+    fn zap_some(&mut self, budget: u64) -> Result<bool, Violation> {
+        let Some(zap) = &mut self.begun.zap else { return Ok(false) };
+        if zap.met_change(self.actor.play.places) {
+            self.actor.note(ZAP_MET_CHANGE);
         }
-        // Pages of one backing.
-        let end = if first < BLOCKS as usize { BLOCKS as usize } else { all };
-        if change == Change::Punch {
-            count = count.min(2);
+        if self.worker.zap_some(&mut zap.walk, budget) != (Progress::More {}) {
+            self.begun.zap = None;
+        } else if !zap.may_go_on(budget) {
+            return Err(self.actor.bad("a zap in steps does not end"));
         }
-        let pages = first..end.min(first + count);
-        play.store.change(&mut self.worker, play.vm.host(), play.model, pages, change)
+        Ok(true)
+    }
+
+    /// Those of the drain.
+    fn drain_some(&mut self, budget: u64) -> bool {
+        let Some(drain) = &mut self.begun.drain else { return false };
+        if drain.met_change(self.actor.play.places) {
+            self.actor.note(DRAIN_MET_CHANGE);
+        }
+        if self.worker.drain(&mut drain.walk, budget) != (Progress::More {}) {
+            self.begun.drain = None;
+        }
+        true
     }
 
     /// The next steps of whatever was begun.
     fn go_on(&mut self, budget: u64) -> Result<bool, Violation> {
         let mut any = false;
-        if self.deletion.is_some() {
+        if self.begun.deletion.is_some() {
             let _guard = self.actor.play.turns.guard();
             any = self.delete_some(0, budget)?;
         }
-        if let Some(zap) = &mut self.zap {
-            if self.worker.zap_some(zap, budget) != (Progress::More {}) {
-                self.zap = None;
+        any |= self.zap_some(budget)?;
+        any |= self.drain_some(budget);
+        if budget.is_multiple_of(2) && !self.aside.is_empty() {
+            let _guard = self.actor.play.turns.guard();
+            let mut late = self.aside.remove(0);
+            let worker = &mut self.worker;
+            let progress = match &mut late {
+                Aside::Zap(zap) => worker.zap_some(zap, budget),
+                Aside::Drain(drain) => worker.drain(drain, budget),
+                Aside::Deletion(deletion) => worker.delete_some(deletion, budget),
+            };
+            if progress == (Progress::More {}) {
+                self.aside.push(late);
+            } else {
+                self.actor.met("ended late");
             }
             any = true;
-        }
-        if let Some(drain) = &mut self.drain {
-            if self.worker.drain(drain, budget) != (Progress::More {}) {
-                self.drain = None;
-            }
-            any = true;
-        }
-        if self.long.is_some() && budget == 1 {
-            any = self.lasting(op::Pages { at: op::At { site: 0, page: 0 }, view: 0, count: 0 })?;
         }
         Ok(any)
     }
 
-    fn lasting(&mut self, pages: op::Pages) -> Result<bool, Violation> {
-        if let Some(range) = self.long.take() {
-            let ended = self.worker.invalidate_end(range);
-            return ended.map(|()| true).map_err(|why| self.actor.bad(why.to_string()));
+    /// Leaves something half done.
+    fn abandon(&mut self, what: Begun, how: Leaving) -> Result<bool, Violation> {
+        let left = match what {
+            Begun::Zap => self.begun.zap.take().map(|zap| Aside::Zap(zap.walk)),
+            Begun::Drain => self.begun.drain.take().map(|drain| Aside::Drain(drain.walk)),
+            Begun::Deletion => self.begun.deletion.take().map(|deletion| {
+                let (deletion, place, occupant) = deletion.walk;
+                place.set(Some(Occupant { is_dying: true, ..occupant }));
+                Aside::Deletion(deletion)
+            }),
+            Begun::Parked => {
+                let parked = self.actor.play.parked.lock().expect("no panic under it").pop_front();
+                let is_some = parked.is_some();
+                match how {
+                    Leaving::Drop => drop(parked),
+                    _ => std::mem::forget(parked),
+                }
+                return Ok(is_some);
+            }
+        };
+        let Some(left) = left else { return Ok(false) };
+        match how {
+            Leaving::Drop => drop(left),
+            Leaving::Forget => std::mem::forget(left),
+            Leaving::Aside if self.aside.len() < ASIDE => self.aside.push(left),
+            Leaving::Aside => {}
         }
-        let name = page_at(&pages).and_then(name_of);
-        let Some((backing, first)) = name else { return Ok(false) };
-        let range = HostRange { backing, first, pages: u64::from(pages.count) };
-        self.worker.invalidate_begin(range);
-        self.long = Some(range);
         Ok(true)
     }
 
-    /// The next site from this one on that has a slot, or has none, and that nobody is changing.
-    fn a_place(&self, site: usize, with_slot: bool) -> Option<Place<'r>> {
+    /// Makes pages read-only by a zap of every frame where they may be; those of before may be
+    /// written again.
+    fn protect(&mut self, pages: &op::Pages, budget: u64) -> bool {
+        let play = self.actor.play;
+        let protection = &play.store.protection;
+        for page in self.protected.drain(..) {
+            protection.open(page, block_of(page));
+        }
+        let Some(pages) = pages_at(pages, usize::MAX) else { return false };
+        let closing =
+            pages.filter_map(|page| protection.close(page, block_of(page)).map(|c| (page, c)));
+        let closing: Vec<_> = closing.collect();
+        self.protected.extend(closing.iter().map(|(page, _)| *page));
+        let (Some(&first), Some(&last)) = (self.protected.first(), self.protected.last()) else {
+            return false;
+        };
+        for (space, range) in frames_of(first..last + 1) {
+            let space = AddressSpace::ALL[usize::from(space)];
+            if budget == 0 {
+                self.worker.zap(space, range);
+                continue;
+            }
+            let mut zap = self.worker.begin_zap(space, range);
+            while self.worker.zap_some(&mut zap, budget) == (Progress::More {}) {
+                play.turns.point();
+            }
+        }
+        let sealed = closing.into_iter().filter(|(_, closing)| protection.seal(*closing)).count();
+        if sealed > 0 {
+            self.actor.note(SEALED);
+        }
+        true
+    }
+
+    /// The next site from this one on for which something is true of what is in it, and that nobody
+    /// is changing.
+    fn a_place(&self, site: usize, is: impl Fn(Option<Occupant>) -> bool) -> Option<Place<'r>> {
         let sites = (site..SITES.len()).chain(0..site);
-        let places = &self.actor.play.places;
-        // One of the two that can change places stays empty.
+        let places = self.actor.play.places;
+        let mut places = sites.filter_map(|n| places.occupy(n));
+        places.find(|place| is(place.occupant()))
+    }
+
+    /// The same for one without a slot. One of the two that can change places stays empty.
+    fn an_empty_place(&self, site: usize) -> Option<Place<'r>> {
+        let sites = (site..SITES.len()).chain(0..site);
+        let places = self.actor.play.places;
         let is_kept = |site: usize| {
             let partner = SWAPPED.iter().position(|n| *n == site).map(|n| SWAPPED[1 - n]);
-            !with_slot && partner.is_some_and(|site| places.has_slot(site))
+            partner.is_some_and(|site| places.has_slot(site))
         };
         let mut places = sites.filter(|n| !is_kept(*n)).filter_map(|n| places.occupy(n));
-        places.find(|place| place.slot().is_some() == with_slot)
+        places.find(|place| place.occupant().is_none())
     }
 
     fn create(&mut self, site: usize, view: u8, largest: Level) -> Result<bool, Violation> {
         let play = self.actor.play;
-        let Some(place) = self.a_place(site, false) else { return Ok(false) };
+        let is_dying = |occupant: Option<Occupant>| occupant.is_some_and(|o| o.is_dying);
+        if view % 2 == 1
+            && let Some(place) = self.a_place(site, is_dying)
+        {
+            return self.replace(&place, largest);
+        }
+        let Some(place) = self.an_empty_place(site) else { return Ok(false) };
         let site = place.site;
         let Some(id) = place.number() else { return Ok(false) };
-        let n = view as usize % SITES[site].views.len();
+        let n = view as usize / 2 % SITES[site].views.len();
         let spec = spec(id, site, SITES[site].views[n], largest);
         play.model.begin(site, Some(n));
         let made = self.worker.create_slot(&spec);
         play.model.end(site, made.is_ok());
         match made {
-            Ok(()) => place.set(Some(id)),
+            Ok(()) => place.set(Some(Occupant { id, largest, is_dying: false })),
             Err(why) => return Err(self.actor.bad(format!("{spec:?}: {why}"))),
         }
+        self.actor.note_space(SITES[site].space, SECOND_SLOTS);
         Ok(true)
     }
 
-    fn delete(&mut self, site: usize) -> Result<bool, Violation> {
-        let play = self.actor.play;
-        let Some(place) = self.a_place(site, true) else { return Ok(false) };
-        let site = place.site;
-        let Some(id) = place.slot() else { return Ok(false) };
-        play.model.begin(site, None);
-        let deleted = self.worker.delete_slot(id);
-        play.model.end(site, deleted.is_ok());
-        deleted.map_err(|why| self.actor.bad(format!("deleting {id:?}: {why}")))?;
+    /// A slot is made where one is dying that nobody is at: its deletion is finished first. The new
+    /// one shows what the old one did, so what may be there stays what the model says.
+    fn replace(&mut self, place: &Place<'r>, largest: Level) -> Result<bool, Violation> {
+        let (play, site) = (self.actor.play, place.site);
+        let (Some(old), Some(id)) = (place.occupant(), place.number()) else { return Ok(false) };
+        let n = play.model.look(site).old().expect("a dying slot was there");
+        let spec = spec(id, site, SITES[site].views[n], largest);
+        let made = self.worker.create_slot(&spec);
+        made.map_err(|why| self.actor.bad(format!("over a dying one, {spec:?}: {why}")))?;
+        play.model.end(site, false);
+        place.set(Some(Occupant { id, largest, is_dying: false }));
+        place.free(old.id);
+        self.actor.met("created over a dying slot");
+        Ok(true)
+    }
+
+    /// A slot is gone, with whatever its deletion left to do.
+    fn gone(&self, place: &Place<'r>, id: SlotId) {
+        self.actor.play.model.end(place.site, true);
         place.set(None);
         place.free(id);
+        self.actor.note_space(SITES[place.site].space, SECOND_SLOTS);
+    }
+
+    fn delete(&mut self, site: usize) -> Result<bool, Violation> {
+        let Some(place) = self.a_place(site, |occupant| occupant.is_some()) else {
+            return Ok(false);
+        };
+        let Some(occupant) = place.occupant() else { return Ok(false) };
+        let id = occupant.id;
+        if !occupant.is_dying {
+            self.actor.play.model.begin(place.site, None);
+        }
+        match self.worker.delete_slot(id) {
+            Ok(()) => {}
+            // Whoever had put its deletion aside has ended it.
+            Err(SlotError::Missing(_)) if occupant.is_dying => {}
+            Err(why) => return Err(self.actor.bad(format!("deleting {id:?}: {why}"))),
+        }
+        if occupant.is_dying {
+            self.actor.met("deleted a dying slot");
+        }
+        self.gone(&place, id);
         Ok(true)
     }
 
     fn delete_some(&mut self, site: usize, budget: u64) -> Result<bool, Violation> {
         let play = self.actor.play;
-        if self.deletion.is_none() {
-            let Some(place) = self.a_place(site, true) else { return Ok(false) };
-            let Some(id) = place.slot() else { return Ok(false) };
-            play.model.begin(place.site, None);
+        if self.begun.deletion.is_none() {
+            let Some(place) = self.a_place(site, |occupant| occupant.is_some()) else {
+                return Ok(false);
+            };
+            let Some(occupant) = place.occupant() else { return Ok(false) };
+            let id = occupant.id;
+            if !occupant.is_dying {
+                play.model.begin(place.site, None);
+            }
+            // Guests use a few areas of the largest.
+            let visits = most_visits(SITES[place.site].pages.min(64 * 512));
             match self.worker.begin_delete(id) {
-                Ok(deletion) => self.deletion = Some((deletion, place, id)),
+                Ok(deletion) => {
+                    let walk = (deletion, place, occupant);
+                    self.begun.deletion = Some(InSteps::new(walk, play.places, visits));
+                }
+                Err(SlotError::Missing(_)) if occupant.is_dying => {
+                    self.gone(&place, id);
+                    return Ok(true);
+                }
                 Err(why) => return Err(self.actor.bad(format!("deleting {id:?}: {why}"))),
             }
         }
-        let Some((deletion, place, id)) = &mut self.deletion else { return Ok(false) };
-        if self.worker.delete_some(deletion, budget) != (Progress::More {}) {
-            play.model.end(place.site, true);
-            place.set(None);
-            place.free(*id);
-            self.deletion = None;
+        let Some(begun) = &mut self.begun.deletion else { return Ok(false) };
+        if begun.met_change(play.places) {
+            self.actor.note(DELETION_MET_CHANGE);
+        }
+        if self.worker.delete_some(&mut begun.walk.0, budget) == (Progress::More {}) {
+            if !begun.may_go_on(budget) {
+                return Err(self.actor.bad("a deletion in steps does not end"));
+            }
+        } else if let Some(InSteps { walk: (_, place, occupant), .. }) = self.begun.deletion.take()
+        {
+            self.gone(&place, occupant.id);
         }
         Ok(true)
     }
@@ -290,7 +475,8 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
         else {
             return Ok(false);
         };
-        let (Some(id), None) = (source.slot(), target.slot()) else { return Ok(false) };
+        let (Some(id), None) = (source.slot(), target.occupant()) else { return Ok(false) };
+        let moving = source.occupant();
         let info = self.worker.slot(id);
         let info = info.map_err(|why| self.actor.bad(format!("{id:?}: {why}")))?;
         let Source::Backed { first, .. } = info.spec.source else { return Ok(false) };
@@ -303,7 +489,7 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
         play.model.end(to, moved.is_ok());
         moved.map_err(|why| self.actor.bad(format!("moving {id:?}: {why}")))?;
         source.set(None);
-        target.set(Some(id));
+        target.set(moving);
         Ok(true)
     }
 
@@ -312,6 +498,7 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
         let Some(id) = place.slot() else { return Ok(false) };
         let limited = self.worker.limit_slot(id, largest);
         limited.map_err(|why| self.actor.bad(format!("limiting {id:?}: {why}")))?;
+        place.set(Some(Occupant { id, largest, is_dying: false }));
         Ok(true)
     }
 
@@ -358,6 +545,39 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
         if starved { Err(self.actor.bad("a zap wanted tables")) } else { Ok(false) }
     }
 
+    /// The second half of a fault that a vCPU parked.
+    fn complete_parked(&mut self) -> Result<bool, Violation> {
+        let parked = self.actor.play.parked.lock().expect("no panic under it").pop_front();
+        let Some(mut parked) = parked else { return Ok(false) };
+        let query = parked.query();
+        let found = vmmu::host::Backing::find(&self.actor.hands, &query);
+        let vmmu::host::Resolution::Frame(frame) = found else {
+            self.close(parked)?;
+            return Ok(false);
+        };
+        loop {
+            match self.worker.complete_parked(parked, frame) {
+                Ok(Outcome::Dead(why)) => {
+                    return Err(self.actor.bad(format!("completing {query:?}: {why}")));
+                }
+                Ok(outcome) => {
+                    self.actor.met(outcome.name());
+                    return Ok(true);
+                }
+                Err((_, again)) => {
+                    parked = again;
+                    let reserved = self.worker.reserve(0);
+                    reserved.map_err(|why| self.actor.bad(format!("no tables: {why}")))?;
+                }
+            }
+        }
+    }
+
+    /// Closes a parked request that cannot be completed.
+    fn close(&mut self, parked: Parked) -> Result<(), Violation> {
+        self.actor.close(&mut self.worker, parked)
+    }
+
     /// The second half of a fault that a vCPU posted.
     fn complete(&mut self) -> Result<bool, Violation> {
         let posted = self.actor.play.posted.lock().expect("no panic under it").pop_front();
@@ -389,23 +609,77 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
     }
 }
 
+/// A thread of the host that has begun nothing.
+pub fn new<'p, 'r, 'vm>(
+    actor: Actor<'p, 'r, 'vm>,
+    worker: Worker<&'vm Mmu<Host>>,
+) -> Keeper<'p, 'r, 'vm> {
+    let (begun, aside, protected) = (Walks::default(), Vec::new(), Vec::new());
+    Keeper { actor, worker, begun, aside, protected }
+}
+
+/// Guest frames where pages may be, by address space.
+fn frames_of(pages: std::ops::Range<usize>) -> Vec<(u8, GfnRange)> {
+    let mut all = Vec::new();
+    for site in SITES {
+        for view in site.views {
+            let at = |offset: &u64| view.page(*offset).is_some_and(|page| pages.contains(&page));
+            let offsets: Vec<u64> = match view.pages {
+                Pages::Linear => continue,
+                Pages::Huge => (0..TOUCHED).map(touched).filter(at).collect(),
+                Pages::Blocks(_) => (0..site.pages).filter(at).collect(),
+            };
+            if let (Some(first), Some(last)) = (offsets.first(), offsets.last()) {
+                let range = GfnRange::sized(Gfn(site.start + first), last - first + 1);
+                all.extend(range.map(|range| (site.space, range)));
+            }
+        }
+    }
+    all
+}
+
 /// Ends what a thread of the host has begun.
 pub fn finish(mut keeper: Keeper<'_, '_, '_>) -> Result<crate::play::Tally, Violation> {
-    if let Some(range) = keeper.long.take() {
-        let ended = keeper.worker.invalidate_end(range);
-        ended.map_err(|why| keeper.actor.bad(why.to_string()))?;
-    }
-    while keeper.deletion.is_some() {
+    while keeper.begun.deletion.is_some() {
         let _guard = keeper.actor.play.turns.guard();
-        keeper.delete_some(0, u64::MAX)?;
+        keeper.delete_some(0, 1 << 20)?;
     }
-    if let Some(mut zap) = keeper.zap.take() {
+    if let Some(InSteps { walk: mut zap, .. }) = keeper.begun.zap.take() {
         while keeper.worker.zap_some(&mut zap, u64::MAX) == Progress::More {}
     }
-    if let Some(mut drain) = keeper.drain.take() {
+    if let Some(InSteps { walk: mut drain, .. }) = keeper.begun.drain.take() {
         while keeper.worker.drain(&mut drain, u64::MAX) == Progress::More {}
     }
     Ok(keeper.actor.tally.take())
+}
+
+/// Ends what all of them have begun and left, when nothing else runs.
+pub fn settle(mut keeper: Keeper<'_, '_, '_>) -> Result<(), Violation> {
+    let play = keeper.actor.play;
+    while keeper.actor.ends(0)? {}
+    while let Some(parked) = play.parked.lock().expect("no panic under it").pop_front() {
+        keeper.close(parked)?;
+    }
+    for site in 0..SITES.len() {
+        if play.places.occupant(site).is_some_and(|occupant| occupant.is_dying) {
+            keeper.delete(site)?;
+        }
+    }
+    Ok(())
+}
+
+impl<'vm> Actor<'_, '_, 'vm> {
+    /// Closes a parked request that cannot be completed.
+    pub fn close(
+        &self,
+        worker: &mut Worker<&'vm Mmu<Host>>,
+        parked: Parked,
+    ) -> Result<(), Violation> {
+        match worker.unpark(parked) {
+            Err(_) if !PARKED_ARE_REVOKED => Err(self.bad("a parked request is gone")),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Actor<'_, '_, '_> {

@@ -23,12 +23,18 @@ mod guest_tables;
 mod host;
 mod keeper;
 mod model;
+mod notifier;
+mod notify;
 mod op;
+mod open;
+mod places;
 mod play;
+mod protection;
 mod run;
 pub mod shrink;
 mod store;
 mod turns;
+mod vcpu;
 
 pub use run::{Failure, MOST_VCPUS, Plan, Report, Settings, Tables, replay, run};
 

@@ -144,6 +144,13 @@ pub struct Said {
     new: u16,
 }
 
+impl Said {
+    /// The view that was there before the change that is going on.
+    pub fn old(&self) -> Option<usize> {
+        usize::from(self.old).checked_sub(1)
+    }
+}
+
 /// What a site may hold during an access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Possible {

@@ -82,6 +82,41 @@ pub enum Change {
     Touch,
 }
 
+/// What takes several steps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Begun {
+    /// A zap.
+    Zap,
+    /// A drain of roots.
+    Drain,
+    /// A deletion of a slot.
+    Deletion,
+    /// A fault of which the first half is done.
+    Parked,
+}
+
+/// How it is left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Leaving {
+    /// Dropped.
+    Drop,
+    /// Forgotten, without a drop.
+    Forget,
+    /// Put aside, and gone on with some time later.
+    Aside,
+}
+
+/// What is finished by whoever needs its place when it is left half done. What is not is never
+/// left, but brought to its end by whoever began it. A dropped zap takes nobody's place.
+///
+/// Deletions.
+pub const DELETIONS_ARE_ADOPTED: bool = true;
+/// Drains of roots.
+pub const DRAINS_ARE_ADOPTED: bool = false;
+/// Whether the oldest parked request is taken from a vCPU whose watches have run out. Where this is
+/// `false`, every parked request is completed or closed.
+pub const PARKED_ARE_REVOKED: bool = false;
+
 /// One operation.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Op {
@@ -91,16 +126,26 @@ pub enum Op {
     Role(u8),
     /// A page is mapped before it is used.
     Prefault { at: At, write: bool },
-    /// The first half of a fault; somebody else will complete it.
-    Post { at: At, write: bool },
+    /// The first half of a fault; somebody else will complete it. `park`: it becomes a name.
+    Post { at: At, write: bool, park: bool },
     /// The second half of one that was posted.
     Complete,
+    /// The second half of one that was parked.
+    CompleteParked,
+    /// A vCPU runs over pages in a row, in a slot whose leaves are 4 KiB if there is one.
+    Series { at: At, pages: u8, write: bool },
     /// A fault, or a slot, while the host has only so many tables.
     Starve { at: At, tables: u8, huge: bool },
     /// The host does something to pages.
     Change { pages: Pages, change: Change },
-    /// An invalidation that lasts begins, or the one that lasts ends.
-    Long { pages: Pages },
+    /// The host makes pages read-only by a zap, at once or in steps.
+    Protect { pages: Pages, budget: u8 },
+    /// An invalidation that lasts begins; `again`: of a range that is under one.
+    Long { pages: Pages, again: bool },
+    /// One of those that last ends, whoever began it.
+    End { which: u8 },
+    /// An invalidation ends that was never begun.
+    WrongEnd { pages: Pages },
     /// A slot is made where there is none.
     Create { site: Where, view: u8, largest: u8 },
     /// A slot is deleted at once.
@@ -121,6 +166,8 @@ pub enum Op {
     Roots { budget: u8 },
     /// All roots go at once.
     ZapAll,
+    /// What was begun is left half done.
+    Abandon { what: Begun, how: Leaving },
     /// The next steps of whatever was begun and has not ended.
     Continue {
         /// Tables in one step.
@@ -145,8 +192,11 @@ impl Op {
             Op::Run { .. } => "run",
             Op::Role(_) => "switch roots",
             Op::Prefault { .. } => "prefault",
-            Op::Post { .. } => "post a fault",
+            Op::Post { park: false, .. } => "post a fault",
+            Op::Post { park: true, .. } => "park a fault",
             Op::Complete => "complete a posted fault",
+            Op::CompleteParked => "complete a parked fault",
+            Op::Series { .. } => "series of 4K faults",
             Op::Starve { .. } => "starve",
             Op::Change { change, .. } => match change {
                 Change::Move => "move pages",
@@ -156,7 +206,10 @@ impl Op {
                 Change::Punch => "punch pages out",
                 Change::Touch => "invalidate in vain",
             },
+            Op::Protect { .. } => "protect pages",
             Op::Long { .. } => "lasting invalidation",
+            Op::End { .. } => "end of a lasting one",
+            Op::WrongEnd { .. } => "end of none",
             Op::Create { .. } => "create slot",
             Op::Delete { .. } => "delete slot",
             Op::DeleteSome { .. } => "delete slot in steps",
@@ -167,6 +220,19 @@ impl Op {
             Op::ZapSome { .. } => "zap in steps",
             Op::Roots { .. } => "invalidate roots, drain",
             Op::ZapAll => "zap all",
+            Op::Abandon { what, how } => match (what, how) {
+                (Begun::Zap, Leaving::Drop) => "drop a zap",
+                (Begun::Zap, Leaving::Forget) => "forget a zap",
+                (Begun::Zap, Leaving::Aside) => "zap put aside",
+                (Begun::Drain, Leaving::Drop) => "drop a drain",
+                (Begun::Drain, Leaving::Forget) => "forget a drain",
+                (Begun::Drain, Leaving::Aside) => "drain put aside",
+                (Begun::Deletion, Leaving::Drop) => "drop a deletion",
+                (Begun::Deletion, Leaving::Forget) => "forget a deletion",
+                (Begun::Deletion, Leaving::Aside) => "deletion put aside",
+                (Begun::Parked, Leaving::Drop) => "drop a parked fault",
+                (Begun::Parked, _) => "forget a parked fault",
+            },
             Op::Continue { .. } => "continue",
             Op::Read { .. } => "library reads",
             Op::Write { .. } => "library writes",
@@ -179,12 +245,18 @@ impl Op {
     /// What a vCPU's thread does next.
     pub fn of_guest(rng: &mut Rng, focus: At) -> Op {
         match rng.u32(..200) {
-            0..2 => Op::Role(rng.u8(..)),
-            2..6 => Op::Prefault { at: At::any(rng, focus), write: rng.bool() },
-            6..14 => Op::Post { at: At::any(rng, focus), write: rng.bool() },
-            14..17 => Op::Starve { at: At::any(rng, focus), tables: rng.u8(..3), huge: rng.bool() },
-            17..19 => Op::Read { at: At::any(rng, focus), word: rng.u8(..) },
-            19 => Op::Write { at: At::any(rng, focus) },
+            0..6 => Op::Role(rng.u8(..)),
+            6..10 => Op::Prefault { at: At::any(rng, focus), write: rng.bool() },
+            10..21 => {
+                let park = rng.u8(..3) == 0;
+                Op::Post { at: At::any(rng, focus), write: rng.bool(), park }
+            }
+            21..24 => Op::Starve { at: At::any(rng, focus), tables: rng.u8(..3), huge: rng.bool() },
+            24..26 => Op::Read { at: At::any(rng, focus), word: rng.u8(..) },
+            26 => Op::Write { at: At::any(rng, focus) },
+            27..33 => {
+                Op::Series { at: At::any(rng, focus), pages: rng.u8(8..40), write: rng.bool() }
+            }
             _ => {
                 // A few places again and again, so that there is something to remember.
                 let places: [At; 3] = std::array::from_fn(|_| At::any(rng, focus));
@@ -201,42 +273,74 @@ impl Op {
     /// What a thread of the host does next.
     pub fn of_host(rng: &mut Rng, focus: At) -> Op {
         match rng.u32(..1000) {
-            0..100 => Op::Change { pages: Pages::any(rng, focus), change: Change::Move },
-            100..200 => {
+            0..90 => Op::Change { pages: Pages::any(rng, focus), change: Change::Move },
+            90..180 => {
                 // Now and then a whole block, or no huge leaf would ever come back.
                 let pages = Pages::any(rng, focus);
                 let count = if rng.bool() { 512 } else { pages.count };
                 Op::Change { pages: Pages { count, ..pages }, change: Change::Home }
             }
-            200..260 => Op::Change { pages: Pages::any(rng, focus), change: Change::Steal },
-            260..300 => Op::Change { pages: Pages::any(rng, focus), change: Change::Empty },
-            300..315 => Op::Change { pages: Pages::any(rng, focus), change: Change::Punch },
-            315..345 => Op::Change { pages: Pages::any(rng, focus), change: Change::Touch },
-            345..370 => Op::Long { pages: Pages::any(rng, focus) },
-            370..460 => {
+            180..235 => Op::Change { pages: Pages::any(rng, focus), change: Change::Steal },
+            235..270 => Op::Change { pages: Pages::any(rng, focus), change: Change::Empty },
+            270..285 => Op::Change { pages: Pages::any(rng, focus), change: Change::Punch },
+            285..310 => Op::Change { pages: Pages::any(rng, focus), change: Change::Touch },
+            310..350 => Op::Long { pages: Pages::any(rng, focus), again: rng.u8(..4) == 0 },
+            350..388 => Op::End { which: rng.u8(..) },
+            388..394 => Op::WrongEnd { pages: Pages::any(rng, focus) },
+            394..480 => {
                 let (site, view, largest) = (Where::any(rng, focus), rng.u8(..), rng.u8(..));
                 Op::Create { site, view, largest }
             }
-            460..480 => Op::Delete { site: Where::any(rng, focus) },
-            480..495 => Op::DeleteSome { site: Where::any(rng, focus), budget: rng.u8(1..5) },
-            495..515 => Op::MoveSlot,
-            515..540 => Op::Limit { site: Where::any(rng, focus), largest: rng.u8(..) },
-            540..550 => Op::Impossible { site: Where::any(rng, focus), which: rng.u8(..) },
-            550..580 => Op::Zap { at: At::any(rng, focus), pages: rng.u16(1..600) },
-            580..600 => {
+            480..500 => Op::Delete { site: Where::any(rng, focus) },
+            500..518 => Op::DeleteSome { site: Where::any(rng, focus), budget: rng.u8(1..5) },
+            518..538 => Op::MoveSlot,
+            538..563 => Op::Limit { site: Where::any(rng, focus), largest: rng.u8(..) },
+            563..573 => Op::Impossible { site: Where::any(rng, focus), which: rng.u8(..) },
+            573..593 => Op::Zap { at: At::any(rng, focus), pages: rng.u16(1..600) },
+            593..620 => {
                 let at = At::any(rng, focus);
-                Op::ZapSome { at, pages: rng.u16(1..2000), budget: rng.u8(1..4) }
+                Op::ZapSome { at, pages: rng.u16(1..8000), budget: rng.u8(1..4) }
             }
-            600..622 => Op::Roots { budget: rng.u8(1..8) },
-            622..627 => Op::ZapAll,
-            627..670 => Op::Read { at: At::any(rng, focus), word: rng.u8(..) },
-            670..715 => Op::Write { at: At::any(rng, focus) },
-            715..750 => Op::Exchange { at: At::any(rng, focus) },
-            750..765 => Op::Translate { at: At::any(rng, focus) },
-            765..767 => Op::Look,
-            767..780 => Op::Starve { at: At::any(rng, focus), tables: 0, huge: rng.bool() },
-            780..960 => Op::Continue { budget: rng.u8(1..8) },
-            _ => Op::Complete,
+            620..642 => Op::Roots { budget: rng.u8(1..8) },
+            642..647 => Op::ZapAll,
+            647..677 => Op::Protect { pages: Pages::any(rng, focus), budget: rng.u8(..4) },
+            677..712 => Op::Read { at: At::any(rng, focus), word: rng.u8(..) },
+            712..747 => Op::Write { at: At::any(rng, focus) },
+            747..772 => Op::Exchange { at: At::any(rng, focus) },
+            772..784 => Op::Translate { at: At::any(rng, focus) },
+            784..786 => Op::Look,
+            786..798 => Op::Starve { at: At::any(rng, focus), tables: 0, huge: rng.bool() },
+            798..816 => Op::leaves(rng),
+            816..955 => Op::Continue { budget: rng.u8(1..8) },
+            955..980 => Op::Complete,
+            _ => Op::CompleteParked,
+        }
+    }
+
+    /// Something that was begun is left half done, as far as somebody will finish it.
+    fn leaves(rng: &mut Rng) -> Op {
+        let how = [Leaving::Drop, Leaving::Forget, Leaving::Aside][rng.usize(..3)];
+        let what = match rng.u8(..4) {
+            1 if DRAINS_ARE_ADOPTED => Begun::Drain,
+            2 if DELETIONS_ARE_ADOPTED => Begun::Deletion,
+            3 if PARKED_ARE_REVOKED => Begun::Parked,
+            // Nobody needs to finish it: what it has not come to stays mapped.
+            _ => Begun::Zap,
+        };
+        Op::Abandon { what, how }
+    }
+
+    /// What a thread without a worker does next.
+    pub fn of_notifier(rng: &mut Rng, focus: At) -> Op {
+        let pages = Pages::any(rng, focus);
+        match rng.u32(..100) {
+            0..20 => Op::Change { pages, change: Change::Move },
+            20..35 => Op::Change { pages, change: Change::Steal },
+            35..45 => Op::Change { pages: Pages { count: 512, ..pages }, change: Change::Home },
+            45..55 => Op::Change { pages, change: Change::Touch },
+            55..75 => Op::Long { pages, again: rng.u8(..4) == 0 },
+            75..95 => Op::End { which: rng.u8(..) },
+            _ => Op::WrongEnd { pages },
         }
     }
 }

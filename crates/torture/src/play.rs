@@ -3,15 +3,15 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use machine::{Nested, Paging, Processor};
 use vmmu::Mmu;
 use vmmu::addr::{Gfn, Gpa, Pfn};
 use vmmu::entry::Access;
-use vmmu::slot::{AddressSpace, SlotId};
-use vmmu::{Cause, MemoryFault, Outcome, PageFault, Request};
+use vmmu::slot::AddressSpace;
+use vmmu::{Cause, HostRange, MemoryFault, Outcome, PageFault, Parked, Request};
 
 use crate::Violation;
 use crate::arena::Arena;
@@ -19,12 +19,14 @@ use crate::host::Host;
 use crate::model::Pages as From;
 use crate::model::{DEVICES, Model, Possible, SITES, Said, TOUCHED, name_of, touched};
 use crate::op::{At, Op};
+use crate::places::Places;
 use crate::store::{Answered, Hands, Store};
 use crate::turns::Turns;
+use crate::vcpu::Vcpu;
 
 /// See the module.
 pub struct Play<'r, 'vm> {
-    pub vm: &'vm Mmu<Host>,
+    pub vm: &'vm Arc<Mmu<Host>>,
     pub arena: &'r Arena,
     pub store: &'r Store,
     pub model: &'r Model,
@@ -35,6 +37,10 @@ pub struct Play<'r, 'vm> {
     pub processors: &'r [Mutex<Processor>],
     /// Faults whose first half is done.
     pub posted: &'r Mutex<VecDeque<Request<'vm>>>,
+    /// The same, as names.
+    pub parked: &'r Mutex<VecDeque<Parked>>,
+    /// Invalidations that last; whoever wants ends them.
+    pub lasting: &'r Mutex<Vec<HostRange>>,
     pub places: &'r Places,
     /// Operations and accesses done, by everybody.
     pub done: &'r AtomicU64,
@@ -45,68 +51,6 @@ pub struct Play<'r, 'vm> {
     /// The host's threads that are.
     pub hosts: &'r AtomicU64,
     pub vcpus: usize,
-}
-
-/// Which slot is in which site, and who is changing that.
-#[derive(Debug)]
-pub struct Places {
-    busy: Box<[AtomicBool]>,
-    slots: Box<[Mutex<Option<SlotId>>]>,
-    free: Mutex<Vec<SlotId>>,
-}
-
-impl Places {
-    pub fn new() -> Self {
-        Places {
-            busy: SITES.iter().map(|_| AtomicBool::new(false)).collect(),
-            slots: SITES.iter().map(|_| Mutex::new(None)).collect(),
-            free: Mutex::new((0..SITES.len() as u32 + 2).map(SlotId).collect()),
-        }
-    }
-
-    /// Whether there is a slot in a site now.
-    pub fn has_slot(&self, site: usize) -> bool {
-        self.slots[site].lock().expect("no panic under it").is_some()
-    }
-
-    /// The right to change what is in a site, unless somebody else has it.
-    pub fn occupy(&self, site: usize) -> Option<Place<'_>> {
-        let is_free = !self.busy[site].swap(true, Ordering::SeqCst);
-        is_free.then(|| Place { places: self, site })
-    }
-}
-
-/// The right to change what is in one site.
-#[derive(Debug)]
-pub struct Place<'r> {
-    places: &'r Places,
-    pub site: usize,
-}
-
-impl Place<'_> {
-    pub fn slot(&self) -> Option<SlotId> {
-        *self.places.slots[self.site].lock().expect("no panic under it")
-    }
-
-    pub fn set(&self, slot: Option<SlotId>) {
-        *self.places.slots[self.site].lock().expect("no panic under it") = slot;
-    }
-
-    /// A number no slot has.
-    pub fn number(&self) -> Option<SlotId> {
-        self.places.free.lock().expect("no panic under it").pop()
-    }
-
-    /// A number no slot has any more.
-    pub fn free(&self, slot: SlotId) {
-        self.places.free.lock().expect("no panic under it").push(slot);
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.places.busy[self.site].store(false, Ordering::SeqCst);
-    }
 }
 
 /// A page of guest-physical memory.
@@ -201,6 +145,16 @@ impl Seen {
         }
     }
 
+    /// Whether all that may be there is memory of a backing, of which the host is asked.
+    pub fn is_backed(&self) -> bool {
+        match self {
+            Seen::Device => false,
+            Seen::Site(possible, _) => {
+                !possible.nothing() && possible.views().all(|view| view.pages != From::Linear)
+            }
+        }
+    }
+
     /// The one page that was there all the time.
     pub fn only(&self) -> Option<usize> {
         match self {
@@ -223,6 +177,54 @@ impl fmt::Display for Seen {
         f.write_str(&all.join(" or "))
     }
 }
+
+/// What has to happen in every run, beside each operation.
+pub const NOTES: &[&str] = &[
+    ZAP_MET_CHANGE,
+    DRAIN_MET_CHANGE,
+    DELETION_MET_CHANGE,
+    BEYOND_PLACES,
+    MAPPED_BEYOND_PLACES,
+    CHANGED_BEYOND_PLACES,
+    WRONG_END_BEYOND_PLACES,
+    SECOND_ACCESSES,
+    SECOND_FAULTS,
+    SECOND_ZAPS,
+    SECOND_SLOTS,
+    SECOND_INVALIDATIONS,
+    BY_NO_WORKER,
+    SEALED,
+];
+/// A slot came or went between two steps of one zap.
+pub const ZAP_MET_CHANGE: &str = "slots changed within a zap";
+/// Of one drain.
+pub const DRAIN_MET_CHANGE: &str = "slots changed within a drain";
+/// Of the deletion of another slot.
+pub const DELETION_MET_CHANGE: &str = "slots changed within a deletion";
+/// An invalidation began while there were more than places.
+pub const BEYOND_PLACES: &str = "invalidation beyond the places";
+/// A page of a backing was mapped meanwhile.
+pub const MAPPED_BEYOND_PLACES: &str = "mapped beside one beyond the places";
+/// A fault on one was to be tried again meanwhile.
+pub const REFUSED_BEYOND_PLACES: &str = "retry beside one beyond the places";
+/// Pages were moved in such an invalidation.
+pub const CHANGED_BEYOND_PLACES: &str = "moved in one beyond the places";
+/// What was never begun was ended meanwhile.
+pub const WRONG_END_BEYOND_PLACES: &str = "wrong end beside one beyond the places";
+/// A guest was in the second address space.
+pub const SECOND_ACCESSES: &str = "second space: accesses";
+/// It faulted there.
+pub const SECOND_FAULTS: &str = "second space: faults";
+/// A zap was there.
+pub const SECOND_ZAPS: &str = "second space: zaps";
+/// A slot came or went there.
+pub const SECOND_SLOTS: &str = "second space: slots changed";
+/// Pages that a slot there may show were taken back.
+pub const SECOND_INVALIDATIONS: &str = "second space: invalidations";
+/// Pages were taken back by a thread that has no worker.
+pub const BY_NO_WORKER: &str = "pages taken back without a worker";
+/// A page was made read-only by a zap.
+pub const SEALED: &str = "pages sealed by a zap";
 
 /// Steps of everybody for one of the host's.
 const SHARE: u64 = 10;
@@ -329,6 +331,21 @@ impl<'vm> Actor<'_, '_, 'vm> {
         }
     }
 
+    /// Something that must have happened in a run. It is no step of its own.
+    pub fn note(&self, name: &'static str) {
+        debug_assert!(NOTES.contains(&name), "{name}");
+        let mut tally = self.tally.borrow_mut();
+        tally.note(name);
+        *tally.operations.entry(name).or_default() += 1;
+    }
+
+    /// It was done to the second address space.
+    pub fn note_space(&self, space: u8, name: &'static str) {
+        if space == 1 {
+            self.note(name);
+        }
+    }
+
     /// An operation ran, or found nothing it could be done to.
     pub fn did(&self, op: &Op, is_done: bool) {
         if is_done { self.ran(op.name()) } else { self.met("nothing to do") }
@@ -361,13 +378,14 @@ impl<'vm> Actor<'_, '_, 'vm> {
     /// A whole fault by a vCPU, judged.
     pub fn fault(
         &self,
-        vcpu: &mut vmmu::VcpuMmu<&'vm vmmu::Mmu<Host>>,
+        vcpu: &mut Vcpu<'vm>,
         spot: Spot,
         access: Access,
         cause: Cause,
         tables: Option<u64>,
     ) -> Result<Outcome, Violation> {
         let look = self.play.look(spot);
+        let overflow = self.host().open().overflow();
         self.hands.answered.set(Answered::Nothing);
         let fault = fault_at(spot, access, cause);
         let (outcome, starved) = match tables {
@@ -375,6 +393,14 @@ impl<'vm> Actor<'_, '_, 'vm> {
             None => (vcpu.handle_fault(&self.hands, fault), false),
         };
         let seen = self.play.since(look);
+        self.note_space(spot.space, SECOND_FAULTS);
+        if overflow.is_some_and(|overflow| self.host().open().is_still(overflow)) {
+            match outcome {
+                Outcome::Fixed(_) if seen.is_backed() => self.note(MAPPED_BEYOND_PLACES),
+                Outcome::Retry if seen.is_backed() => self.met(REFUSED_BEYOND_PLACES),
+                _ => {}
+            }
+        }
         self.met(match outcome {
             Outcome::Retry if seen.only().is_none() => "retry while slots change",
             outcome => outcome.name(),

@@ -22,12 +22,20 @@ use crate::host::Host;
 use crate::keeper::{self, Keeper};
 use crate::model::{Model, SITES};
 use crate::op::{Access, At, Op, Touch, Where};
-use crate::play::{Actor, Places, Play, Tally};
+use crate::open::PLACES;
+use crate::places::Places;
+use crate::play::{Actor, MAPPED_BEYOND_PLACES, NOTES, Play, REFUSED_BEYOND_PLACES, Tally};
 use crate::store::{Answered, Hands, Store};
 use crate::turns::Turns;
+use crate::vcpu::Vcpu;
 
 /// Threads of the host.
 const HOSTS: usize = 3;
+/// Those that have no worker.
+const NOTIFIERS: usize = 2;
+/// Faults that found nothing while an invalidation had no place, after which one must have found
+/// something.
+const REFUSALS: u64 = 300;
 /// The most vCPUs: every thread has a word of its own in each page.
 pub const MOST_VCPUS: usize = 12;
 /// Steps after which everybody goes elsewhere.
@@ -179,6 +187,23 @@ pub struct Failure {
     pub steps: u64,
 }
 
+/// What a thread is.
+enum Kind {
+    Guest,
+    Keeper,
+    Notifier,
+}
+
+impl Kind {
+    fn of(n: usize, vcpus: usize) -> Kind {
+        match n.checked_sub(vcpus) {
+            None => Kind::Guest,
+            Some(n) if n < HOSTS => Kind::Keeper,
+            Some(_) => Kind::Notifier,
+        }
+    }
+}
+
 /// Where operations come from.
 enum Source {
     Seed(Box<Rng>, fn(&mut Rng, At) -> Op),
@@ -199,9 +224,16 @@ impl Source {
 
 /// Runs operations chosen by the seed. `progress` hears now and then how many steps are done.
 pub fn run(settings: Settings, progress: &mut dyn FnMut(u64)) -> Result<Report, Box<Failure>> {
-    let sources = (0..settings.vcpus + HOSTS).map(|n| {
+    let sources = (0..settings.vcpus + HOSTS + NOTIFIERS).map(|n| {
         let rng = Rng::with_seed(seed(&settings, 1, n));
-        Source::Seed(Box::new(rng), if n < settings.vcpus { Op::of_guest } else { Op::of_host })
+        Source::Seed(
+            Box::new(rng),
+            match Kind::of(n, settings.vcpus) {
+                Kind::Guest => Op::of_guest,
+                Kind::Keeper => Op::of_host,
+                Kind::Notifier => Op::of_notifier,
+            },
+        )
     });
     whole(settings, sources.collect(), progress)
 }
@@ -230,6 +262,7 @@ fn all_operations() -> BTreeMap<&'static str, u64> {
     ] {
         names.insert(name, 0);
     }
+    names.extend(NOTES.iter().map(|name| (*name, 0)));
     // Every kind is chosen sooner or later.
     let mut rng = Rng::with_seed(0);
     for _ in 0..20_000 {
@@ -260,14 +293,17 @@ fn whole(
     let turns = Arc::new(Turns::new(by_seed));
     let host = Host::new(Arc::clone(&arena), Arc::clone(&turns), vcpus, sources.len());
     let config = Config {
-        workers: (vcpus + 2 * HOSTS + 2) as u32,
+        workers: (2 * (vcpus + HOSTS)) as u32,
+        // Few, so that both run out.
+        notifiers: 1,
+        invalidations: PLACES as u32,
         slots: guest_tables::SLOT.0 + 1,
         // So few that most of those that last find no place.
         invalidations: 2,
         ..Config::new(settings.tables.format(), vcpus as u32)
     };
     let mut vm = match Mmu::new(host, &config) {
-        Ok(vm) => vm,
+        Ok(vm) => Arc::new(vm),
         Err(why) => return Err(nothing(Violation::new(why.to_string()))),
     };
     let processors: Vec<_> = (0..=vcpus)
@@ -283,7 +319,8 @@ fn whole(
     let guests = AtomicU64::new(vcpus as u64);
     let hosts = AtomicU64::new(sources.len().saturating_sub(vcpus) as u64);
     let (threads, mut ended) = {
-        let posted = Mutex::new(VecDeque::new());
+        let (posted, parked) = (Mutex::new(VecDeque::new()), Mutex::new(VecDeque::new()));
+        let lasting = Mutex::new(Vec::new());
         let play = Play {
             vm: &vm,
             arena: &arena,
@@ -294,6 +331,8 @@ fn whole(
             paging: guest_tables::write(&arena),
             processors: &processors,
             posted: &posted,
+            parked: &parked,
+            lasting: &lasting,
             places: &places,
             done: &done,
             host_done: &host_done,
@@ -306,7 +345,9 @@ fn whole(
         posted.lock().expect("no panic under it").clear();
         let ended = match turns.violation() {
             Some(violation) => Err(violation),
-            None => at_rest(&play, &settings),
+            None => keeper(&play, &settings, vcpus)
+                .and_then(keeper::settle)
+                .and_then(|()| at_rest(&play, &settings)),
         };
         (threads, ended)
     };
@@ -314,7 +355,10 @@ fn whole(
     if ended.is_ok() {
         ended = check(&mut vm, &store);
     }
-    let host = vm.teardown();
+    let host = match Mmu::teardown_shared(vm) {
+        Ok(host) => host,
+        Err(_) => return Err(nothing(Violation::new("somebody still has a share".into()))),
+    };
     if ended.is_ok() {
         ended = after(&host, &store, &model);
     }
@@ -330,6 +374,12 @@ fn whole(
         }
         digest = digest.rotate_left(7) ^ tally.digest;
         plan.push(kept);
+    }
+    // One invalidation without a place refuses what it may cover, and not everything.
+    let refused = outcomes.get(REFUSED_BEYOND_PLACES).copied().unwrap_or(0);
+    if ended.is_ok() && refused > REFUSALS && operations[MAPPED_BEYOND_PLACES] == 0 {
+        let what = format!("of {refused} faults none found a page while places had run out");
+        ended = Err(Violation::new(what));
     }
     // A split is the library's own answer to a write below a huge leaf that may only be read.
     operations.insert("split", stats.splits);
@@ -350,11 +400,14 @@ fn actor<'p, 'r, 'vm>(
     settings: &Settings,
     number: usize,
 ) -> Result<Actor<'p, 'r, 'vm>, Violation> {
-    let worker = play.vm.worker().map_err(|why| Violation::new(format!("a worker: {why}")))?;
+    let worker = match Kind::of(number, play.vcpus) {
+        Kind::Notifier => None,
+        _ => Some(play.vm.worker().map_err(|why| Violation::new(format!("a worker: {why}")))?),
+    };
     let hands = Hands {
         store: play.store,
         model: play.model,
-        host: play.vm.host(),
+        vm: play.vm,
         worker: RefCell::new(worker),
         answered: Cell::new(Answered::Nothing),
         rng: RefCell::new(Rng::with_seed(seed(settings, 4, number))),
@@ -367,7 +420,7 @@ fn guest<'p, 'r, 'vm>(
     settings: &Settings,
     number: usize,
 ) -> Result<Guest<'p, 'r, 'vm>, Violation> {
-    let vcpu = play.vm.vcpu(VcpuId(number as u32));
+    let vcpu = Vcpu::new(play.vm, VcpuId(number as u32), number % 4 == 1);
     let vcpu = vcpu.map_err(|why| Violation::new(format!("vCPU {number}: {why}")))?;
     let worker = play.vm.worker().map_err(|why| Violation::new(format!("a worker: {why}")))?;
     Ok(Guest { actor: actor(play, settings, number)?, vcpu, worker, number, role: Role::PLAIN })
@@ -380,7 +433,7 @@ fn keeper<'p, 'r, 'vm>(
 ) -> Result<Keeper<'p, 'r, 'vm>, Violation> {
     let worker = play.vm.worker().map_err(|why| Violation::new(format!("a worker: {why}")))?;
     let actor = actor(play, settings, number)?;
-    Ok(Keeper { actor, worker, long: None, deletion: None, zap: None, drain: None })
+    Ok(keeper::new(actor, worker))
 }
 
 /// A slot for the guest's own tables, and one in every site but one.
@@ -418,25 +471,42 @@ fn one_thread(
     source: Source,
 ) -> (Tally, Vec<Op>) {
     let mut kept = VecDeque::new();
-    let result = if n < play.vcpus {
-        let ended = guest(play, settings, n).and_then(|mut guest| {
-            work(play, settings, source, &mut kept, |op| guest.act(op))?;
-            Ok(guest.actor.tally.take())
-        });
-        play.guests.fetch_sub(1, Ordering::Relaxed);
-        ended
-    } else {
-        let ended = keeper(play, settings, n).and_then(|mut keeper| {
-            work(play, settings, source, &mut kept, |op| {
-                while play.is_ahead(true) {
-                    play.turns.relax();
-                }
-                keeper.act(op)
-            })?;
-            Ok(keeper)
-        });
-        play.hosts.fetch_sub(1, Ordering::Relaxed);
-        ended.and_then(keeper::finish)
+    let patient = || {
+        while play.is_ahead(true) {
+            play.turns.relax();
+        }
+    };
+    let result = match Kind::of(n, play.vcpus) {
+        Kind::Guest => {
+            let ended = guest(play, settings, n).and_then(|mut guest| {
+                work(play, settings, source, &mut kept, |op| guest.act(op))?;
+                Ok(guest.actor.tally.take())
+            });
+            play.guests.fetch_sub(1, Ordering::Relaxed);
+            ended
+        }
+        Kind::Keeper => {
+            let ended = keeper(play, settings, n).and_then(|mut keeper| {
+                work(play, settings, source, &mut kept, |op| {
+                    patient();
+                    keeper.act(op)
+                })?;
+                Ok(keeper)
+            });
+            play.hosts.fetch_sub(1, Ordering::Relaxed);
+            ended.and_then(keeper::finish)
+        }
+        Kind::Notifier => {
+            let ended = actor(play, settings, n).and_then(|notifier| {
+                work(play, settings, source, &mut kept, |op| {
+                    patient();
+                    notifier.notifies(op)
+                })?;
+                Ok(notifier.tally.take())
+            });
+            play.hosts.fetch_sub(1, Ordering::Relaxed);
+            ended
+        }
     };
     let tally = result.unwrap_or_else(|violation| {
         play.turns.fail(violation);
@@ -498,7 +568,8 @@ fn at_rest(play: &Play<'_, '_>, settings: &Settings) -> Result<(), Violation> {
 }
 
 /// The library's own checker.
-fn check(vm: &mut Mmu<Host>, store: &Store) -> Result<(), Violation> {
+fn check(vm: &mut Arc<Mmu<Host>>, store: &Store) -> Result<(), Violation> {
+    let vm = Arc::get_mut(vm).ok_or_else(|| Violation::new("somebody has a share".into()))?;
     let checked = vm.check(|backing, page| store.witness(backing, page));
     match checked {
         Ok(checked) if checked.is_clean() => Ok(()),

@@ -22,7 +22,9 @@ use crate::Violation;
 use crate::arena::{Arena, BLOCKS, WORDS};
 use crate::host::Host;
 use crate::model::{HUGE_BACKING, Model, PAGES, TOUCHED, home_of, name_of, page_of};
+use crate::notify::{self, Manner, Through};
 pub use crate::op::Change;
+use crate::protection::Protection;
 
 /// Where a page is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,9 +52,23 @@ pub struct Store {
     pages: Box<[Page]>,
     /// Pages that are not at home, by 2 MiB block; the last is for the whole huge backing.
     strays: Box<[AtomicUsize]>,
+    /// Pages that were made read-only by a zap.
+    pub protection: Protection,
 }
 
-fn block_of(page: usize) -> usize {
+/// What came of a change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Changed {
+    /// Somebody else is at the pages, or all notifiers were busy and nobody could wait.
+    Not,
+    /// It was made, in an invalidation that had a place or may have had one.
+    Made,
+    /// It was made while there were more invalidations than places.
+    MadeBeyondPlaces,
+}
+
+/// The block of a page, for what is counted by block.
+pub fn block_of(page: usize) -> usize {
     if page < BLOCKS as usize { page / 512 } else { BLOCKS as usize / 512 }
 }
 
@@ -71,11 +87,12 @@ impl Store {
         };
         let pages = (0..PAGES).map(page).collect::<Result<_, _>>()?;
         let strays = (0..=block_of(BLOCKS as usize)).map(|_| AtomicUsize::new(0)).collect();
-        Ok(Store { pages, strays })
+        let protection = Protection::new(PAGES, block_of(BLOCKS as usize) + 1);
+        Ok(Store { pages, strays, protection })
     }
 
     fn is_whole(&self, block: usize) -> bool {
-        self.strays[block].load(Ordering::SeqCst) == 0
+        self.strays[block].load(Ordering::SeqCst) == 0 && self.protection.is_whole(block)
     }
 
     /// Pages in a row that nobody else is changing, from a first one on; maybe fewer.
@@ -86,31 +103,34 @@ impl Store {
         Occupied { store: self, pages: start..end }
     }
 
-    /// Does something to pages of one backing, under an invalidation. `false`: somebody else is
-    /// at them.
-    pub fn change(
+    /// Does something to pages of one backing, under an invalidation.
+    pub fn change<'vm>(
         &self,
-        worker: &mut Worker<&Mmu<Host>>,
-        host: &Host,
+        vm: &'vm Mmu<Host>,
+        (through, manner): (Through<'_, 'vm>, Manner),
         model: &Model,
         pages: Range<usize>,
         change: Change,
-    ) -> Result<bool, Violation> {
+    ) -> Result<Changed, Violation> {
+        let host = vm.host();
         let occupied = self.occupy(pages);
         let pages = occupied.pages.clone();
         let (Some((backing, first)), false) = (name_of(pages.start), pages.is_empty()) else {
-            return Ok(false);
+            return Ok(Changed::Not);
         };
         let last = name_of(pages.end - 1).map_or(first, |(_, last)| last);
         let range = HostRange { backing, first, pages: last - first + 1 };
-        let invalidation = worker.invalidate_range(range);
+        let Some(taken) = notify::take(vm, through, manner, range) else {
+            return Ok(Changed::Not);
+        };
         for page in pages {
             host.turns().point();
             self.transform(host.arena(), model, page, change)?;
         }
-        drop(invalidation);
+        let changed = if taken.overflows { Changed::MadeBeyondPlaces } else { Changed::Made };
+        taken.end()?;
         drop(occupied);
-        Ok(true)
+        Ok(changed)
     }
 
     /// Changes one page that nobody can reach.
@@ -240,38 +260,47 @@ pub enum Answered {
     Retry,
 }
 
-/// One thread's way to the store, with a worker of its own: the host may be called on top of a
-/// vCPU's thread and call the library in turn.
+/// One thread's way to the store. The host may be called on top of a vCPU's thread and call the
+/// library in turn: through a worker of the thread's own, or, in a thread that has none and now and
+/// then in the others, through the MMU.
 #[derive(Debug)]
 pub struct Hands<'r, 'vm> {
     pub store: &'r Store,
     pub model: &'r Model,
-    pub host: &'vm Host,
-    pub worker: RefCell<Worker<&'vm Mmu<Host>>>,
+    pub vm: &'vm Mmu<Host>,
+    pub worker: RefCell<Option<Worker<&'vm Mmu<Host>>>>,
     pub answered: Cell<Answered>,
     pub rng: RefCell<fastrand::Rng>,
 }
 
 impl Hands<'_, '_> {
     fn answer(&self, query: &FrameQuery) -> Result<Resolution, Violation> {
-        let host = self.host;
+        let host = self.vm.host();
         host.turns().point();
         let whole = page_of(query.backing, query.page);
         let Some(page) = whole else {
             return Err(Violation::new(format!("a page nobody has was asked for: {query:?}")));
         };
         let is_write = query.access.contains(Access::WRITE);
+        if is_write {
+            self.store.protection.open(page, block_of(page));
+        }
         let place = *lock(&self.store.pages[page].place);
         let found = match place {
             Place::Hole => Resolution::Hole,
             Place::Away(_) if self.rng.borrow_mut().u8(..8) == 0 => Resolution::Pending,
             Place::Away(_) => match self.store.bring_back(host.arena(), page)? {
-                Some(pfn) => frame(pfn, Level::Size4K, Access::all()),
+                Some(pfn) => frame(pfn, Level::Size4K, self.unprotected(page)),
                 None => Resolution::Retry,
             },
             Place::Zeros if is_write => {
-                let mut worker = self.worker.borrow_mut();
-                self.store.change(&mut worker, host, self.model, page..page + 1, Change::Move)?;
+                let (mut worker, n) = (self.worker.borrow_mut(), self.rng.borrow_mut().u8(..));
+                let through = match &mut *worker {
+                    Some(worker) if n % 2 == 0 => Through::Worker(worker),
+                    _ => Through::Mmu,
+                };
+                let way = (through, Manner::of(n / 2));
+                self.store.change(self.vm, way, self.model, page..page + 1, Change::Move)?;
                 Resolution::Retry
             }
             Place::Zeros => frame(Arena::ZEROS, Level::Size4K, Access::READ | Access::EXEC),
@@ -279,6 +308,8 @@ impl Hands<'_, '_> {
                 frame(pfn, Level::Size4K, self.allowed(page, is_write))
             }
             Place::Frame(pfn) => {
+                // The access first: who protects a page counts its block before that.
+                let access = self.allowed(page, is_write);
                 let is_whole = self.store.is_whole(block_of(page));
                 let level = match query.backing {
                     _ if page % 2 == 1 && is_write => Level::Size4K,
@@ -287,17 +318,31 @@ impl Hands<'_, '_> {
                     _ if is_whole => Level::Size2M,
                     _ => Level::Size4K,
                 };
-                frame(pfn, level, self.allowed(page, is_write))
+                frame(pfn, level, access)
             }
         };
         host.turns().point();
-        Ok(found)
+        Ok(match found {
+            // Somebody has made it read-only again meanwhile.
+            Resolution::Frame(frame) if !frame.access.contains(query.access) => Resolution::Retry,
+            found => found,
+        })
     }
 
     /// Some pages are given for reading first, as if they had to be copied before a write; and
     /// for writing only one by one, so that a write splits what a read has mapped in one piece.
     fn allowed(&self, page: usize, is_write: bool) -> Access {
-        if page % 2 == 1 && !is_write { Access::READ | Access::EXEC } else { Access::all() }
+        if page % 2 == 1 && !is_write {
+            Access::READ | Access::EXEC
+        } else {
+            self.unprotected(page)
+        }
+    }
+
+    /// Everything, unless the page may only be read for now.
+    fn unprotected(&self, page: usize) -> Access {
+        let is_open = self.store.protection.is_open(page);
+        if is_open { Access::all() } else { Access::READ | Access::EXEC }
     }
 }
 
@@ -309,7 +354,7 @@ fn frame(pfn: u64, level: Level, access: Access) -> Resolution {
 unsafe impl Backing for Hands<'_, '_> {
     fn find(&self, query: &FrameQuery) -> Resolution {
         let found = self.answer(query).unwrap_or_else(|violation| {
-            self.host.turns().fail(violation);
+            self.vm.host().turns().fail(violation);
             Resolution::Hole
         });
         self.answered.set(match found {
@@ -325,7 +370,7 @@ unsafe impl Backing for Hands<'_, '_> {
 // SAFETY: pages of the arena, mapped for as long as the torture runs.
 unsafe impl GuestMemory for Hands<'_, '_> {
     fn bytes(&self, pfn: Pfn) -> Option<NonNull<GuestPage>> {
-        self.host.arena().bytes(pfn.0).map(NonNull::cast)
+        self.vm.host().arena().bytes(pfn.0).map(NonNull::cast)
     }
 }
 
