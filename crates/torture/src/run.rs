@@ -298,8 +298,6 @@ fn whole(
         notifiers: 1,
         invalidations: PLACES as u32,
         slots: guest_tables::SLOT.0 + 1,
-        // So few that most of those that last find no place.
-        invalidations: 2,
         ..Config::new(settings.tables.format(), vcpus as u32)
     };
     let mut vm = match Mmu::new(host, &config) {
