@@ -137,7 +137,7 @@ impl<'vm> Guest<'_, '_, 'vm> {
                 }
                 drop(all);
                 if let Some(parked) = one_more {
-                    self.actor.close(&mut self.worker, parked)?;
+                    drop(self.worker.unpark(parked));
                 }
             }
         }

@@ -106,17 +106,6 @@ pub enum Leaving {
     Aside,
 }
 
-/// What is finished by whoever needs its place when it is left half done. What is not is never
-/// left, but brought to its end by whoever began it. A dropped zap takes nobody's place.
-///
-/// Deletions.
-pub const DELETIONS_ARE_ADOPTED: bool = true;
-/// Drains of roots.
-pub const DRAINS_ARE_ADOPTED: bool = false;
-/// Whether the oldest parked request is taken from a vCPU whose watches have run out. Where this is
-/// `false`, every parked request is completed or closed.
-pub const PARKED_ARE_REVOKED: bool = false;
-
 /// One operation.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Op {
@@ -317,13 +306,13 @@ impl Op {
         }
     }
 
-    /// Something that was begun is left half done, as far as somebody will finish it.
+    /// Something that was begun is left half done; whoever needs its place finishes it.
     fn leaves(rng: &mut Rng) -> Op {
         let how = [Leaving::Drop, Leaving::Forget, Leaving::Aside][rng.usize(..3)];
         let what = match rng.u8(..4) {
-            1 if DRAINS_ARE_ADOPTED => Begun::Drain,
-            2 if DELETIONS_ARE_ADOPTED => Begun::Deletion,
-            3 if PARKED_ARE_REVOKED => Begun::Parked,
+            1 => Begun::Drain,
+            2 => Begun::Deletion,
+            3 => Begun::Parked,
             // Nobody needs to finish it: what it has not come to stays mapped.
             _ => Begun::Zap,
         };

@@ -192,6 +192,10 @@ defects! {
     LeavesDyingSlot leaves_dying_slot ["F-M5c"];
     /// A deletion that ends late takes away the slot that has the number by then.
     RemovesSuccessor removes_successor ["F-M5d"];
+    /// Watches of parked requests stay taken though their vCPU has no other.
+    RevokesNoParked revokes_no_parked ["F-M5e"];
+    /// A parked request's watch is taken without a look whether somebody else has taken it.
+    TakesParkedBlindly takes_parked_blindly ["F-M5f"];
     /// Who takes the slot guard does not look for what an earlier change has left to do.
     ForgetsGracePeriod forgets_grace_period ["F-H6a"];
     /// The top table of a root is released before its place says that it is gone.

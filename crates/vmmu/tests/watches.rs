@@ -13,6 +13,8 @@ use vmmu::{Config, FaultStep, Mmu, Outcome, Worker};
 
 /// 1 GiB in pages.
 const G: u64 = 0x4_0000;
+/// 2 MiB in pages.
+const BLOCK: u64 = 0x200;
 
 #[test]
 fn with_every_watch_out_a_fault_that_needs_none_ends() {
@@ -149,7 +151,7 @@ fn only_a_hit_makes_the_next_watch_narrow_and_whoever_completes() {
 }
 
 /// What the host finds for a query, bound to it.
-fn answer(frames: &Frames, query: &FrameQuery) -> Answer {
+fn answer_of(frames: &Frames, query: &FrameQuery) -> Answer {
     let Resolution::Frame(found) = frames.find(query) else { panic!("no frame") };
     query.answer(found)
 }
@@ -168,8 +170,8 @@ fn an_answer_fits_no_request_but_the_one_it_was_asked_for() {
     let (first, found) = half(&mut vcpu, &frames, 3);
     let (mut second, _) = half(&mut vcpu, &frames, 4);
     let (foreign, _) = half(&mut other, &frames, 3);
-    let to_first = answer(&frames, &first.query());
-    for wrong in [to_first, answer(&frames, &foreign.query())] {
+    let to_first = answer_of(&frames, &first.query());
+    for wrong in [to_first, answer_of(&frames, &foreign.query())] {
         let back = second.resolve(wrong).unwrap_err();
         assert!(back.to_string().contains("guest frame 0x4"), "{back}");
         assert_eq!(back.answer, wrong);
@@ -177,7 +179,7 @@ fn an_answer_fits_no_request_but_the_one_it_was_asked_for() {
     }
     // Nothing is lost: both are still good, in either order, and when one was parked meanwhile.
     let query = second.query();
-    let frame = second.resolve(answer(&frames, &query)).unwrap();
+    let frame = second.resolve(answer_of(&frames, &query)).unwrap();
     assert_eq!(vcpu.complete(frame).unwrap(), Outcome::Fixed(Level::Size4K));
     let first = vcpu.unpark(first.park()).unwrap();
     let frame = first.resolve(to_first).unwrap();
@@ -194,4 +196,73 @@ fn an_answer_fits_no_request_but_the_one_it_was_asked_for() {
     for vm in vms {
         finish(vm);
     }
+}
+
+#[test]
+fn a_vcpu_without_a_watch_takes_that_of_its_oldest_parked_request() {
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 2)).unwrap();
+    let frames = Frames::new(Level::Size4K);
+    let (mut vcpu, mut second) = (vm.vcpu(VcpuId(0)).unwrap(), vm.vcpu(VcpuId(1)).unwrap());
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x4000))).unwrap();
+    for vcpu in [&mut vcpu, &mut second] {
+        vcpu.reserve(8).unwrap();
+        vcpu.load_root().unwrap();
+    }
+    let parked: Vec<_> = (0..17).map(|n| half(&mut vcpu, &frames, n * BLOCK).0.park()).collect();
+    // Its own is the oldest. What it is used for is not parked, and is not taken.
+    let mut parked = parked.into_iter();
+    let mut next = || parked.next().unwrap();
+    let (own, oldest, younger) = (next(), next(), next());
+    let (live, found) = half(&mut vcpu, &frames, 20 * BLOCK);
+    let own = vcpu.unpark(own).unwrap_err();
+    let (live_too, _) = half(&mut vcpu, &frames, 21 * BLOCK);
+    let oldest = vcpu.unpark(oldest).unwrap_err();
+    // Another vCPU's are not taken: not for its faults, nor for a worker's reads.
+    let (theirs, _) = half(&mut second, &frames, 22 * BLOCK);
+    let refused = second.begin_fault(fault_at(23 * BLOCK, Access::READ));
+    assert!(matches!(refused, FaultStep::Done(Outcome::Retry)));
+    drop(refused);
+    // An answer to a request that was taken away goes nowhere.
+    let answer = own.query().answer(found);
+    let mut worker = vm.worker().unwrap();
+    worker.reserve(8).unwrap();
+    assert_eq!(worker.complete_parked(own, answer).unwrap(), Outcome::Retry);
+    // Nor does one to a request that opened the same watch earlier, for the same page.
+    drop(live_too);
+    let (again, found) = half(&mut vcpu, &frames, BLOCK);
+    let again = again.park();
+    let oldest = vcpu.unpark(oldest).unwrap_err();
+    assert_eq!(oldest.query().gfn, again.query().gfn);
+    let answer = again.query().answer(found);
+    assert_eq!(worker.complete_parked(again, answer).unwrap(), Outcome::Fixed(Level::Size4K));
+    // The others are as good as ever; a parked one is hit.
+    let younger = vcpu.unpark(younger).unwrap().park();
+    drop(vm.invalidate_range(pages(2 * BLOCK, 1)));
+    let younger = vcpu.unpark(younger).unwrap();
+    let query = younger.query();
+    let frame = younger.resolve(answer_of(&frames, &query)).unwrap();
+    assert_eq!(vcpu.complete(frame).unwrap(), Outcome::Retry);
+    let last = vcpu.unpark(parked.next_back().unwrap()).unwrap();
+    let query = last.query();
+    let frame = last.resolve(answer_of(&frames, &query)).unwrap();
+    assert_eq!(vcpu.complete(frame).unwrap(), Outcome::Fixed(Level::Size4K));
+    drop((live, theirs, parked, vcpu, second, worker));
+    finish(vm);
+}
+
+#[test]
+fn a_new_handle_takes_the_place_of_one_that_left_a_parked_request() {
+    let vm =
+        Mmu::new(TestHost::default(), &Config { workers: 1, ..Config::new(npt(), 1) }).unwrap();
+    let frames = Frames::new(Level::Size4K);
+    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x1000))).unwrap();
+    vcpu.load_root().unwrap();
+    let parked = half(&mut vcpu, &frames, 3).0.park();
+    drop(vcpu);
+    let (_one, mut other) = (vm.worker().unwrap(), vm.worker().unwrap());
+    assert!(vm.worker().is_err(), "two places");
+    assert!(other.unpark(parked).is_err());
+    drop((_one, other));
+    finish(vm);
 }

@@ -161,7 +161,8 @@ impl<'p, H: Host> Local<'p, H> {
         Some(Watch { core: self.core, place: WatchPlace::Own(self.place) })
     }
 
-    /// Opens a spare one. `None`: all are out.
+    /// Opens a spare one, or takes that of the participant's oldest parked request. `None`: all are
+    /// out, and none of its own is parked.
     ///
     /// No section is open while this borrows the participant, so whichever admits the watch begins
     /// after it, with a fence between the two.
@@ -171,7 +172,7 @@ impl<'p, H: Host> Local<'p, H> {
         gfn: Gfn,
         level: Level,
     ) -> Option<Watch<'p>> {
-        Watch::spare(self.core, space, gfn, level)
+        Watch::spare(self.core, self.place, space, gfn, level)
     }
 
     /// Opens a watch over the leaf of `level` around `gfn`. `None`: the participant's own is

@@ -18,15 +18,24 @@ pub struct Watch<'vm> {
 }
 
 impl<'vm> Watch<'vm> {
-    /// Opens a spare one.
+    /// Opens a spare one for the participant `by`.
     pub(crate) fn spare(
         core: &'vm Core,
+        by: u32,
         space: AddressSpace,
         gfn: Gfn,
         level: Level,
     ) -> Option<Self> {
-        let place = core.participants.open_spare(space, gfn, level)?;
+        let place = core.participants.open_spare(by, space, gfn, level)?;
         Some(Watch { core, place })
+    }
+
+    /// Leaves it open under its name, for whoever takes it up again.
+    pub(crate) fn park(self) {
+        if let Some(words) = self.core.participants.watch_words(self.place) {
+            words.park();
+        }
+        core::mem::forget(self);
     }
 
     /// Its name while it is open.

@@ -203,7 +203,28 @@ pub(crate) struct Participants {
     all: Box<[ParticipantWords]>,
     /// How many places at the end of `all` are the MMU's own.
     own: usize,
-    spares: Box<[WatchWords]>,
+    spares: Box<[Spare]>,
+}
+
+/// A watch of nobody's own, with what tells whose request of which age is in it. Only whoever opens it
+/// writes these words, before anybody can find it parked.
+#[derive(Debug)]
+#[cfg_attr(not(any(loom, shuttle)), repr(align(64)))]
+pub(crate) struct Spare {
+    watch: WatchWords,
+    /// The participant.
+    by: AtomicU64,
+    /// How often the participant's own watch had been opened: if as often now, this is the younger.
+    own: AtomicU64,
+    /// Larger than those of the participant's earlier ones.
+    age: AtomicU64,
+}
+
+impl Spare {
+    fn new() -> Self {
+        let [by, own, age] = [0; 3].map(AtomicU64::new);
+        Spare { watch: WatchWords::new(), by, own, age }
+    }
 }
 
 /// Which watch: a participant's own, or a spare one.
@@ -226,12 +247,12 @@ impl Participants {
         Ok(Participants {
             all: boxed(places.saturating_add(own), ParticipantWords::new)?,
             own,
-            spares: boxed(SPARES, WatchWords::new)?,
+            spares: boxed(SPARES, Spare::new)?,
         })
     }
 
     /// Takes a free place for a vCPU or a worker. A place whose last request is still out is not
-    /// free.
+    /// free, but one whose last request is parked is: that request is taken away.
     pub(crate) fn register(&self) -> Option<u32> {
         self.take_first(0..self.all.len().saturating_sub(self.own))
     }
@@ -243,8 +264,15 @@ impl Participants {
 
     fn take_first(&self, among: Range<usize>) -> Option<u32> {
         let is_taken = |words: &ParticipantWords| {
-            words.watch.is_open()
-                || words.taken.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_err()
+            let taken = words.taken.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed);
+            if taken.is_ok() && words.watch.is_open() {
+                if !words.watch.parked().is_some_and(|word| words.watch.take(word)) {
+                    words.taken.store(0, Ordering::Release);
+                    return true;
+                }
+                words.watch.close();
+            }
+            taken.is_err()
         };
         let first = among.start;
         let place = self.all.get(among)?.iter().position(|words| !is_taken(words))?;
@@ -278,32 +306,77 @@ impl Participants {
     }
 
     #[cfg(feature = "record")]
-    pub(crate) fn spares(&self) -> &[WatchWords] {
+    pub(crate) fn spares(&self) -> &[Spare] {
         &self.spares
     }
 
-    /// Opens a spare watch.
+    /// Opens a spare watch for the participant `by`: a closed one, or else that of its oldest request
+    /// that is parked.
     pub(crate) fn open_spare(
         &self,
+        by: u32,
         space: AddressSpace,
         gfn: Gfn,
         level: Level,
     ) -> Option<WatchPlace> {
-        let spare = self.spares.iter().position(|spare| spare.try_open(space, gfn, level))?;
-        Some(WatchPlace::Spare(spare as u32))
+        let closed = self.spares.iter().position(|spare| spare.watch.try_open(space, gfn, level));
+        let place = closed.map(|n| WatchPlace::Spare(n as u32));
+        let place = place.or_else(|| {
+            let place = self.revoke_parked(by)?;
+            self.watch_words(place)?.open(space, gfn, level);
+            Some(place)
+        })?;
+        if let WatchPlace::Spare(n) = place {
+            let mine = self.spares.iter().filter(|s| s.by.load(Ordering::Relaxed) == u64::from(by));
+            let age = mine.map(|spare| spare.age.load(Ordering::Relaxed)).max().unwrap_or(0);
+            let spare = self.spares.get(n as usize)?;
+            let own = self.get(by).map_or(0, |words| words.watch.count());
+            // Released: whoever reads one of these knows that it has been opened again.
+            spare.by.store(by.into(), Ordering::Release);
+            spare.own.store(own, Ordering::Release);
+            spare.age.store(age + 1, Ordering::Release);
+        }
+        Some(place)
+    }
+
+    /// Takes the watch of the oldest parked request of `by` away from it.
+    fn revoke_parked(&self, by: u32) -> Option<WatchPlace> {
+        if defect!(RevokesNoParked) {
+            return None;
+        }
+        let own = &self.get(by)?.watch;
+        // Each round that fails has met one that is a request again.
+        (0..=self.spares.len()).find_map(|_| {
+            let spares = self.spares.iter().enumerate().filter_map(|(n, spare)| {
+                let word = spare.watch.parked()?;
+                let is_mine = spare.by.load(Ordering::Acquire) == u64::from(by);
+                let age = spare.age.load(Ordering::Acquire);
+                is_mine.then_some((age, n, spare, word))
+            });
+            let oldest = spares.min_by_key(|(age, ..)| *age);
+            let is_older = |spare: &Spare| spare.own.load(Ordering::Acquire) != own.count();
+            if let Some(word) = own.parked()
+                && oldest.is_none_or(|(_, _, spare, _)| !is_older(spare))
+            {
+                return own.take(word).then_some(WatchPlace::Own(by));
+            }
+            let (_, n, spare, word) = oldest?;
+            spare.watch.take(word).then_some(WatchPlace::Spare(n as u32))
+        })
     }
 
     #[inline]
     pub(crate) fn watch_words(&self, place: WatchPlace) -> Option<&WatchWords> {
         match place {
             WatchPlace::Own(n) => self.get(n).map(|words| &words.watch),
-            WatchPlace::Spare(n) => self.spares.get(n as usize),
+            WatchPlace::Spare(n) => self.spares.get(n as usize).map(|spare| &spare.watch),
         }
     }
 
     /// Hits every watch for which `is_taken` says so.
     pub(crate) fn hit(&self, is_taken: impl Fn(Watched) -> bool) {
-        let all = self.all.iter().map(|words| &words.watch).chain(self.spares.iter());
+        let own = self.all.iter().map(|words| &words.watch);
+        let all = own.chain(self.spares.iter().map(|spare| &spare.watch));
         for watch in all {
             if watch.watched().is_some_and(&is_taken) {
                 watch.hit();

@@ -298,7 +298,7 @@ impl Roots {
         let words = self.place(name)?;
         let taken =
             words.draining.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok();
-        taken.then_some(Draining(words))
+        taken.then(|| Draining(words))
     }
 
     /// The root of that name in whatever phase, for whoever has the right to drain it.

@@ -18,6 +18,14 @@
 //! narrower needs no fence: an invalidation of other pages may hit once too often, one of these pages
 //! never misses. Making it wider after the fence would be wrong, and so would a watch that is narrower
 //! than the leaf that is mapped.
+//!
+//! A request can be *parked*: it becomes a name that its vCPU may lose, or keep for ever, and its watch
+//! would stay taken. So a parked watch may be taken away by the participant that opened it, when it
+//! has no other, and by whoever registers in that participant's place. The hazard: the name is made a
+//! request again at the same moment, and two hold one watch. Both therefore take it by one
+//! compare-exchange of the whole hits word, which has a count of the openings and a *parked* bit:
+//! whoever clears the bit holds the watch, and who comes later finds it cleared, or another count. A
+//! watch that is not parked has a holder, and nobody takes it from him.
 
 use crate::addr::{Gfn, GfnRange, Level};
 use crate::state::slot::AddressSpace;
@@ -30,7 +38,7 @@ use crate::sync::{AtomicU64, Ordering};
 pub(crate) struct WatchWords {
     /// 0: closed. Else bit 0, level in bits 1 to 3, address space in bit 4, gfn from bit 8.
     open: AtomicU64,
-    /// Bit 0: hit. Above it, how often the watch has been opened.
+    /// Bit 0: hit. Bit 1: parked. Above them, how often the watch has been opened.
     hits: AtomicU64,
     /// How often it has been opened, once more: a model would explore every look at `hits`, of which
     /// this part does not change while the watch is open.
@@ -66,8 +74,8 @@ impl WatchWords {
     /// before everything it reads.
     #[inline]
     pub(crate) fn open(&self, space: AddressSpace, gfn: Gfn, level: Level) {
-        let count = self.hits.load(Ordering::Relaxed) >> 1;
-        self.hits.store((count + 1) << 1, Ordering::Relaxed);
+        let count = self.hits.load(Ordering::Relaxed) >> COUNT;
+        self.hits.store((count + 1) << COUNT, Ordering::Relaxed);
         #[cfg(any(loom, shuttle))]
         self.opened.add(1);
         self.write(space, gfn, level);
@@ -123,14 +131,43 @@ impl WatchWords {
         Some(Watched { space, range: gfn.leaf(level), level })
     }
 
+    /// Its holder gives it up, and leaves it open.
+    pub(crate) fn park(&self) {
+        self.hits.fetch_or(PARKED, Ordering::AcqRel);
+    }
+
+    /// What to take it with, if it is parked.
+    pub(crate) fn parked(&self) -> Option<ParkedWord> {
+        let word = self.hits.load(Ordering::Acquire);
+        (word & PARKED != 0).then_some(ParkedWord(word))
+    }
+
+    /// Takes what was parked under this name. `false`: it has been taken.
+    pub(crate) fn unpark(&self, count: u64) -> bool {
+        self.parked().is_some_and(|word| word.0 >> COUNT == count && self.take(word))
+    }
+
+    /// Takes what was parked when `parked` was read. `false`: somebody else did.
+    pub(crate) fn take(&self, parked: ParkedWord) -> bool {
+        if defect!(TakesParkedBlindly) {
+            self.hits.fetch_and(!PARKED, Ordering::AcqRel);
+            return true;
+        }
+        // It may be hit meanwhile, and stays so.
+        [parked.0, parked.0 | HIT].into_iter().any(|word| {
+            let held = word & !PARKED;
+            self.hits.compare_exchange(word, held, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        })
+    }
+
     /// Somebody takes the watched frames back.
     pub(crate) fn hit(&self) {
-        self.hits.fetch_or(1, Ordering::AcqRel);
+        self.hits.fetch_or(HIT, Ordering::AcqRel);
     }
 
     #[inline]
     pub(crate) fn is_hit(&self) -> bool {
-        self.hits.load(Ordering::Acquire) & 1 != 0
+        self.hits.load(Ordering::Acquire) & HIT != 0
     }
 
     /// How often it has been opened: the name of a request in it.
@@ -138,9 +175,18 @@ impl WatchWords {
         #[cfg(any(loom, shuttle))]
         return self.opened.get();
         #[cfg(not(any(loom, shuttle)))]
-        return self.hits.load(Ordering::Relaxed) >> 1;
+        return self.hits.load(Ordering::Relaxed) >> COUNT;
     }
 }
+
+/// What a parked watch is taken with: it says of which opening.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ParkedWord(u64);
+
+const HIT: u64 = 1;
+const PARKED: u64 = 1 << 1;
+/// Where the count of the openings begins.
+const COUNT: u32 = 2;
 
 /// Level 7 is none: all frames.
 const WIDEST: u64 = 1 | 7 << 1;

@@ -102,6 +102,7 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
         if defect!(WidensInSection) {
             level = Level::Size4K;
         }
+        let by = self.local.place;
         let mut watch = self.local.own_watch(space, gfn, level);
         if watch.is_none() && defect!(WatchesBeforeLooking) {
             watch = self.local.spare_watch(space, gfn, level);
@@ -138,7 +139,7 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
                 }
                 Source::Backed { .. } => {
                     if watch.is_none() && defect!(AdmitsWhereOpened) {
-                        watch = Watch::spare(core, space, gfn, level);
+                        watch = Watch::spare(core, by, space, gfn, level);
                     }
                     let Some(watch) = watch.take() else {
                         drop(section);

@@ -77,7 +77,13 @@ pub struct ResolvedFault<'vm> {
 }
 
 /// A request as a name, for hosts that need it `'static`.
-#[must_use = "its watch stays taken until it is unparked or the VM is torn down"]
+///
+/// A vCPU has one watch of its own, and all participants of the MMU share sixteen spare ones. A vCPU
+/// that asks for one when none is left takes that of the oldest of its own parked requests, whether the
+/// name of that request has been kept or dropped; and a new handle in the place of one that is gone
+/// takes what that one had parked in its own watch. A request that has lost its watch cannot be
+/// unparked or completed any more: the guest faults again.
+#[must_use = "its watch stays taken until it is unparked, or is needed for another request"]
 #[derive(Debug)]
 pub struct Parked {
     name: WatchName,
@@ -200,7 +206,7 @@ impl<'vm> Request<'vm> {
     pub fn park(self) -> Parked {
         let Request { watch, admission } = self;
         let parked = Parked { name: watch.name(), admission };
-        core::mem::forget(watch);
+        watch.park();
         parked
     }
 }
@@ -213,12 +219,13 @@ impl Parked {
 }
 
 impl<'p, H: Host> Local<'p, H> {
-    /// Makes a request of its name again, or gives the name back if it is another VM's.
+    /// Makes a request of its name again, or gives the name back if it is another MMU's, or if its
+    /// watch has been taken away.
     pub fn unpark(&mut self, parked: Parked) -> Result<Request<'p>, Parked> {
         let core: &'p Core = self.core();
         let WatchName { mmu, place, count } = parked.name;
         let words = core.participants.watch_words(place).filter(|_| core.id == mmu);
-        if words.is_none_or(|words| !words.is_open() || words.count() != count) {
+        if words.is_none_or(|words| !words.unpark(count)) {
             return Err(parked);
         }
         Ok(Request { watch: Watch { core, place }, admission: parked.admission })

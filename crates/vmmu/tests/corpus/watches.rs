@@ -233,3 +233,28 @@ fn an_answer_to_another_request_is_given_back() -> Verdict {
 fn takes_any_answer() {
     catches(Defect::TakesAnyAnswer, an_answer_to_another_request_is_given_back);
 }
+
+/// A vCPU parks more requests than there are watches, and loses their names.
+fn lost_names_cost_no_watch() -> Verdict {
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
+    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+    worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
+    vcpu.load_root().unwrap();
+    for gfn in 0..100 {
+        match vcpu.begin_fault(fault_at(gfn, Access::READ)) {
+            FaultStep::Resolve(request) => drop(request.park()),
+            other => return Err(format!("request {gfn}: {other:?}")),
+        }
+    }
+    let outcome = vcpu.handle_fault(&frames, fault_at(0x100, Access::READ));
+    ensure(outcome == Outcome::Fixed(Level::Size4K), || format!("a fault after them: {outcome:?}"))
+}
+
+/// What is parked and lost is never given up.
+///
+/// M5.
+#[test]
+fn revokes_no_parked() {
+    catches(Defect::RevokesNoParked, lost_names_cost_no_watch);
+}

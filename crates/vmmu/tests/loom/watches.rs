@@ -382,6 +382,42 @@ fn completed_elsewhere() {
     rig.end();
 }
 
+/// A parked request is made one again elsewhere while its vCPU needs a watch and has no other: one of
+/// them gets it.
+fn parked_beside_another_fault() {
+    let rig = Rig::new(1, 1);
+    let machine = rig.vm.host();
+    let mut guest = rig.guest();
+    let mut worker = rig.worker();
+    let FaultStep::Resolve(own) = guest.vcpu.begin_fault(read(PAGE)) else { panic!("no request") };
+    let parked = own.park();
+    let spare = guest.vcpu.begin_fault(read(Gfn(1)));
+    let faulting = spawn(move || (guest.vcpu.begin_fault(read(Gfn(2))), guest));
+    let again = worker.unpark(parked);
+    let (step, guest) = faulting.join().expect("half a fault");
+    let got = (again.is_ok(), matches!(step, FaultStep::Resolve(_)));
+    saw(if got.0 { "unparked" } else { "revoked" });
+    if got.0 == got.1 {
+        machine.complain(TWICE);
+    }
+    drop((again, spare, step, guest, worker));
+    rig.end();
+}
+
+const TWICE: &str = "not one of two has got the watch of a parked request";
+
+const X7: Model = Model { name: "x7", preemptions: 4, run: parked_beside_another_fault };
+
+#[test]
+fn a_parked_request_is_unparked_or_revoked() {
+    X7.holds(&["unparked", "revoked"]);
+}
+
+#[test]
+fn a_parked_request_that_is_taken_without_a_comparison_is_taken_twice() {
+    X7.fails("x8", Defect::TakesParkedBlindly, TWICE);
+}
+
 const X1: Model = Model { name: "x1", preemptions: 4, run: completed_elsewhere };
 
 #[test]
