@@ -9,7 +9,8 @@ use vmmu::{
 };
 
 use crate::Violation;
-use crate::arena::Arena;
+use crate::arena::{Arena, BLOCKS};
+use crate::guest_tables;
 use crate::host::Host;
 use crate::model::{BLOCK_BACKING, HUGE_BACKING, Pages, SITES, TOUCHED, View, touched};
 use crate::notifier::pages_at;
@@ -84,6 +85,9 @@ impl<W> InSteps<W> {
     }
 }
 
+/// Guest frames of slots that nobody uses.
+const UNUSED: u64 = 0x7100;
+
 /// The two sites between which a slot moves.
 const SWAPPED: [usize; 2] = [1, 8];
 
@@ -129,7 +133,10 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
                 let through = Through::Worker(&mut self.worker);
                 self.actor.change(through, *pages, *change)?
             }
-            Op::Protect { pages, budget } => self.protect(pages, u64::from(*budget)),
+            Op::Protect { pages, budget, wide } => self.protect(pages, u64::from(*budget), *wide),
+            Op::Contend { at, pages, deletes } => {
+                self.contend(*at, u64::from(*pages), *deletes)?
+            }
             Op::Long { pages, again } => {
                 self.actor.begins(Through::Worker(&mut self.worker), *pages, *again)?
             }
@@ -300,15 +307,64 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
         Ok(true)
     }
 
+    /// A walk with the smallest steps and a change of the slots between any two: it ends all the
+    /// same.
+    fn contend(&mut self, at: op::At, pages: u64, deletes: bool) -> Result<bool, Violation> {
+        let play = self.actor.play;
+        if deletes {
+            if self.begun.deletion.is_some() {
+                return Ok(false);
+            }
+            let mut is_begun = {
+                let _guard = play.turns.guard();
+                self.delete_some(at.page as usize % SITES.len(), 1)?
+            };
+            let is_done = is_begun;
+            while is_begun && self.begun.deletion.is_some() {
+                self.come_and_go()?;
+                let _guard = play.turns.guard();
+                is_begun = self.delete_some(0, 1)?;
+            }
+            return Ok(is_done);
+        }
+        if self.begun.zap.is_some() {
+            return Ok(false);
+        }
+        let spot = Spot::of(at.site & 1, at);
+        let range = GfnRange::sized(Gfn(spot.gfn), pages).expect("short");
+        let zap = self.worker.begin_zap(spot.space(), range);
+        self.begun.zap = Some(InSteps::new(zap, play.places, most_visits(pages)));
+        while self.zap_some(1)? && self.begun.zap.is_some() {
+            self.come_and_go()?;
+        }
+        Ok(true)
+    }
+
+    /// A slot that nobody uses comes and goes.
+    fn come_and_go(&mut self) -> Result<(), Violation> {
+        let _guard = self.actor.play.turns.guard();
+        let n = (self.actor.number - self.actor.play.vcpus) as u32;
+        let id = SlotId(guest_tables::SLOT.0 + 1 + n);
+        let range = GfnRange::sized(Gfn(UNUSED + u64::from(n)), 1).expect("short");
+        let spec = SlotSpec { range, ..spec(id, 0, SITES[0].views[0], Level::Size4K) };
+        let changed = self.worker.create_slot(&spec).and_then(|()| self.worker.delete_slot(id));
+        changed.map_err(|why| self.actor.bad(format!("{spec:?}: {why}")))
+    }
+
     /// Makes pages read-only by a zap of every frame where they may be; those of before may be
     /// written again.
-    fn protect(&mut self, pages: &op::Pages, budget: u64) -> bool {
+    fn protect(&mut self, pages: &op::Pages, budget: u64, wide: bool) -> bool {
         let play = self.actor.play;
         let protection = &play.store.protection;
         for page in self.protected.drain(..) {
             protection.open(page, block_of(page));
         }
-        let Some(pages) = pages_at(pages, usize::MAX) else { return false };
+        let Some(mut pages) = pages_at(pages, usize::MAX) else { return false };
+        if wide && pages.start < BLOCKS as usize {
+            // Two blocks: more than one request can be about.
+            let first = pages.start & !511;
+            pages = first..(first + 1024).min(BLOCKS as usize);
+        }
         let closing =
             pages.filter_map(|page| protection.close(page, block_of(page)).map(|c| (page, c)));
         let closing: Vec<_> = closing.collect();

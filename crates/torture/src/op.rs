@@ -139,7 +139,7 @@ pub enum Op {
     /// The host does something to pages.
     Change { pages: Pages, change: Change },
     /// The host makes pages read-only by a zap, at once or in steps.
-    Protect { pages: Pages, budget: u8 },
+    Protect { pages: Pages, budget: u8, wide: bool },
     /// An invalidation that lasts begins; `again`: of a range that is under one.
     Long { pages: Pages, again: bool },
     /// One of those that last ends, whoever began it.
@@ -162,6 +162,9 @@ pub enum Op {
     Zap { at: At, pages: u16 },
     /// Guest frames are zapped in steps; or the next steps of that.
     ZapSome { at: At, pages: u16, budget: u8 },
+    /// Guest frames are zapped in the smallest steps, or a slot is deleted in them, and between any
+    /// two a slot comes and goes.
+    Contend { at: At, pages: u16, deletes: bool },
     /// All roots become invalid and are drained in steps; or the next steps of that.
     Roots { budget: u8 },
     /// All roots go at once.
@@ -218,6 +221,8 @@ impl Op {
             Op::Impossible { .. } => "impossible slot",
             Op::Zap { .. } => "zap",
             Op::ZapSome { .. } => "zap in steps",
+            Op::Contend { deletes: false, .. } => "zap beside slot changes",
+            Op::Contend { deletes: true, .. } => "deletion beside slot changes",
             Op::Roots { .. } => "invalidate roots, drain",
             Op::ZapAll => "zap all",
             Op::Abandon { what, how } => match (what, how) {
@@ -297,14 +302,21 @@ impl Op {
             538..563 => Op::Limit { site: Where::any(rng, focus), largest: rng.u8(..) },
             563..573 => Op::Impossible { site: Where::any(rng, focus), which: rng.u8(..) },
             573..593 => Op::Zap { at: At::any(rng, focus), pages: rng.u16(1..600) },
-            593..620 => {
+            593..613 => {
                 let at = At::any(rng, focus);
                 Op::ZapSome { at, pages: rng.u16(1..8000), budget: rng.u8(1..4) }
             }
-            620..642 => Op::Roots { budget: rng.u8(1..8) },
-            642..647 => Op::ZapAll,
-            647..677 => Op::Protect { pages: Pages::any(rng, focus), budget: rng.u8(..4) },
-            677..712 => Op::Read { at: At::any(rng, focus), word: rng.u8(..) },
+            613..644 => Op::Roots { budget: rng.u8(1..8) },
+            644..650 => Op::ZapAll,
+            650..683 => {
+                let (budget, wide) = (rng.u8(..4), rng.u8(..3) == 0);
+                Op::Protect { pages: Pages::any(rng, focus), budget, wide }
+            }
+            683..691 => {
+                let (at, pages) = (At::any(rng, focus), rng.u16(600..8000));
+                Op::Contend { at, pages, deletes: rng.u8(..3) == 0 }
+            }
+            691..712 => Op::Read { at: At::any(rng, focus), word: rng.u8(..) },
             712..747 => Op::Write { at: At::any(rng, focus) },
             747..772 => Op::Exchange { at: At::any(rng, focus) },
             772..784 => Op::Translate { at: At::any(rng, focus) },
