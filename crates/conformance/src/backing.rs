@@ -81,7 +81,7 @@ impl BackingOptions {
     fn query(&self, page: u64, access: Access) -> FrameQuery {
         let gfn = Gfn(self.gfn.0 + (page - self.pages.start));
         let BackingOptions { slot, backing, largest, .. } = *self;
-        FrameQuery { slot, backing, page, gfn, access, largest }
+        FrameQuery::of_nobody(slot, (backing, page), gfn, access, largest)
     }
 }
 

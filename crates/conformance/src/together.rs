@@ -131,14 +131,8 @@ impl TogetherOptions {
     }
 
     fn query(&self, gfn: Gfn, access: Access) -> FrameQuery {
-        FrameQuery {
-            slot: SlotId(0),
-            backing: self.backing,
-            page: self.page(gfn),
-            gfn,
-            access,
-            largest: self.largest,
-        }
+        let page = (self.backing, self.page(gfn));
+        FrameQuery::of_nobody(SlotId(0), page, gfn, access, self.largest)
     }
 }
 

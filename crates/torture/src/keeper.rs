@@ -5,7 +5,8 @@ use vmmu::addr::{Gfn, GfnRange, Level, Pfn};
 use vmmu::entry::MemoryType;
 use vmmu::slot::{AddressSpace, LinearFrames, Mutability, SlotError, SlotId, SlotSpec, Source};
 use vmmu::{
-    AccessError, AccessFailure, Deletion, Drain, Mmu, Outcome, Parked, Progress, Role, Worker, Zap,
+    AccessError, AccessFailure, Deletion, Drain, Mmu, NotCompleted, Outcome, Parked, Progress,
+    Role, Worker, Zap,
 };
 
 use crate::Violation;
@@ -612,7 +613,8 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
             return Ok(false);
         };
         loop {
-            match self.worker.complete_parked(parked, frame) {
+            let answer = parked.query().answer(frame);
+            match self.worker.complete_parked(parked, answer) {
                 Ok(Outcome::Dead(why)) => {
                     return Err(self.actor.bad(format!("completing {query:?}: {why}")));
                 }
@@ -620,7 +622,10 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
                     self.actor.met(outcome.name());
                     return Ok(true);
                 }
-                Err((_, again)) => {
+                Err(NotCompleted::WrongAnswer { .. }) => {
+                    return Err(self.actor.bad("a request refused its own answer"));
+                }
+                Err(NotCompleted::MissingPages { parked: again, .. }) => {
                     parked = again;
                     let reserved = self.worker.reserve(0);
                     reserved.map_err(|why| self.actor.bad(format!("no tables: {why}")))?;
@@ -641,7 +646,8 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
         let fault = request.query();
         let found = vmmu::host::Backing::find(&self.actor.hands, &fault);
         let vmmu::host::Resolution::Frame(found) = found else { return Ok(false) };
-        let mut frame = request.resolve(found);
+        let mut frame =
+            request.resolve(fault.answer(found)).map_err(|why| self.actor.bad(why.to_string()))?;
         loop {
             match self.worker.complete(frame) {
                 Ok(outcome) => {

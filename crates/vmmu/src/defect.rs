@@ -58,6 +58,18 @@ defects! {
     HitsNoWatch hits_no_watch ["D-w4", "D-a9", "D-x4"];
     /// Two who end an invalidation of the same name end the same one.
     EndsOneTwice ends_one_twice ["D-a18", "D-a24"];
+    /// A fault takes a watch, its own or a spare one, before it knows whether it needs one.
+    WatchesBeforeLooking watches_before_looking ["F-M1"];
+    /// A watch is admitted in the section in which it was opened.
+    AdmitsWhereOpened admits_where_opened ["D-a28"];
+    /// A watch spans the largest leaf of the MMU until it is closed, also after it was hit.
+    WatchStaysWide watch_stays_wide ["F-M2"];
+    /// A watch is made narrower than the leaf that will be mapped.
+    WatchNarrowerThanLeaf watch_narrower_than_leaf ["D-a29"];
+    /// A watch is opened over one page, and made wider in the section that admits it.
+    WidensInSection widens_in_section ["D-a30"];
+    /// An answer is taken for a request it was not asked for.
+    TakesAnyAnswer takes_any_answer ["F-M9"];
     /// An invalidation that found no place refuses every page there is.
     OverflowRefusesAll overflow_refuses_all ["F-M3"];
     /// Exactly one invalidation without a place refuses nothing.
@@ -74,6 +86,10 @@ defects! {
     ZapsBlockForPage zaps_block_for_page ["F-e"];
     /// A zap hits only the watches around its first frame.
     HitsAroundFirstFrame hits_around_first_frame ["F-c"];
+    /// Who reads where a debt begins has not seen that the debt before it is settled.
+    LedgerStartRelaxed ledger_start_relaxed ["F-M14"];
+    /// A flush waits until a vCPU has done what others have asked for since.
+    WaitsForLaterFlushes waits_for_later_flushes ["F-M14b"];
     /// A second debt that is leaked takes the place of the first in the ledger.
     LeakHidesLeak leak_hides_leak ["F-g"];
     /// A permit does not compare the slot's word with that of the admission.
@@ -90,6 +106,8 @@ defects! {
     FlushWithoutFences flush_without_fences ["D-g6"];
     /// A flush reaches no vCPU.
     FlushReachesNobody flush_reaches_nobody ["B1"];
+    /// A flush says that a vCPU which nobody has made did not have to be interrupted.
+    CountsAbsentVcpus counts_absent_vcpus ["F-h"];
     /// A walk in steps that pauses forgets the flush it owes.
     DropsFlushAtPause drops_flush_at_pause ["K3"];
     /// A detached table is given back before the flush.
@@ -120,12 +138,24 @@ defects! {
     EndWrapsAround end_wraps_around ["B10"];
     /// Of a linear slot only the first frame is compared with the reserved ones.
     MapsReservedFrames maps_reserved_frames ["B11"];
+    /// Of a range of several host pages the last one stays mapped.
+    MissesLastPage misses_last_page ["F-i1"];
+    /// A walk passes over the roots of the second address space.
+    ForgetsSecondSpace forgets_second_space ["F-i2"];
+    /// A fault has table pages for four levels in stock, however many the tables have.
+    StocksForFourLevels stocks_for_four_levels ["F-i3"];
+    /// Of slots that show the same pages, how far the first ones reach is forgotten.
+    ForgetsReach forgets_reach ["F-i4"];
+    /// An answer that names a reserved frame is mapped.
+    MapsReservedAnswers maps_reserved_answers ["F-H1"];
     /// A slot leaves the set while its leaves are mapped.
     SlotGoneBeforeLeaves slot_gone_before_leaves ["D-k1"];
     /// An invalidation is announced as the guest frames that are known to hold its pages.
     AnnouncesInGuestFrames announces_in_guest_frames ["D-k3"];
     /// A new slot is live at once, and watches on frames of no known slot are not hit.
     SlotLiveAtOnce slot_live_at_once ["D-k5"];
+    /// A slot that was moved is live at its new place without a grace period.
+    MovedSlotLiveAtOnce moved_slot_live_at_once ["F-d"];
     /// A permit does not look whether the root is still valid.
     PopulatesInvalidRoot populates_invalid_root ["K5", "B13", "S3"];
     /// An invalidation by the host passes over invalid roots.
@@ -150,6 +180,8 @@ defects! {
     CountWithoutRelease count_without_release ["D-r4"];
     /// A translation of an address beyond the tables answers for a low one.
     TranslatesBeyondTables translates_beyond_tables ["F-M8"];
+    /// Whether a frame lies in its block as the guest frame does in its own is compared for 2 MiB only.
+    ComparesWithinTwoMegabytes compares_within_two_megabytes ["F-a"];
     /// A copy from a linear page does not look again whether its slot is still there.
     CopiesWithoutLook copies_without_look ["F-b"];
     /// A vCPU that finds no place for a root leaves drains alone that nobody goes on with.

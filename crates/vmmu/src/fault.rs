@@ -63,7 +63,8 @@ pub enum Outcome {
     Spurious,
     /// Something is changing just there. Let the guest repeat the access.
     Retry,
-    /// No memory here: emulate the access as MMIO.
+    /// No memory here: emulate the access as MMIO. So is every address beyond what the tables can
+    /// translate, where no slot can be.
     Emulate,
     /// A write to a read-only slot: emulate it or drop it.
     WriteProtected,
@@ -86,8 +87,9 @@ pub enum MemoryFault {
     Poisoned,
     /// The backing does not allow the access.
     Denied,
-    /// The address is beyond what the tables can translate.
-    TooHigh,
+    /// The backing names a frame that the host has reserved for itself
+    /// ([`Config::reserved`](crate::Config::reserved)): its books are wrong.
+    Reserved,
 }
 
 impl Outcome {
@@ -113,7 +115,7 @@ impl fmt::Display for MemoryFault {
             MemoryFault::Hole => "the slot's backing has nothing there",
             MemoryFault::Poisoned => "the host's page is broken",
             MemoryFault::Denied => "the backing does not allow the access",
-            MemoryFault::TooHigh => "the address is beyond what the tables translate",
+            MemoryFault::Reserved => "the backing names a frame that the host has reserved",
         })
     }
 }

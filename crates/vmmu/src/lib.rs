@@ -282,4 +282,4 @@ pub use state::broken::Broken;
 pub use state::root::{Phase, Role, RootName};
 pub use table::cache::MissingPages;
 pub use tdp::fault::{FaultStep, NeedsPages};
-pub use tdp::request::{Parked, Refused, Request, ResolvedFault};
+pub use tdp::request::{NotCompleted, Parked, Refused, Request, ResolvedFault, WrongAnswer};

@@ -126,6 +126,11 @@ impl AtomicU64 {
     }
 
     /// As `core`'s.
+    pub fn fetch_max(&self, n: u64, order: Ordering) -> u64 {
+        self.write().fetch_max(n, order)
+    }
+
+    /// As `core`'s.
     pub fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
         self.write().fetch_or(bits, order)
     }

@@ -79,11 +79,38 @@ struct Page(UnsafeCell<[u64; 512]>);
 // SAFETY: a page is only touched by the library, through atomics.
 unsafe impl Sync for Page {}
 
-static MEMORY: [Page; PAGES] = [const { Page(UnsafeCell::new([0; 512])) }; PAGES];
+/// The table pages of one host. They are the system's: no thread's allowance is spent on them.
+#[derive(Debug)]
+struct Pages(NonNull<Page>);
 
-/// A host that allocates nothing.
+impl Pages {
+    const LAYOUT: Layout = Layout::new::<[Page; PAGES]>();
+}
+
+impl Default for Pages {
+    fn default() -> Self {
+        // SAFETY: the layout is not empty.
+        let pages = unsafe { System.alloc(Self::LAYOUT) };
+        Pages(NonNull::new(pages.cast()).expect("memory"))
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout; the MMU that used them is gone.
+        unsafe { System.dealloc(self.0.as_ptr().cast(), Self::LAYOUT) }
+    }
+}
+
+// SAFETY: as for a page.
+unsafe impl Send for Pages {}
+// SAFETY: as for a page.
+unsafe impl Sync for Pages {}
+
+/// A host that allocates nothing. Tests run side by side, so each has pages of its own.
 #[derive(Debug, Default)]
 struct Frugal {
+    pages: Pages,
     /// One bit for each page that is out.
     out: AtomicU64,
     /// Pages that will be refused after so many more, if that has been said.
@@ -111,10 +138,10 @@ impl Frugal {
 
 const FIRST: u64 = 0x10;
 
-// SAFETY: pages of a static, exposed, each given to one at a time.
+// SAFETY: pages of the system's, exposed, each given to one at a time.
 unsafe impl TablePages for Frugal {
     fn window(&self) -> u64 {
-        let address = (&raw const MEMORY).expose_provenance() as u64;
+        let address = self.pages.0.expose_provenance().get() as u64;
         address.wrapping_sub(FIRST << 12)
     }
 
@@ -169,10 +196,10 @@ unsafe impl Backing for ForReading {
 }
 
 /// The same page by page.
-struct Pages;
+struct PageByPage;
 
 // SAFETY: what is named is memory of the test.
-unsafe impl Backing for Pages {
+unsafe impl Backing for PageByPage {
     fn find(&self, query: &FrameQuery) -> Resolution {
         let (access, memory) = (Access::all(), MemoryType::WriteBack);
         Resolution::Frame(HostFrame { pfn: Pfn(query.page), level: Level::Size4K, access, memory })
@@ -313,7 +340,7 @@ fn two_steps(world: &mut World<'_>, gfn: u64) -> bool {
                 };
                 let parked = request.park();
                 let request = world.worker.unpark(parked).expect("its own");
-                let mut frame = request.resolve(found);
+                let mut frame = support::resolve(request, found);
                 loop {
                     match world.worker.complete(frame) {
                         Ok(Outcome::Fixed(_)) => return true,
@@ -372,9 +399,11 @@ const OPERATIONS: &[Operation] = &[
         faulted(world, &Identity, BACKED + 0x400, Access::WRITE)
     }),
     can_fail("handle_fault, backed, small", |world| {
-        faulted(world, &Pages, BACKED + 0x401, Access::READ)
+        faulted(world, &PageByPage, BACKED + 0x401, Access::READ)
     }),
-    can_fail("handle_fault, splitting", |world| faulted(world, &Pages, READ_ONLY, Access::WRITE)),
+    can_fail("handle_fault, splitting", |world| {
+        faulted(world, &PageByPage, READ_ONLY, Access::WRITE)
+    }),
     can_do_without("handle_fault, MMIO", |world| faulted(world, &Identity, MMIO, Access::READ)),
     can_fail("fault and complete, backed", |world| two_steps(world, BACKED + 0x401)),
     can_fail("fault and complete, linear", |world| two_steps(world, LINEAR + 0x202)),

@@ -251,10 +251,10 @@ fn the_top_of_the_address_space_is_a_place_like_any_other() {
         let last = fault_at(frames - 1, Access::WRITE);
         assert_eq!(vcpu.handle_fault(&none, last), Outcome::Fixed(Level::Size2M));
         let beyond = vcpu.handle_fault(&none, fault_at(frames, Access::READ));
-        assert_eq!(beyond, Outcome::Fault(MemoryFault::TooHigh));
+        assert_eq!(beyond, Outcome::Emulate);
         let highest = vmmu::PageFault { gpa: Gpa(u64::MAX), ..last };
         let beyond = vcpu.handle_fault(&none, highest);
-        assert_eq!(beyond, Outcome::Fault(MemoryFault::TooHigh));
+        assert_eq!(beyond, Outcome::Emulate);
         vm.worker().unwrap().zap(AddressSpace::Normal, range(frames - 1, 1));
         assert_eq!(vm.stats().leaves, [0, 0, 0]);
         drop(vcpu);
@@ -354,7 +354,7 @@ fn a_frame_that_lacked_pages_comes_back_and_can_be_completed_by_a_worker() {
         panic!()
     };
     let NeedsPages { missing: need, resolved: frame } =
-        worker.complete(request.resolve(found)).unwrap_err();
+        worker.complete(support::resolve(request, found)).unwrap_err();
     worker.reserve(need.0).unwrap();
     assert_eq!(worker.complete(frame).unwrap(), Outcome::Fixed(Level::Size4K));
     assert_eq!(vcpu.handle_fault(&frames, fault_at(4, Access::WRITE)), Outcome::Spurious);

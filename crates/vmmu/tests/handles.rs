@@ -12,11 +12,13 @@ use std::thread;
 use support::{Frames, TestHost, backed, enter, fault_at, npt, pages, range};
 use vmmu::addr::{Level, Pfn};
 use vmmu::entry::Access;
-use vmmu::host::{Cpus, Observer, Placement, Resolution, TablePage, TablePages, VcpuId, Wait};
+use vmmu::host::{
+    Cpus, FrameQuery, Observer, Placement, Resolution, TablePage, TablePages, VcpuId, Wait,
+};
 use vmmu::slot::AddressSpace;
 use vmmu::{
-    Broken, Config, EnterError, FaultStep, Flush, HandleError, Mmu, Outcome, Processor, Progress,
-    Role, VcpuMmu, Worker,
+    Broken, Config, EnterError, FaultStep, Flush, HandleError, Mmu, NotCompleted, Outcome,
+    Processor, Progress, Role, VcpuMmu, Worker,
 };
 
 fn mmu(vcpus: u32) -> Mmu<TestHost> {
@@ -79,11 +81,20 @@ fn a_fault_of_a_stored_vcpu_is_completed_by_a_stored_worker_on_another_thread() 
     let Resolution::Frame(frame) = vmmu::host::Backing::find(&frames, &parked.query()) else {
         panic!("no frame");
     };
+    let answer = parked.query().answer(frame);
+    let (slot, gfn) = (parked.query().slot, parked.query().gfn);
+    let stranger =
+        FrameQuery::of_nobody(slot, (7, 3), gfn, Access::WRITE, Level::Size4K).answer(frame);
     let outcome = thread::spawn(move || {
         // The worker has no page in stock: the request comes back.
-        let (missing, parked) = worker.complete_parked(parked, frame).unwrap_err();
+        let needs = worker.complete_parked(parked, answer).unwrap_err();
+        let NotCompleted::MissingPages { missing, parked } = needs else { panic!("{needs}") };
         worker.reserve(missing.0).unwrap();
-        worker.complete_parked(parked, frame).unwrap()
+        // An answer to no query of its own is refused, and the request is as good as before.
+        let other = stranger;
+        let wrong = worker.complete_parked(parked, other).unwrap_err();
+        let NotCompleted::WrongAnswer { parked, .. } = wrong else { panic!("{wrong}") };
+        worker.complete_parked(parked, answer).unwrap()
     })
     .join()
     .unwrap();
@@ -106,7 +117,8 @@ fn a_parked_request_is_refused_after_an_invalidation_of_its_page() {
     mmu.invalidate_begin(pages(3, 1));
     mmu.invalidate_end(pages(3, 1)).unwrap();
     worker.reserve(0).unwrap();
-    assert_eq!(worker.complete_parked(parked, frame).unwrap(), Outcome::Retry);
+    let answer = parked.query().answer(frame);
+    assert_eq!(worker.complete_parked(parked, answer).unwrap(), Outcome::Retry);
     assert_eq!(mmu.stats().leaves, [0, 0, 0]);
 }
 

@@ -41,7 +41,7 @@ fn made_up(
         FaultStep::Resolve(request) => request,
         other => panic!("no request: {other:?}"),
     };
-    let outcome = vcpu.complete(request.resolve(found)).unwrap();
+    let outcome = vcpu.complete(support::resolve(request, found)).unwrap();
     assert_eq!(vm.stats().leaves, [0; 3]);
     (outcome, vm.broken())
 }

@@ -112,7 +112,7 @@ fn a_fault_in_a_backed_slot_writes_its_marker_and_the_entry() {
 
 fn answer<'vm>(request: Request<'vm>, frames: &Frames) -> ResolvedFault<'vm> {
     let Resolution::Frame(found) = frames.find(&request.query()) else { panic!("a frame") };
-    request.resolve(found)
+    support::resolve(request, found)
 }
 
 #[test]

@@ -2,11 +2,13 @@
 
 mod support;
 
-use support::{Frames, TestHost, backed, linear, npt, range};
-use vmmu::addr::{Gpa, Level};
+use support::{Frames, TestHost, backed, fault_at, finish, formats, linear, npt, range};
+use vmmu::addr::{Gfn, GfnRange, Gpa, Level};
+use vmmu::entry::Access;
 use vmmu::host::{Resolution, VcpuId};
-use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec};
-use vmmu::{AccessFailure, Busy, Config, HostRange, Mmu};
+use vmmu::slot::{AddressSpace, Mutability, SlotError, SlotId, SlotSpec};
+use vmmu::{AccessFailure, Busy, Cause, Config, FaultStep, HostRange, Mmu, Outcome, PageFault};
+use vmmu::{Progress, Stats};
 
 const SPACE: AddressSpace = AddressSpace::Normal;
 
@@ -53,6 +55,70 @@ fn what_cannot_be_copied_says_where_and_how_far_it_came() {
     assert_eq!(error.why, AccessFailure::NoMemory);
     drop(worker);
     vm.teardown();
+}
+
+/// The frame number of an address beyond what the tables translate has more bits than a walk looks at.
+/// No entrance takes it for the page that the rest of its bits name, be that memory or not.
+#[test]
+fn no_entrance_takes_an_address_beyond_the_tables_for_a_low_one() {
+    const HERE: u64 = 5;
+    for (name, format) in formats() {
+        for is_memory in [true, false] {
+            let vm = Mmu::new(TestHost::default(), &Config::new(format, 1)).unwrap();
+            let frames = Frames::new(Level::Size4K);
+            let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+            let place = if is_memory { 0 } else { 0x1000 };
+            worker.create_slot(&backed(1, range(place, 0x10))).unwrap();
+            worker.write(&frames, SPACE, Gpa((place + HERE) << 12), &[1; 8]).unwrap();
+            for gfn in [place + HERE, HERE] {
+                let _here = vcpu.handle_fault(&frames, fault_at(gfn, Access::READ));
+            }
+            let (mut dump, before) = (String::new(), vm.stats());
+            worker.dump(&mut dump).unwrap();
+            let high = Gfn(format.frames() + HERE);
+            assert_eq!(vcpu.translate(high.gpa()), None, "{name}");
+            let at = high.gpa();
+            let why = worker.read(&frames, SPACE, at, &mut [0; 8]).map_err(|error| error.why);
+            assert_eq!(why, Err(AccessFailure::NoMemory), "{name}");
+            let why = worker.write(&frames, SPACE, at, &[2; 8]).map_err(|error| error.why);
+            assert_eq!(why, Err(AccessFailure::NoMemory), "{name}");
+            let why = worker.compare_exchange(&frames, SPACE, at, 0u64, 1).map_err(|e| e.why);
+            assert_eq!(why, Err(AccessFailure::NoMemory), "{name}");
+            for access in [Access::READ, Access::WRITE, Access::EXEC] {
+                for cause in [Cause::Guest, Cause::Prefault] {
+                    let fault = PageFault { cause, ..fault_at(high.0, access) };
+                    assert_eq!(vcpu.handle_fault(&frames, fault), Outcome::Emulate, "{name}");
+                    let step = vcpu.begin_fault(fault);
+                    let emulate = matches!(step, FaultStep::Done(Outcome::Emulate));
+                    assert!(emulate, "{name}: {step:?}");
+                }
+            }
+            let all_above = GfnRange::new(Gfn(format.frames()), GfnRange::ALL.end()).unwrap();
+            for beyond in [range(high.0, 1), all_above] {
+                worker.zap(SPACE, beyond);
+                let mut zap = worker.begin_zap(SPACE, beyond);
+                while worker.zap_some(&mut zap, 1) == Progress::More {}
+                let error = worker.create_slot(&backed(2, beyond)).unwrap_err();
+                let is_too_high = |error| matches!(error, SlotError::TooHigh { .. });
+                assert!(is_too_high(error), "{name}: {error}");
+                let error = worker.move_slot(SlotId(1), beyond.start()).unwrap_err();
+                assert!(is_too_high(error), "{name}: {error}");
+            }
+            let mut after = String::new();
+            worker.dump(&mut after).unwrap();
+            assert!(dump == after, "{name}: the tables have changed");
+            let now = vm.stats();
+            let counts = |stats: &Stats| (stats.leaves, stats.tables, stats.mapped);
+            assert_eq!(counts(&now), counts(&before), "{name}");
+            // An entry of the low page did not answer either.
+            assert_eq!(now.emulated_fast, before.emulated_fast, "{name}");
+            let mut bytes = [0; 8];
+            worker.read(&frames, SPACE, Gpa((place + HERE) << 12), &mut bytes).unwrap();
+            assert_eq!(bytes, [1; 8], "{name}");
+            drop((worker, vcpu));
+            finish(vm);
+        }
+    }
 }
 
 #[test]

@@ -298,7 +298,7 @@ fn a_frame_found_for_another_vm_is_refused() {
         let mut theirs = ready(a, 0);
         let request = request(&mut theirs, 3);
         let found = find(ram, &request);
-        let frame = request.resolve(found);
+        let frame = support::resolve(request, found);
         {
             let mut participant = b.participant().unwrap();
             let section = participant.section();
@@ -363,7 +363,10 @@ fn a_request_parked_in_another_vm_is_given_back() {
         let parked = b.worker().unwrap().unpark(parked).unwrap_err();
         let request = theirs.unpark(parked).unwrap();
         let found = find(ram, &request);
-        assert_eq!(theirs.complete(request.resolve(found)).unwrap(), Outcome::Fixed(Level::Size4K));
+        assert_eq!(
+            theirs.complete(support::resolve(request, found)).unwrap(),
+            Outcome::Fixed(Level::Size4K)
+        );
     });
 }
 
@@ -469,7 +472,7 @@ fn requests_beyond_the_spare_watches_are_refused_and_nothing_else_is() {
         // Every request that was admitted can be completed.
         for (n, request) in out.into_iter().enumerate() {
             let found = find(ram, &request);
-            let outcome = vcpu.complete(request.resolve(found)).unwrap();
+            let outcome = vcpu.complete(support::resolve(request, found)).unwrap();
             let expected = if n < 16 { Outcome::Fixed(Level::Size4K) } else { Outcome::Spurious };
             assert_eq!(outcome, expected, "request {n}");
             vcpu.reserve(0).unwrap();
@@ -494,7 +497,7 @@ fn a_request_that_outlives_its_vcpu_keeps_the_place_and_an_invalidation_hits_it(
         ram.move_page(3, 0x77);
     }
     worker.reserve(8).unwrap();
-    assert_eq!(worker.complete(request.resolve(found)).unwrap(), Outcome::Retry);
+    assert_eq!(worker.complete(support::resolve(request, found)).unwrap(), Outcome::Retry);
     assert_eq!(vm.stats().leaves, [0; 3], "the stolen frame is not mapped");
     assert!(vm.vcpu(VcpuId(0)).is_ok(), "closed, so the place is free");
 }
@@ -532,7 +535,7 @@ fn a_fault_without_table_pages_says_how_many_and_changes_nothing() {
     vm.host().budget.set(0);
     let request = request(&mut vcpu, 3);
     let found = find(&ram, &request);
-    let short = vcpu.complete(request.resolve(found)).unwrap_err();
+    let short = vcpu.complete(support::resolve(request, found)).unwrap_err();
     let MissingPages(missing) = short.missing;
     assert!(missing > 0 && vm.stats().leaves == [0; 3]);
     assert_eq!(vcpu.handle_fault(&ram, fault_at(4, Access::WRITE)), Outcome::OutOfMemory);

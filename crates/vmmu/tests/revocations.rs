@@ -59,11 +59,11 @@ fn a_frame_found_before_an_invalidation_is_refused_after_it() {
     drop(vcpu.before_enter(Processor(0)).unwrap());
     let (request, found) = half(&mut vcpu, &frames, 5);
     drop(vm.invalidate_range(pages(5, 1)));
-    assert_eq!(worker.complete(request.resolve(found)).unwrap(), Outcome::Retry);
+    assert_eq!(worker.complete(support::resolve(request, found)).unwrap(), Outcome::Retry);
     // An invalidation of other pages hits nobody.
     let (request, found) = half(&mut vcpu, &frames, 5);
     drop(vm.invalidate_range(pages(0x8_0000, 0x1000)));
-    let outcome = worker.complete(request.resolve(found)).unwrap();
+    let outcome = worker.complete(support::resolve(request, found)).unwrap();
     assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
     drop((vcpu, worker));
     finish(vm);
@@ -86,7 +86,7 @@ fn a_block_found_while_a_page_of_it_was_under_invalidation_is_not_mapped_whole()
     frames.move_page(17, 0x77_7777);
     drop(invalidation);
     // The invalidation is over and has not hit the watch, which it did not see.
-    let outcome = worker.complete(request.resolve(found)).unwrap();
+    let outcome = worker.complete(support::resolve(request, found)).unwrap();
     assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
     assert_eq!(vcpu.translate(Gpa(17 << 12)), None);
     drop((vcpu, worker));
@@ -180,7 +180,7 @@ fn a_zap_takes_leaves_only_and_refuses_requests_under_way() {
     assert_eq!(vm.stats().leaves, [0, 2, 0], "0x200.. overlaps by one frame and goes whole");
     assert_eq!(vm.stats().tables, tables, "tables stay");
     assert!(vm.host().in_use() >= pages);
-    assert_eq!(worker.complete(request.resolve(found)).unwrap(), Outcome::Retry);
+    assert_eq!(worker.complete(support::resolve(request, found)).unwrap(), Outcome::Retry);
     drop((vcpu, worker));
     finish(vm);
 }
@@ -400,7 +400,7 @@ fn what_is_empty_refuses_nobody() {
     for range in nothing {
         drop(worker.invalidate_range(range));
     }
-    let outcome = worker.complete(request.resolve(found)).unwrap();
+    let outcome = worker.complete(support::resolve(request, found)).unwrap();
     assert_eq!(outcome, Outcome::Fixed(Level::Size2M));
     // Nor is anybody refused who comes while they last.
     let held = nothing.map(|range| worker.invalidate_range(range));

@@ -56,7 +56,7 @@ fn invalid_roots_are_drained_in_steps_while_invalidations_still_see_them() {
     let old = vcpu.before_enter(Processor(0)).unwrap().root();
     let (request, found) = half(&mut vcpu, &frames, 0x7);
     let mut drain = worker.invalidate_roots();
-    assert_eq!(worker.complete(request.resolve(found)).unwrap(), Outcome::Retry);
+    assert_eq!(worker.complete(support::resolve(request, found)).unwrap(), Outcome::Retry);
     assert_eq!(vm.stats().leaves, [16, 0, 0], "invalid, not yet zapped");
     // The vCPU's next entry is on a new root, and flushes.
     {

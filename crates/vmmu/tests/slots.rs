@@ -28,14 +28,14 @@ fn a_slot_is_deleted_precisely() {
     let (request, found) = half(&mut vcpu, &frames, 0x400);
     worker.delete_slot(SlotId(1)).unwrap();
     assert_eq!(vm.stats().leaves, [0, 1, 0], "the other slot keeps its leaves");
-    assert_eq!(worker.complete(request.resolve(found)).unwrap(), Outcome::Retry);
+    assert_eq!(worker.complete(support::resolve(request, found)).unwrap(), Outcome::Retry);
     assert_eq!(vcpu.handle_fault(&frames, fault_at(0x400, Access::READ)), Outcome::Emulate);
     assert_eq!(worker.delete_slot(SlotId(1)), Err(SlotError::Missing(SlotId(1))));
     // The number is free again, and a request of the old slot is not one of the new.
     let (request, found) = half(&mut vcpu, &frames, 0x1200);
     worker.delete_slot(SlotId(2)).unwrap();
     worker.create_slot(&backed(2, range(0x1000, 0x1000))).unwrap();
-    assert_eq!(worker.complete(request.resolve(found)).unwrap(), Outcome::Retry);
+    assert_eq!(worker.complete(support::resolve(request, found)).unwrap(), Outcome::Retry);
     drop((vcpu, worker));
     finish(vm);
 }
@@ -85,7 +85,7 @@ fn a_limit_takes_larger_leaves_away_and_leaves_other_slots_alone() {
     let (request, found) = half(&mut b, &frames, 0x4_0000);
     vm.worker().unwrap().limit_slot(SlotId(1), Level::Size4K).unwrap();
     assert_eq!(vm.stats().leaves, [0, 0, 0]);
-    let other = b.complete(request.resolve(found)).unwrap();
+    let other = b.complete(support::resolve(request, found)).unwrap();
     assert_eq!(other, Outcome::Fixed(Level::Size1G), "a fault on the other slot is not refused");
     assert_eq!(a.handle_fault(&frames, fault_at(9, Access::READ)), Outcome::Fixed(Level::Size4K));
     vm.worker().unwrap().limit_slot(SlotId(1), Level::Size2M).unwrap();

@@ -35,7 +35,10 @@ const REQUIRED: &[&str] = &[
     "K3", "K4", "K5", "K6", "K11", "K16", "K18", "K23", "K26", "B1", "B2", "B3", "B7", "B8", "B10",
     "B11", "B13", "S2", "S3", "S5", "S6", "D-a2", "D-a3", "D-a5", "D-a6", "D-b1", "D-b3", "D-b4",
     "D-e2", "D-e4", "D-g1", "D-g3", "D-g6", "D-h1", "D-i2", "D-i3", "D-i5", "D-k1", "D-k3", "D-k5",
-    "D-m1", "D-n1", "D-q2", "D-r2", "D-w2", "D-w3", "D-w4", "F-M3", "F-f", "F-M11",
+    "D-m1", "D-n1", "D-q2", "D-r2", "D-w2", "D-w3", "D-w4", "F-H1", "F-H2", "F-H6a", "F-H6b",
+    "F-M1", "F-M2", "F-M3", "F-M5a", "F-M5b", "F-M5c", "F-M5d", "F-M6", "F-M8", "F-M9", "F-M11",
+    "F-M13", "F-M13b", "F-M14", "F-M14b", "F-a", "F-b", "F-c", "F-d", "F-e", "F-f", "F-g", "F-h",
+    "F-i1", "F-i2", "F-i3", "F-i4",
 ];
 
 /// A defect of the library.

@@ -193,8 +193,6 @@ impl<'m> Nested<'m> {
             Outcome::Fixed(_) => Answer::Mapped,
             Outcome::Spurious | Outcome::Retry | Outcome::Pending => Answer::Again,
             Outcome::Emulate | Outcome::WriteProtected => Answer::Device,
-            // Beyond what nested tables translate there is nothing.
-            Outcome::Fault(MemoryFault::TooHigh) => Answer::Device,
             // Every page of a RAM slot has a frame as long as the pool has one.
             Outcome::Fault(MemoryFault::Hole) => {
                 let total = memory::frames().1;

@@ -351,8 +351,7 @@ impl Check<'_> {
         let end = leaf.pfn.0 + place.level.pages();
         let table = self.tables.partition_point(|table| *table < leaf.pfn);
         let hits_table = self.tables.get(table).is_some_and(|table| table.0 < end);
-        let mut reserved = self.core.reserved.iter();
-        let hits_reserved = reserved.any(|(a, b)| a.0 < end && leaf.pfn.0 < b.0);
+        let hits_reserved = self.core.reserved.overlapping(leaf.pfn.0, end).is_some();
         let not_table = violation(Invariant::LeafNotTable, None);
         self.checked.verify(Invariant::LeafNotTable, !hits_table && !hits_reserved, not_table);
         let (Some(region), Some(word)) = (region, word) else { return };

@@ -10,17 +10,19 @@ use core::ptr::NonNull;
 use crate::addr::{Gfn, GfnRange, Gpa, Hpa, Level, PAGE_SIZE, Pfn};
 use crate::entry::access::Access;
 use crate::fault::{Busy, Cause, PageFault};
-use crate::host::backing::{Backing, Resolution};
+use crate::host::backing::{Backing, HostFrame, Resolution};
 use crate::host::cpus::WaitFor;
 use crate::host::host::Host;
 use crate::host::memory::{GuestMemory, GuestPage};
 use crate::protocol::local::Local;
 use crate::protocol::section::Section;
 use crate::state::broken::Broken;
+use crate::state::reserved::Gap;
 use crate::state::root::{Role, RootName};
 use crate::state::slot::{AddressSpace, SlotState, Source};
 use crate::state::slot_set::Hint;
 use crate::sync::{GuestU32, GuestU64, Ordering};
+use crate::tdp::recent::Recent;
 use crate::tdp::request::{Admission, Refused, ResolvedFault};
 
 /// Where a guest address leads, as the tables say now. It may be gone the next moment.
@@ -54,6 +56,9 @@ pub enum AccessFailure {
     ReadOnly,
     /// The backing has nothing there, or something broken.
     Hole,
+    /// The backing names a frame that the host has reserved for itself
+    /// ([`Config::reserved`](crate::Config::reserved)).
+    Reserved,
     /// The host cannot reach the frame by an address of its own
     /// ([`GuestMemory::bytes`] gave `None`).
     Unreachable,
@@ -108,6 +113,7 @@ impl fmt::Display for AccessError {
             AccessFailure::NoMemory => "no slot is there",
             AccessFailure::ReadOnly => "the memory is read-only",
             AccessFailure::Hole => "the backing has nothing there",
+            AccessFailure::Reserved => "the backing names a frame that the host has reserved",
             AccessFailure::Unreachable => "the host has no address for the frame",
             AccessFailure::Busy(why) => {
                 return write!(f, "guest memory at {}: {why} ({} bytes done)", self.gpa, self.done);
@@ -144,6 +150,8 @@ enum Attempt {
 pub(crate) struct Copier<'a, 'p, H: Host> {
     pub local: &'a mut Local<'p, H>,
     pub hint: &'a mut Hint,
+    pub recent: &'a mut Recent,
+    pub gap: &'a mut Gap,
 }
 
 impl<'p, H: Host> Copier<'_, 'p, H> {
@@ -262,9 +270,9 @@ impl<'p, H: Host> Copier<'_, 'p, H> {
         let core = self.local.core();
         let gfn = gpa.gfn();
         let fault = PageFault { gpa, access, cause: Cause::Prefault };
-        let watch = self.local.watch(space, gfn, Level::Size4K);
-        let watch = watch.ok_or(failed(AccessFailure::Busy(Busy::Requests)))?;
-        let (admission, request) = {
+        self.recent.look(core, &self.local.words().watch);
+        let mut watch = self.local.own_watch(space, gfn, Level::Size4K);
+        let (admission, request) = loop {
             let section = self.local.section_after_watch();
             let region = section.slots().find(space, gfn, self.hint);
             let region = *region.ok_or(failed(AccessFailure::NoMemory))?;
@@ -282,26 +290,41 @@ impl<'p, H: Host> Copier<'_, 'p, H> {
             let root = RootName::NONE;
             let admission = Admission { fault, root, region, word, largest: Level::Size4K };
             match region.source {
-                Source::Linear(_) => (admission, None),
-                Source::Backed { .. } => match section.admit_in(watch, admission) {
-                    Ok(request) => (admission, Some(request)),
-                    Err(Refused::ReadOnly) => return Err(failed(AccessFailure::ReadOnly)),
-                    Err(Refused::Invalidation) => {
-                        return Err(failed(AccessFailure::Busy(Busy::Invalidation)));
+                Source::Linear(_) => break (admission, None),
+                Source::Backed { .. } => {
+                    let Some(watch) = watch.take() else {
+                        drop(section);
+                        // As for a fault: only what is backed takes a spare one.
+                        let spare = self.local.spare_watch(space, gfn, Level::Size4K);
+                        watch = Some(spare.ok_or(failed(AccessFailure::Busy(Busy::Requests)))?);
+                        continue;
+                    };
+                    match section.admit_in(watch, admission) {
+                        Ok(request) => break (admission, Some(request)),
+                        Err(Refused::ReadOnly) => return Err(failed(AccessFailure::ReadOnly)),
+                        Err(Refused::Invalidation) => {
+                            return Err(failed(AccessFailure::Busy(Busy::Invalidation)));
+                        }
+                        Err(_) => return Err(Attempt::Again),
                     }
-                    Err(_) => return Err(Attempt::Again),
-                },
+                }
             }
         };
         let (pfn, frame) = match (request, admission.region.source) {
             (None, Source::Linear(frames)) => {
                 (Pfn(frames.first().0 + (gfn.0 - admission.region.range.start().0)), None)
             }
-            (Some(request), _) => match memory.find(&request.query()) {
+            (Some(request), _) => match memory.find(&request.question()) {
                 Resolution::Frame(found) if !found.access.contains(access) => {
                     return Err(failed(AccessFailure::ReadOnly));
                 }
-                Resolution::Frame(found) => (found.pfn, Some(request.resolve(found))),
+                Resolution::Frame(HostFrame { pfn: Pfn(pfn), .. })
+                    if !core.reserved.is_free(pfn, pfn.saturating_add(1), self.gap)
+                        && !defect!(MapsReservedAnswers) =>
+                {
+                    return Err(failed(AccessFailure::Reserved));
+                }
+                Resolution::Frame(found) => (found.pfn, Some(request.answered(found))),
                 Resolution::Hole | Resolution::Poisoned => return Err(failed(AccessFailure::Hole)),
                 Resolution::Pending => {
                     return Err(failed(AccessFailure::Busy(Busy::Pending)));

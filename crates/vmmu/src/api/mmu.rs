@@ -57,7 +57,9 @@ pub struct Config<'a> {
     /// many it makes. What memory needs is not counted. A fault beyond is emulated all the same, and
     /// not remembered unless the table for it is there.
     pub mmio_tables: u32,
-    /// Host frames, half-open, that no linear slot may cover: the hypervisor's own.
+    /// Host frames, half-open, that no guest may be given: the hypervisor's own, table pages among
+    /// them. No linear slot may cover one. A backing's answer whose leaf would map one ends the fault as
+    /// [`MemoryFault::Reserved`](crate::MemoryFault::Reserved). In any order; they may overlap.
     pub reserved: &'a [(Pfn, Pfn)],
 }
 

@@ -20,7 +20,7 @@ use crate::api::mmu::Mmu;
 use crate::api::worker::{HandleError, Worker};
 use crate::error::NoMemory;
 use crate::fault::{Outcome, PageFault};
-use crate::host::backing::{Backing, HostFrame};
+use crate::host::backing::{Answer, Backing};
 use crate::host::cpus::{Cpus, VcpuId, WaitFor};
 use crate::host::host::Host;
 use crate::host::memory::GuestMemory;
@@ -28,9 +28,8 @@ use crate::host::observer::{Event, Observer};
 use crate::state::broken::Broken;
 use crate::state::root::{Berth, Role, RootName};
 use crate::state::vcpu::VcpuWords;
-use crate::table::cache::MissingPages;
 use crate::tdp::fault::{FaultStep, Faulter, IfShort, NeedsPages};
-use crate::tdp::request::{Parked, Request, ResolvedFault};
+use crate::tdp::request::{NotCompleted, Parked, Request, ResolvedFault};
 
 /// A physical processor, as the host numbers them. A vCPU that finds itself on another one than
 /// last time drops its translations there.
@@ -248,8 +247,8 @@ impl<M: Hold> VcpuMmu<M> {
         words.note_here(self.worker.seat.host().here());
         words.enter();
         let wanted = words.flush_wanted();
-        if let Some(count) = wanted {
-            words.flush_done(count);
+        if let Some(number) = wanted {
+            words.flush_done(number);
         }
         // After the look at the flushes: whoever waits for that look to be over knows that this one
         // comes after it, and sees the root invalid.
@@ -281,9 +280,9 @@ impl<M: Hold> VcpuMmu<M> {
         self.outside();
         let root = self.valid_root();
         let space = self.role.space;
-        let Worker { seat, cache, hint } = &mut self.worker;
+        let Worker { seat, cache, hint, recent, gap } = &mut self.worker;
         let mut local = seat.local();
-        let mut faulter = Faulter { local: &mut local, cache, hint };
+        let mut faulter = Faulter { local: &mut local, cache, hint, recent, gap };
         let outcome = match root {
             Ok(root) => faulter.handle_fault(backing, root, space, fault),
             // Drains end, and none of them waits for this fault.
@@ -313,10 +312,10 @@ impl<M: Hold> VcpuMmu<M> {
     pub fn complete_parked(
         &mut self,
         parked: Parked,
-        frame: HostFrame,
-    ) -> Result<Outcome, (MissingPages, Parked)> {
+        answer: Answer,
+    ) -> Result<Outcome, NotCompleted> {
         self.outside();
-        self.worker.complete_parked(parked, frame)
+        self.worker.complete_parked(parked, answer)
     }
 
     /// As [`Worker::translate`], for the role of this vCPU.
@@ -364,9 +363,9 @@ impl<'m, H: Host> VcpuMmu<&'m Mmu<H>> {
     pub fn begin_fault(&mut self, fault: PageFault) -> FaultStep<Request<'m>> {
         self.outside();
         let Some((root, _)) = self.root else { return FaultStep::LoadRoot };
-        let Worker { seat, cache, hint } = &mut self.worker;
+        let Worker { seat, cache, hint, recent, gap } = &mut self.worker;
         let mut local = seat.lasting();
-        Faulter { local: &mut local, cache, hint }.begin_fault(
+        Faulter { local: &mut local, cache, hint, recent, gap }.begin_fault(
             root,
             self.role.space,
             fault,
@@ -387,9 +386,9 @@ impl<H: Host> VcpuMmu<Arc<Mmu<H>>> {
     pub fn begin_fault(&mut self, fault: PageFault) -> FaultStep<Parked> {
         self.outside();
         let Some((root, _)) = self.root else { return FaultStep::LoadRoot };
-        let Worker { seat, cache, hint } = &mut self.worker;
+        let Worker { seat, cache, hint, recent, gap } = &mut self.worker;
         let mut local = seat.local();
-        let mut faulter = Faulter { local: &mut local, cache, hint };
+        let mut faulter = Faulter { local: &mut local, cache, hint, recent, gap };
         faulter.begin_fault(root, self.role.space, fault, IfShort::Emulate).map(Request::park)
     }
 }

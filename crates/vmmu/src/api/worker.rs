@@ -10,7 +10,7 @@ use crate::api::mmu::Mmu;
 use crate::api::seat::Seat;
 use crate::error::NoMemory;
 use crate::fault::Outcome;
-use crate::host::backing::{Backing, HostFrame};
+use crate::host::backing::{Answer, Backing};
 use crate::host::cpus::VcpuId;
 use crate::host::host::Host;
 use crate::host::memory::GuestMemory;
@@ -21,12 +21,14 @@ use crate::revoke::zap::Zap;
 use crate::slots::deletion::Deletion;
 use crate::slots::drain::Drain;
 use crate::slots::error::SlotError;
+use crate::state::reserved::Gap;
 use crate::state::root::Role;
 use crate::state::slot::{AddressSpace, SlotId, SlotInfo, SlotSpec};
 use crate::state::slot_set::Hint;
-use crate::table::cache::{Cache, MissingPages};
+use crate::table::cache::Cache;
 use crate::tdp::fault::{Faulter, NeedsPages};
-use crate::tdp::request::{Parked, Request, ResolvedFault};
+use crate::tdp::recent::Recent;
+use crate::tdp::request::{NotCompleted, Parked, Request, ResolvedFault, WrongAnswer};
 
 /// A participant with table pages; see the module.
 ///
@@ -37,6 +39,8 @@ pub struct Worker<M: Hold> {
     pub(crate) seat: Seat<M>,
     pub(crate) cache: Cache,
     pub(crate) hint: Hint,
+    pub(crate) recent: Recent,
+    pub(crate) gap: Gap,
 }
 
 /// Why a vCPU or worker cannot be made.
@@ -83,7 +87,13 @@ impl<M: Hold> Worker<M> {
         let top = mmu.mmu().core.format.top();
         let cache = Cache::new(top).map_err(|_| HandleError::NoMemory)?;
         let seat = Seat::take(mmu).ok_or(HandleError::NoPlace)?;
-        Ok(Worker { seat, cache, hint: Hint::default() })
+        Ok(Worker {
+            seat,
+            cache,
+            hint: Hint::default(),
+            recent: Recent::default(),
+            gap: Gap::default(),
+        })
     }
 
     /// Takes table pages from the host ahead, so that the next operations need not: at least
@@ -96,26 +106,36 @@ impl<M: Hold> Worker<M> {
     /// missing; the frame comes back, [`reserve`](Self::reserve) and complete it again.
     #[expect(clippy::result_large_err, reason = "the frame comes back; a box would allocate")]
     pub fn complete<'f>(&mut self, frame: ResolvedFault<'f>) -> Result<Outcome, NeedsPages<'f>> {
-        let mut local = self.seat.local();
-        Faulter { local: &mut local, cache: &mut self.cache, hint: &mut self.hint }.complete(frame)
+        let Worker { seat, cache, hint, recent, gap } = self;
+        Faulter { local: &mut seat.local(), cache, hint, recent, gap }.complete(frame)
     }
 
-    /// Maps a frame that was found for a parked request, whoever faulted.
+    /// Maps a frame that was found for a parked request, whoever faulted: `answer` is made from the
+    /// request's [`query`](Parked::query).
     ///
-    /// `Err`: table pages are missing; the request comes back, [`reserve`](Self::reserve) and
-    /// complete it again. A request that is another MMU's, or has been taken away from its vCPU
-    /// meanwhile, ends as [`Outcome::Retry`].
+    /// `Err`: table pages are missing, or the answer is another request's; the request comes back. A
+    /// request that is another MMU's, or has been taken away from its vCPU meanwhile, ends as
+    /// [`Outcome::Retry`].
     #[expect(clippy::result_large_err, reason = "the request comes back; a box would allocate")]
     pub fn complete_parked(
         &mut self,
         parked: Parked,
-        frame: HostFrame,
-    ) -> Result<Outcome, (MissingPages, Parked)> {
-        let mut local = self.seat.local();
+        answer: Answer,
+    ) -> Result<Outcome, NotCompleted> {
+        let Worker { seat, cache, hint, recent, gap } = self;
+        let mut local = seat.local();
         let Ok(request) = local.unpark(parked) else { return Ok(Outcome::Retry) };
-        let (cache, hint) = (&mut self.cache, &mut self.hint);
-        let done = Faulter { local: &mut local, cache, hint }.complete(request.resolve(frame));
-        done.map_err(|needs| (needs.missing, needs.resolved.reopen().park()))
+        let resolved = match request.resolve(answer) {
+            Ok(resolved) => resolved,
+            Err(WrongAnswer { request, answer }) => {
+                return Err(NotCompleted::WrongAnswer { parked: request.park(), answer });
+            }
+        };
+        let done = Faulter { local: &mut local, cache, hint, recent, gap }.complete(resolved);
+        done.map_err(|needs| NotCompleted::MissingPages {
+            missing: needs.missing,
+            parked: needs.resolved.reopen().park(),
+        })
     }
 
     /// Makes a slot. When this returns, faults map from it.
@@ -209,7 +229,8 @@ impl<M: Hold> Worker<M> {
 
     /// Where the tables of `role` lead for `gpa` now, if they lead anywhere.
     pub fn translate(&mut self, role: Role, gpa: Gpa) -> Option<Translation> {
-        Copier { local: &mut self.seat.local(), hint: &mut self.hint }.translate(role, gpa)
+        let Worker { seat, hint, recent, gap, .. } = self;
+        Copier { local: &mut seat.local(), hint, recent, gap }.translate(role, gpa)
     }
 
     /// Reads guest memory. The bytes of each page are copied at one time; those of different
@@ -221,7 +242,8 @@ impl<M: Hold> Worker<M> {
         gpa: Gpa,
         buffer: &mut [u8],
     ) -> Result<(), AccessError> {
-        let mut copier = Copier { local: &mut self.seat.local(), hint: &mut self.hint };
+        let Worker { seat, hint, recent, gap, .. } = self;
+        let mut copier = Copier { local: &mut seat.local(), hint, recent, gap };
         copier.copy(memory, space, gpa, Bytes::Out(buffer))
     }
 
@@ -233,7 +255,8 @@ impl<M: Hold> Worker<M> {
         gpa: Gpa,
         bytes: &[u8],
     ) -> Result<(), AccessError> {
-        let mut copier = Copier { local: &mut self.seat.local(), hint: &mut self.hint };
+        let Worker { seat, hint, recent, gap, .. } = self;
+        let mut copier = Copier { local: &mut seat.local(), hint, recent, gap };
         copier.copy(memory, space, gpa, Bytes::In(bytes))
     }
 
@@ -250,7 +273,8 @@ impl<M: Hold> Worker<M> {
         seen: W,
         new: W,
     ) -> Result<Result<W, W>, AccessError> {
-        let mut copier = Copier { local: &mut self.seat.local(), hint: &mut self.hint };
+        let Worker { seat, hint, recent, gap, .. } = self;
+        let mut copier = Copier { local: &mut seat.local(), hint, recent, gap };
         copier.compare_exchange(memory, space, gpa, seen, new)
     }
 }

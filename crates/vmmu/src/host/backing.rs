@@ -3,6 +3,7 @@
 use crate::addr::{Gfn, Level, Pfn};
 use crate::entry::access::{Access, MemoryType};
 use crate::state::slot::SlotId;
+use crate::state::watch_name::WatchName;
 
 /// What a fault wants to know.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,6 +20,37 @@ pub struct FrameQuery {
     pub access: Access,
     /// The largest leaf slot and format allow here; a larger answer is cut down.
     pub largest: Level,
+    /// Under which watch it is asked. `None`: within one call, or for nobody.
+    pub(crate) name: Option<WatchName>,
+}
+
+impl FrameQuery {
+    /// A query of no request, to test a backing with: no request takes the answer to it.
+    pub const fn of_nobody(
+        slot: SlotId,
+        (backing, page): (u64, u64),
+        gfn: Gfn,
+        access: Access,
+        largest: Level,
+    ) -> FrameQuery {
+        FrameQuery { slot, backing, page, gfn, access, largest, name: None }
+    }
+
+    /// The answer to this query, for the request that asks it: see
+    /// [`Request::resolve`](crate::Request::resolve). A fault in one call needs none: what its
+    /// [`Backing`] finds is the answer.
+    pub const fn answer(&self, frame: HostFrame) -> Answer {
+        Answer { frame, name: self.name }
+    }
+}
+
+/// A host frame, and which query it answers. A plain value: it can be found on another thread, and
+/// come back later. Only the request that asked takes it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Answer {
+    /// What was found.
+    pub frame: HostFrame,
+    pub(crate) name: Option<WatchName>,
 }
 
 /// A host frame, as an answer.
@@ -60,8 +92,12 @@ pub enum Resolution {
 /// A guest reaches every frame that is named here. So an implementation promises:
 ///
 /// * what [`find`](Self::find) names belongs to the guest: neither table pages nor memory that this
-///   program uses for anything else are ever named. The library refuses frames that the
-///   configuration says are [reserved](crate::Config::reserved), as a second line of defence;
+///   program uses for anything else are ever named. As a second line of defence the library refuses
+///   an answer whose leaf would map a frame that the configuration says is
+///   [reserved](crate::Config::reserved). So the pages that
+///   [`TablePages::take`](crate::host::TablePages::take) gives belong into those ranges: no fault
+///   compares an answer with the tables themselves, only the [checker](crate::Mmu::check) does,
+///   which reads all of them;
 /// * while no invalidation covers a page, the answer for it does not name another frame. A frame
 ///   changes only between the begin of an invalidation that covers its page and the end of it.
 ///

@@ -24,7 +24,7 @@ pub(crate) mod memory;
 pub(crate) mod observer;
 pub(crate) mod pages;
 
-pub use backing::{Backing, FrameQuery, HostFrame, Resolution};
+pub use backing::{Answer, Backing, FrameQuery, HostFrame, Resolution};
 pub use cpus::{Cpus, Preemption, VcpuId, Wait, WaitFor};
 pub use host::Host;
 pub use memory::{DirectMap, GuestMemory, GuestPage};

@@ -24,7 +24,7 @@ use crate::protocol::section::{Plain, Section};
 use crate::protocol::waiting::Waiting;
 use crate::protocol::watch::Watch;
 use crate::state::core::Core;
-use crate::state::participant::ParticipantWords;
+use crate::state::participant::{ParticipantWords, WatchPlace};
 use crate::state::slot::AddressSpace;
 
 /// A registered place among the participants of an MMU. Dropping it gives the place back.
@@ -144,12 +144,39 @@ impl<'p, H: Host> Local<'p, H> {
         host.event(Event::GracePeriod);
     }
 
+    /// Opens the participant's own watch over the leaf of `level` around `gfn`. `None`: it is still
+    /// out with an earlier request.
+    #[inline]
+    pub(crate) fn own_watch(
+        &mut self,
+        space: AddressSpace,
+        gfn: Gfn,
+        level: Level,
+    ) -> Option<Watch<'p>> {
+        let words = &self.words.watch;
+        if words.is_open() {
+            return None;
+        }
+        words.open(space, gfn, level);
+        Some(Watch { core: self.core, place: WatchPlace::Own(self.place) })
+    }
+
+    /// Opens a spare one. `None`: all are out.
+    ///
+    /// No section is open while this borrows the participant, so whichever admits the watch begins
+    /// after it, with a fence between the two.
+    pub(crate) fn spare_watch(
+        &mut self,
+        space: AddressSpace,
+        gfn: Gfn,
+        level: Level,
+    ) -> Option<Watch<'p>> {
+        Watch::spare(self.core, space, gfn, level)
+    }
+
     /// Opens a watch over the leaf of `level` around `gfn`. `None`: the participant's own is
     /// still out with an earlier request, and so are all spare ones; complete or drop one.
-    #[inline]
     pub fn watch(&mut self, space: AddressSpace, gfn: Gfn, level: Level) -> Option<Watch<'p>> {
-        let core = self.core();
-        let place = core.participants.watch(self.place, space, gfn, level)?;
-        Some(Watch { core, place })
+        self.own_watch(space, gfn, level).or_else(|| self.spare_watch(space, gfn, level))
     }
 }

@@ -1,7 +1,10 @@
 //! The right to a written watch; closing it when the right is dropped.
 
+use crate::addr::{Gfn, Level};
 use crate::state::core::Core;
 use crate::state::participant::WatchPlace;
+use crate::state::slot::AddressSpace;
+use crate::state::watch_name::WatchName;
 
 /// A written watch: invalidations that overlap its frames will hit it.
 ///
@@ -12,6 +15,26 @@ use crate::state::participant::WatchPlace;
 pub struct Watch<'vm> {
     pub(crate) core: &'vm Core,
     pub(crate) place: WatchPlace,
+}
+
+impl<'vm> Watch<'vm> {
+    /// Opens a spare one.
+    pub(crate) fn spare(
+        core: &'vm Core,
+        space: AddressSpace,
+        gfn: Gfn,
+        level: Level,
+    ) -> Option<Self> {
+        let place = core.participants.open_spare(space, gfn, level)?;
+        Some(Watch { core, place })
+    }
+
+    /// Its name while it is open.
+    pub(crate) fn name(&self) -> WatchName {
+        let words = self.core.participants.watch_words(self.place);
+        let count = words.map_or(0, |words| words.count());
+        WatchName { mmu: self.core.id, place: self.place, count }
+    }
 }
 
 impl Drop for Watch<'_> {

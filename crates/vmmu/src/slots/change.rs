@@ -105,7 +105,9 @@ impl<H: Host> Local<'_, H> {
         self.zap_and_remove(&mut guard, dying);
         // There is room: that of the same slot at its old place.
         guard.add(&spec)?;
-        self.quiesce(&mut guard);
+        if !defect!(MovedSlotLiveAtOnce) {
+            self.quiesce(&mut guard);
+        }
         guard.come(&spec);
         self.renew(guard);
         Ok(())
@@ -158,8 +160,7 @@ impl<H: Host> Local<'_, H> {
                     return Err(SlotError::Memory(memory));
                 }
                 let seen = if defect!(MapsReservedFrames) { pfn.0 + 1 } else { end };
-                let hit = core.reserved.iter().find(|(a, b)| a.0 < seen && pfn.0 < b.0);
-                if let Some((a, b)) = hit {
+                if let Some((a, b)) = core.reserved.overlapping(pfn.0, seen) {
                     return Err(SlotError::Reserved {
                         id: spec.id,
                         first: pfn.0,

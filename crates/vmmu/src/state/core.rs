@@ -10,9 +10,10 @@ use crate::state::abandoned::Abandoned;
 use crate::state::broken::Broken;
 use crate::state::invalidations::Invalidations;
 use crate::state::participant::Participants;
+use crate::state::reserved::Reserved;
 use crate::state::root::Roots;
 use crate::state::slots::Slots;
-use crate::state::vcpu::VcpuWords;
+use crate::state::vcpu::{FlushNumbers, VcpuWords};
 use crate::sync;
 use crate::sync::{AtomicU64, Ordering};
 
@@ -34,8 +35,9 @@ pub(crate) struct Core {
     /// Table pages that only the end of the MMU gives back.
     pub abandoned: Abandoned,
     pub vcpus: Box<[VcpuWords]>,
-    /// Host frames no linear slot may cover.
-    pub reserved: Vec<(Pfn, Pfn)>,
+    pub flushes: FlushNumbers,
+    /// Host frames no guest may be given.
+    pub reserved: Reserved,
     dead: AtomicU64,
 }
 
@@ -60,9 +62,6 @@ impl Core {
         let mut vcpus = Vec::new();
         vcpus.try_reserve_exact(sizes.vcpus).map_err(|_| NoMemory)?;
         vcpus.extend((0..sizes.vcpus).map(|_| VcpuWords::new()));
-        let mut kept = Vec::new();
-        kept.try_reserve_exact(reserved.len()).map_err(|_| NoMemory)?;
-        kept.extend_from_slice(reserved);
         Ok(Core {
             id: sync::unique(),
             format,
@@ -75,7 +74,8 @@ impl Core {
             slots: Slots::new(sizes.slots)?,
             abandoned: Abandoned::new(),
             vcpus: vcpus.into_boxed_slice(),
-            reserved: kept,
+            flushes: FlushNumbers::new(),
+            reserved: Reserved::new(reserved)?,
             dead: AtomicU64::new(0),
         })
     }

@@ -49,7 +49,8 @@ impl Ledger {
             self.leak();
         }
         self.opened.add(1);
-        self.start.store(range.start().0, Ordering::Relaxed);
+        let order = if defect!(LedgerStartRelaxed) { Ordering::Relaxed } else { Ordering::Release };
+        self.start.store(range.start().0, order);
         self.end.store(range.end().0, Ordering::Release);
     }
 
@@ -85,8 +86,13 @@ impl Ledger {
 
     /// Whether a debt over `range` is open.
     ///
-    /// Whoever calls this has met an entry that is clear already. If the debtor cleared it, both
-    /// words of the debt were written before that clear, so what is read here is of one debt.
+    /// Who asks may have met an entry that the debtor has cleared. Both words of that debt were written
+    /// before the clear, so each of the two is read as that debt has left it or as it was written
+    /// later, in whichever order they are read. If neither is from later, the debt is seen. If one is,
+    /// it was written after that debt's flush, or after it was added to the leaked ones; and because
+    /// every store releases and every load acquires, what the debtor did before, up to the end of the
+    /// flush or the leak, has happened before the answer, and the leaked ones are read after it. So
+    /// the start of one debt may be read with the end of another: then neither is needed.
     pub(crate) fn is_open(&self, range: GfnRange) -> bool {
         let overlaps = |start: &AtomicU64, end: &AtomicU64| {
             let end = end.load(Ordering::Acquire);

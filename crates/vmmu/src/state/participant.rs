@@ -183,6 +183,12 @@ impl ParticipantWords {
         self.sections.store(sections.wrapping_add(1) | 1, order);
     }
 
+    /// The section count as last seen.
+    #[cfg(feature = "protocol")]
+    pub(crate) fn sections(&self) -> u64 {
+        self.sections.load(Ordering::Relaxed)
+    }
+
     /// Leaves it.
     #[inline]
     pub(crate) fn leave(&self) {
@@ -276,20 +282,13 @@ impl Participants {
         &self.spares
     }
 
-    /// Opens a watch: the participant's own, or a spare one while the own is still out.
-    #[inline]
-    pub(crate) fn watch(
+    /// Opens a spare watch.
+    pub(crate) fn open_spare(
         &self,
-        place: u32,
         space: AddressSpace,
         gfn: Gfn,
         level: Level,
     ) -> Option<WatchPlace> {
-        let own = &self.get(place)?.watch;
-        if !own.is_open() {
-            own.open(space, gfn, level);
-            return Some(WatchPlace::Own(place));
-        }
         let spare = self.spares.iter().position(|spare| spare.try_open(space, gfn, level))?;
         Some(WatchPlace::Spare(spare as u32))
     }

@@ -61,6 +61,7 @@ impl Region {
         } else {
             host.end()
         };
+        let end = if defect!(MissesLastPage) && host.pages > 1 { end - 1 } else { end };
         let to = end.min(mine.end()) - first;
         let base = self.range.start().0;
         GfnRange::new(Gfn(base + from), Gfn(base + to))
@@ -268,7 +269,9 @@ impl SlotSet {
         let mut before: Option<(u64, u64)> = None;
         for backed in &mut self.backed {
             backed.reach = backed.end;
-            if let Some((_, reach)) = before.filter(|(backing, _)| *backing == backed.backing) {
+            if let Some((_, reach)) = before.filter(|(backing, _)| *backing == backed.backing)
+                && !defect!(ForgetsReach)
+            {
                 backed.reach = backed.reach.max(reach);
             }
             before = Some((backed.backing, backed.reach));

@@ -7,8 +7,29 @@
 //! The rule: B says that it is *in the guest*, passes a full fence, and then reads how many flushes are
 //! *wanted*. A raises that count, passes a full fence, and then reads B's mode. So either A sees B in
 //! the guest, or B sees the count.
+//!
+//! Flushes are numbered for the whole MMU, and a vCPU that has done one has done all of smaller numbers:
+//! a number is drawn after what it is about was cleared, and whoever sees a number sees what was done
+//! before any smaller one was drawn. So A remembers one number, and waits for no flush that others ask
+//! for later.
 
 use crate::sync::{AtomicU64, Ordering, fence};
+
+/// Numbers flushes, on a cache line of its own.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(crate) struct FlushNumbers(AtomicU64);
+
+impl FlushNumbers {
+    pub(crate) fn new() -> Self {
+        FlushNumbers(AtomicU64::new(0))
+    }
+
+    /// The next number: larger than all before.
+    pub(crate) fn draw(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::AcqRel).wrapping_add(1)
+    }
+}
 
 /// One vCPU's words.
 #[derive(Debug)]
@@ -16,9 +37,9 @@ use crate::sync::{AtomicU64, Ordering, fence};
 pub(crate) struct VcpuWords {
     /// Odd while in the guest; written by the vCPU.
     mode: AtomicU64,
-    /// Flushes asked for; written by anybody.
+    /// The largest number of a flush asked for; written by anybody.
     wanted: AtomicU64,
-    /// Flushes done; written by the vCPU.
+    /// The largest number of a flush done; written by the vCPU.
     done: AtomicU64,
     taken: AtomicU64,
     /// The number of the thread or processor that entered last, plus one; 0 if the host has none.
@@ -63,12 +84,12 @@ impl VcpuWords {
         }
     }
 
-    /// Asks for one more flush.
-    pub(crate) fn want_flush(&self) {
-        self.wanted.fetch_add(1, Ordering::AcqRel);
+    /// Asks for the flush of that number.
+    pub(crate) fn want_flush(&self, number: u64) {
+        self.wanted.fetch_max(number, Ordering::AcqRel);
     }
 
-    /// How many flushes have been asked for.
+    /// The largest number asked for by now.
     pub(crate) fn wanted(&self) -> u64 {
         self.wanted.load(Ordering::Relaxed)
     }
@@ -83,9 +104,9 @@ impl VcpuWords {
         mode & 1 == 1
     }
 
-    /// Whether the vCPU has done that many flushes.
-    pub(crate) fn has_flushed(&self, count: u64) -> bool {
-        self.done.load(Ordering::Acquire) >= count
+    /// Whether the vCPU has done the flush of that number.
+    pub(crate) fn has_flushed(&self, number: u64) -> bool {
+        self.done.load(Ordering::Acquire) >= number
     }
 
     /// Whether the vCPU exists.
@@ -103,14 +124,14 @@ impl VcpuWords {
         here.is_some_and(|here| self.here.load(Ordering::Relaxed) == u64::from(here) + 1)
     }
 
-    /// The count of a flush that must be done before the guest runs, if there is one.
+    /// The number of a flush that must be done before the guest runs, if there is one.
     pub(crate) fn flush_wanted(&self) -> Option<u64> {
         let wanted = self.wanted.load(Ordering::Acquire);
         (wanted != self.done.load(Ordering::Relaxed)).then_some(wanted)
     }
 
     /// The translations have been, or at the entry that follows will be, dropped.
-    pub(crate) fn flush_done(&self, count: u64) {
-        self.done.store(count, Ordering::Release);
+    pub(crate) fn flush_done(&self, number: u64) {
+        self.done.store(number, Ordering::Release);
     }
 }

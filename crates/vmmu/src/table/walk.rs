@@ -242,6 +242,8 @@ impl<'s, L: Liability> Section<'s, L> {
             let is_old =
                 |root: &Root| root.name.generation <= cursor.newest || defect!(DrainsNewRoots);
             let root = root.filter(is_old);
+            let is_left_out = space != AddressSpace::Normal && defect!(ForgetsSecondSpace);
+            let root = root.filter(|_| !is_left_out);
             if let Some(root) = root.filter(|r| r.role.space == space && target.wants(r)) {
                 return Some(root);
             }

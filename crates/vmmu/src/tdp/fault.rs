@@ -8,14 +8,17 @@ use crate::host::backing::{Backing, Resolution};
 use crate::host::host::Host;
 use crate::protocol::local::Local;
 use crate::protocol::section::Section;
+use crate::protocol::watch::Watch;
 use crate::state::broken::Broken;
 use crate::state::participant::ParticipantWords;
+use crate::state::reserved::Gap;
 use crate::state::root::{Root, RootName};
 use crate::state::slot::{AddressSpace, Source};
 use crate::state::slot_set::Hint;
 use crate::table::cache::{Cache, MissingPages};
 use crate::table::walk::descend;
 use crate::tdp::insert::Mapped;
+use crate::tdp::recent::Recent;
 use crate::tdp::request::{Admission, Refused, Request, ResolvedFault};
 use crate::tdp::usable::{is_allowed, is_usable};
 
@@ -70,10 +73,12 @@ pub(crate) struct Faulter<'a, 'p, H: Host> {
     pub local: &'a mut Local<'p, H>,
     pub cache: &'a mut Cache,
     pub hint: &'a mut Hint,
+    pub recent: &'a mut Recent,
+    pub gap: &'a mut Gap,
 }
 
 impl<'p, H: Host> Faulter<'_, 'p, H> {
-    /// First half: watch, then one section.
+    /// First half: watch, then one section, or a second one if the watch is a spare one.
     #[inline]
     pub(crate) fn begin_fault(
         &mut self,
@@ -88,44 +93,77 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
             return FaultStep::Done(Outcome::Dead(broken));
         }
         let gfn = fault.gpa.gfn();
+        // No slot is there, and no entry says so: the tables would take it for a low address.
         if gfn.0 >= core.format.frames() {
-            return done(words, Outcome::Fault(MemoryFault::TooHigh));
+            return done(words, Outcome::Emulate);
         }
-        let Some(watch) = self.local.watch(space, gfn, core.largest) else {
-            return done(words, Outcome::Retry);
-        };
-        let section = self.local.section_after_watch();
-        let Some(root) = core.roots.get(name).filter(|root| root.role.space == space) else {
-            return load_root(words);
-        };
-        if let Some(outcome) = present(&section, words, &root, fault) {
-            return done(words, outcome);
+        self.recent.look(core, &words.watch);
+        let mut level = self.recent.level(gfn, core.largest);
+        if defect!(WidensInSection) {
+            level = Level::Size4K;
         }
-        let Some(region) = section.slots().find(space, gfn, self.hint) else {
-            return emulate(&section, self.cache, words, name, fault, if_short);
-        };
-        let word = core.slots.word(region.id);
-        if word.is_read_only() && fault.access.contains(Access::WRITE) && word.is_live() {
-            return done(words, Outcome::WriteProtected);
-        }
-        match region.source {
-            Source::Linear(_) => {
-                let full = match self.cache.reserved() {
-                    Ok(full) => full,
-                    Err(need) => return FaultStep::MissingPages(need),
-                };
-                match section.permit_linear(&root, region, word, fault) {
-                    Ok(permit) => done(words, outcome(permit.map(full))),
-                    Err(Refused::Root) => load_root(words),
-                    Err(_) => done(words, Outcome::Retry),
-                }
+        let mut watch = self.local.own_watch(space, gfn, level);
+        if watch.is_none() && defect!(WatchesBeforeLooking) {
+            watch = self.local.spare_watch(space, gfn, level);
+            if watch.is_none() {
+                return done(words, Outcome::Retry);
             }
-            Source::Backed { .. } => {
-                let admission =
-                    Admission { fault, root: name, region: *region, word, largest: Level::Size4K };
-                match section.admit_in(watch, admission) {
-                    Ok(request) => FaultStep::Resolve(request),
-                    Err(_) => done(words, Outcome::Retry),
+        }
+        loop {
+            let section = self.local.section_after_watch();
+            let Some(root) = core.roots.get(name).filter(|root| root.role.space == space) else {
+                return load_root(words);
+            };
+            if let Some(outcome) = present(&section, words, &root, fault) {
+                return done(words, outcome);
+            }
+            let Some(region) = section.slots().find(space, gfn, self.hint) else {
+                return emulate(&section, self.cache, words, name, fault, if_short);
+            };
+            let word = core.slots.word(region.id);
+            if word.is_read_only() && fault.access.contains(Access::WRITE) && word.is_live() {
+                return done(words, Outcome::WriteProtected);
+            }
+            match region.source {
+                Source::Linear(_) => {
+                    let full = match self.cache.reserved() {
+                        Ok(full) => full,
+                        Err(need) => return FaultStep::MissingPages(need),
+                    };
+                    return match section.permit_linear(&root, region, word, fault) {
+                        Ok(permit) => done(words, outcome(permit.map(full))),
+                        Err(Refused::Root) => load_root(words),
+                        Err(_) => done(words, Outcome::Retry),
+                    };
+                }
+                Source::Backed { .. } => {
+                    if watch.is_none() && defect!(AdmitsWhereOpened) {
+                        watch = Watch::spare(core, space, gfn, level);
+                    }
+                    let Some(watch) = watch.take() else {
+                        drop(section);
+                        // Only here a fault needs one that is shared. What was read is read again, in a
+                        // section that begins after the watch was opened.
+                        watch = self.local.spare_watch(space, gfn, level);
+                        if watch.is_none() {
+                            return done(words, Outcome::Retry);
+                        }
+                        continue;
+                    };
+                    let admission = Admission {
+                        fault,
+                        root: name,
+                        region: *region,
+                        word,
+                        largest: Level::Size4K,
+                    };
+                    return match section.admit_in(watch, admission) {
+                        Ok(request) => {
+                            self.recent.remember(&request.watch, gfn);
+                            FaultStep::Resolve(request)
+                        }
+                        Err(_) => done(words, Outcome::Retry),
+                    };
                 }
             }
         }
@@ -153,6 +191,10 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
             if !is_usable(&core.format, &frame.found) {
                 core.kill(Broken::FrameUnusable);
                 return Ok(Outcome::Dead(Broken::FrameUnusable));
+            }
+            let block = frame.block();
+            if !core.reserved.is_free(block.0, block.1, self.gap) && !defect!(MapsReservedAnswers) {
+                return Ok(counted(words, Outcome::Fault(MemoryFault::Reserved)));
             }
             if !is_allowed(&core.format, frame.found.access, fault.access) {
                 return Ok(counted(words, Outcome::Fault(MemoryFault::Denied)));
@@ -221,7 +263,7 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
                 FaultStep::Resolve(request) => request,
             };
             let words = self.local.words();
-            let found = match backing.find(&request.query()) {
+            let found = match backing.find(&request.question()) {
                 Resolution::Frame(found) => found,
                 Resolution::Hole => return counted(words, Outcome::Fault(MemoryFault::Hole)),
                 Resolution::Poisoned => {
@@ -230,7 +272,7 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
                 Resolution::Pending => return counted(words, Outcome::Pending),
                 Resolution::Retry => continue,
             };
-            let mut frame = request.resolve(found);
+            let mut frame = request.answered(found);
             loop {
                 match self.complete(frame) {
                     Ok(outcome) => return outcome,
@@ -249,9 +291,6 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
         otherwise: Outcome,
     ) -> Outcome {
         let (words, gfn) = (self.local.words(), fault.gpa.gfn());
-        if gfn.0 >= self.local.core().format.frames() {
-            return counted(words, Outcome::Fault(MemoryFault::TooHigh));
-        }
         let is_memory = self.local.section().slots().find(space, gfn, self.hint).is_some();
         counted(words, if is_memory { otherwise } else { Outcome::Emulate })
     }

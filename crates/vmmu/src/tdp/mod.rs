@@ -8,7 +8,11 @@
 //!
 //! 1. It opens a [watch](crate::state::watch) over the largest leaf it may map, and a section. In
 //!    this section, an access that the tables allow already is *spurious*; a page of a linear slot
-//!    is mapped at once; a page of no slot is emulated; in all other cases the watch is *admitted*.
+//!    is mapped at once; a page of no slot is emulated; in all other cases the watch is *admitted*,
+//!    and from then on spans no more than the leaf that slot and invalidations under way allow.
+//!    While the vCPU's own watch is out with an earlier request, the first section has none: only
+//!    when it finds a backed slot a spare one is opened, and another section begins anew and admits
+//!    it.
 //! 2. Outside of sections the host finds the frame.
 //! 3. In a section of any participant it asks for the *permit* for the whole leaf to be written,
 //!    and maps it.
@@ -17,5 +21,6 @@
 
 pub mod fault;
 pub mod insert;
+pub(crate) mod recent;
 pub mod request;
 pub mod usable;

@@ -1,18 +1,21 @@
 //! From a watch to a frame: [`Watch`] → [`Request`] → [`ResolvedFault`], each by value. Dropping
 //! one of them, on any thread, closes the watch.
 
-use crate::addr::{Gfn, GfnRange, Level, Pfn};
+use core::fmt;
+
+use crate::addr::{Gfn, Level, Pfn};
 use crate::fault::PageFault;
-use crate::host::backing::{FrameQuery, HostFrame};
+use crate::host::backing::{Answer, FrameQuery, HostFrame};
 use crate::host::host::Host;
 use crate::protocol::local::Local;
 use crate::protocol::section::{Liability, Section};
 use crate::protocol::watch::Watch;
 use crate::state::core::Core;
-use crate::state::participant::WatchPlace;
 use crate::state::root::RootName;
 use crate::state::slot::{SlotWord, Source};
 use crate::state::slot_set::{Hint, Region};
+use crate::state::watch_name::WatchName;
+use crate::table::cache::MissingPages;
 
 /// Why a watch, permit or name was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,7 +46,8 @@ pub enum Refused {
 
 /// An admitted watch: written, fenced, and its range was not under invalidation then.
 ///
-/// Find the frame, then [`provide`](Request::resolve) it. `Send`; it keeps no participant busy.
+/// Find the frame that [`query`](Request::query) asks for, then [`resolve`](Request::resolve) with the
+/// answer to that query. `Send`; it keeps no participant busy.
 #[must_use]
 #[derive(Debug)]
 pub struct Request<'vm> {
@@ -76,11 +80,69 @@ pub struct ResolvedFault<'vm> {
 #[must_use = "its watch stays taken until it is unparked or the VM is torn down"]
 #[derive(Debug)]
 pub struct Parked {
-    vm: u64,
-    place: WatchPlace,
-    count: u64,
+    name: WatchName,
     admission: Admission,
 }
+
+/// An answer that was not made for this request: it names a frame of another page, or of an earlier
+/// try for this one. Both come back; the request is still good, and the answer may be another's.
+#[must_use = "the request is in it"]
+#[derive(Debug)]
+pub struct WrongAnswer<'vm> {
+    /// What was to be resolved.
+    pub request: Request<'vm>,
+    /// What was asked for by another query.
+    pub answer: Answer,
+}
+
+impl fmt::Display for WrongAnswer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gfn = self.request.admission.gfn();
+        write!(f, "the answer is not to the query of this request for guest frame {gfn}")
+    }
+}
+
+impl core::error::Error for WrongAnswer<'_> {}
+
+/// Why a parked request was not completed. It comes back, as good as before.
+#[must_use = "the request is in it"]
+#[derive(Debug)]
+pub enum NotCompleted {
+    /// Table pages are missing: reserve them and complete it again, with the same answer.
+    MissingPages {
+        /// How many.
+        missing: MissingPages,
+        /// The request.
+        parked: Parked,
+    },
+    /// The answer is to another request's query, or to an earlier one of this.
+    WrongAnswer {
+        /// The request.
+        parked: Parked,
+        /// The answer.
+        answer: Answer,
+    },
+}
+
+impl fmt::Display for NotCompleted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NotCompleted::MissingPages { missing, .. } => {
+                write!(
+                    f,
+                    "{} table pages are missing: reserve them and complete it again",
+                    missing.0
+                )
+            }
+            NotCompleted::WrongAnswer { parked, .. } => {
+                let gfn = parked.admission.gfn();
+                write!(f, "the answer is not to the query of this request for guest frame {gfn}")
+            }
+        }
+    }
+}
+
+impl core::error::Error for NotCompleted {}
 
 impl Admission {
     fn query(&self) -> FrameQuery {
@@ -92,7 +154,8 @@ impl Admission {
             // Never admitted: a linear slot needs no request.
             Source::Linear(frames) => (0, frames.first().0.saturating_add(offset)),
         };
-        FrameQuery { slot: region.id, backing, page, gfn, access: fault.access, largest }
+        let access = fault.access;
+        FrameQuery { slot: region.id, backing, page, gfn, access, largest, name: None }
     }
 
     pub(crate) fn gfn(&self) -> Gfn {
@@ -108,21 +171,35 @@ impl<'vm> Request<'vm> {
 
     /// What to ask a [`Backing`](crate::host::Backing).
     pub fn query(&self) -> FrameQuery {
+        FrameQuery { name: Some(self.watch.name()), ..self.question() }
+    }
+
+    /// The same for who takes the answer before it asks anything else: it needs no name.
+    #[inline]
+    pub(crate) fn question(&self) -> FrameQuery {
         self.admission.query()
     }
 
-    /// The frame has been found.
+    /// The frame has been found: `answer` was made from this request's [`query`](Self::query), see
+    /// [`FrameQuery::answer`].
+    #[expect(clippy::result_large_err, reason = "the request comes back; a box would allocate")]
+    pub fn resolve(self, answer: Answer) -> Result<ResolvedFault<'vm>, WrongAnswer<'vm>> {
+        if answer.name != Some(self.watch.name()) && !defect!(TakesAnyAnswer) {
+            return Err(WrongAnswer { request: self, answer });
+        }
+        Ok(self.answered(answer.frame))
+    }
+
+    /// The same for who has just asked by this very request.
     #[inline]
-    pub fn resolve(self, found: HostFrame) -> ResolvedFault<'vm> {
+    pub(crate) fn answered(self, found: HostFrame) -> ResolvedFault<'vm> {
         ResolvedFault { watch: self.watch, admission: self.admission, found }
     }
 
     /// Becomes a name without a borrow. The watch stays written.
     pub fn park(self) -> Parked {
         let Request { watch, admission } = self;
-        let count =
-            watch.core.participants.watch_words(watch.place).map_or(0, |words| words.count());
-        let parked = Parked { vm: watch.core.id, place: watch.place, count, admission };
+        let parked = Parked { name: watch.name(), admission };
         core::mem::forget(watch);
         parked
     }
@@ -131,7 +208,7 @@ impl<'vm> Request<'vm> {
 impl Parked {
     /// What to ask a [`Backing`](crate::host::Backing).
     pub fn query(&self) -> FrameQuery {
-        self.admission.query()
+        FrameQuery { name: Some(self.name), ..self.admission.query() }
     }
 }
 
@@ -139,11 +216,12 @@ impl<'p, H: Host> Local<'p, H> {
     /// Makes a request of its name again, or gives the name back if it is another VM's.
     pub fn unpark(&mut self, parked: Parked) -> Result<Request<'p>, Parked> {
         let core: &'p Core = self.core();
-        let words = core.participants.watch_words(parked.place).filter(|_| core.id == parked.vm);
-        if words.is_none_or(|words| !words.is_open() || words.count() != parked.count) {
+        let WatchName { mmu, place, count } = parked.name;
+        let words = core.participants.watch_words(place).filter(|_| core.id == mmu);
+        if words.is_none_or(|words| !words.is_open() || words.count() != count) {
             return Err(parked);
         }
-        Ok(Request { watch: Watch { core, place: parked.place }, admission: parked.admission })
+        Ok(Request { watch: Watch { core, place }, admission: parked.admission })
     }
 }
 
@@ -165,9 +243,21 @@ impl<'vm> ResolvedFault<'vm> {
     }
 }
 
+impl ResolvedFault<'_> {
+    /// The first host frame of the largest leaf that this frame can make here, and the one after its
+    /// last.
+    #[inline]
+    pub(crate) fn block(&self) -> (u64, u64) {
+        let pages = self.level().pages();
+        let start = self.found.pfn.0 & !(pages - 1);
+        (start, start + pages)
+    }
+}
+
 /// Whether frame and guest frame lie at the same place of their blocks of `level`.
 #[inline]
 pub(crate) fn congruent(pfn: Pfn, gfn: Gfn, level: Level) -> bool {
+    let level = if defect!(ComparesWithinTwoMegabytes) { level.min(Level::Size2M) } else { level };
     (pfn.0 ^ gfn.0) & (level.pages() - 1) == 0
 }
 
@@ -207,21 +297,24 @@ impl<L: Liability> Section<'_, L> {
         if !admission.word.access().contains(admission.fault.access) {
             return Err(Refused::ReadOnly);
         }
-        let watched = core.participants.watch_words(watch.place).and_then(|words| words.watched());
-        let watched = watched.map_or(GfnRange::EMPTY, |watched| watched.range);
+        let gfn = admission.gfn();
+        let words = core.participants.watch_words(watch.place).ok_or(Refused::Foreign)?;
+        if defect!(WidensInSection)
+            && let Some(watched) = words.watched()
+        {
+            words.narrow(watched.space, gfn, core.largest);
+        }
+        let watched = words.watched().ok_or(Refused::Foreign)?;
         let page = admission.region.host_range(admission.gfn().leaf(Level::Size4K));
         let page = page.ok_or(Refused::NoSlot)?;
-        if !watched.contains(admission.gfn()) {
+        if !watched.range.contains(gfn) {
             return Err(Refused::Foreign);
         }
         if !defect!(AdmitsUnderInvalidation) && core.invalidations.covers(&page) {
             return Err(Refused::Invalidation);
         }
-        let mut largest = admission.word.largest().min(core.largest);
-        while largest > Level::Size4K && !watched.covers(admission.gfn().leaf(largest)) {
-            largest = largest.below().unwrap_or(Level::Size4K);
-        }
-        admission.largest = admission.region.level_at(admission.gfn(), largest);
+        let largest = admission.word.largest().min(core.largest).min(watched.level);
+        admission.largest = admission.region.level_at(gfn, largest);
         // What is found from here on is believed for whole leaves up to this size. An invalidation
         // of another page of such a leaf that has hit the watches already will not hit this one.
         let is_taken = |level| {
@@ -233,6 +326,13 @@ impl<L: Liability> Section<'_, L> {
             largest = largest.below().unwrap_or(Level::Size4K);
         }
         admission.largest = largest;
+        // No page beyond this leaf will be mapped, so none of them need refuse what is found.
+        if largest < watched.level && !defect!(WatchStaysWide) {
+            words.narrow(watched.space, gfn, largest);
+        }
+        if defect!(WatchNarrowerThanLeaf) {
+            words.narrow(watched.space, gfn, Level::Size4K);
+        }
         if defect!(SignExtendsRevision) {
             admission.word = SlotWord(i64::from(admission.word.0 as i16) as u64);
         }

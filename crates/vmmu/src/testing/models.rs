@@ -6,6 +6,7 @@ use crate::api::mmu::Mmu;
 use crate::api::worker::Worker;
 use crate::host::host::Host;
 use crate::protocol::local::{Local, Participant};
+use crate::state::participant::ParticipantWords;
 use crate::state::root::{Role, RootName};
 use crate::state::slot::AddressSpace;
 use crate::state::slot_set::Hint;
@@ -22,6 +23,12 @@ impl<H: Host> Mmu<H> {
     /// million times to see the bits of the generation come round that an MMIO entry has.
     pub fn set_generation(&mut self, generation: u64) {
         self.core.slots.set_generation(generation);
+    }
+
+    /// How many sections have been opened, and how many of them are open.
+    pub fn sections(&self) -> (u64, u64) {
+        let counts = self.core.participants.iter().map(ParticipantWords::sections);
+        counts.fold((0, 0), |(all, open), count| (all + count.div_ceil(2), open + (count & 1)))
     }
 
     /// The name of the valid root of a role.

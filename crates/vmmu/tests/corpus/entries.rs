@@ -32,7 +32,7 @@ fn the_first_of_two_frames_stays() -> Verdict {
     {
         let (access, memory) = (Access::all(), MemoryType::WriteBack);
         let found = HostFrame { pfn: Pfn(frame), level: Level::Size4K, access, memory };
-        outcomes.push(vcpu.complete(request.resolve(found)).unwrap());
+        outcomes.push(vcpu.complete(crate::support::resolve(request, found)).unwrap());
     }
     ensure(outcomes == [Outcome::Fixed(Level::Size4K), Outcome::Spurious], || {
         format!("two faults on one page end as {outcomes:?}")

@@ -36,6 +36,46 @@ fn flush_reaches_nobody() {
     catches(Defect::FlushReachesNobody, a_zapped_page_is_gone);
 }
 
+/// A VM is made for four vCPUs, of which one was never made, one is gone, and one is in its guest.
+fn only_vcpus_that_exist_are_counted() -> Verdict {
+    let vm = Mmu::new(Stage::default(), &Config::new(npt(), 4)).unwrap();
+    let frames = Frames::new(Level::Size4K);
+    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(1)).unwrap());
+    worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
+    let mut cpu = Processor::new(0, vm.host());
+    drop(vm.vcpu(VcpuId(3)).unwrap());
+    for (others, sent, elided) in [(0, 0, 1), (1, 0, 2), (1, 1, 1)] {
+        cpu.touch(&mut vcpu, &frames, 3, Access::WRITE)?;
+        let other = (others == 1).then(|| vm.vcpu(VcpuId(2)).unwrap());
+        let before = vm.stats();
+        std::thread::scope(|scope| {
+            if sent == 1 {
+                let (actor, vcpu, cpu) = (vm.host().cast(), &mut vcpu, &mut cpu);
+                scope.spawn(move || actor.play(vcpu, cpu, 3));
+                vm.host().raise();
+            }
+            worker.zap(SPACE, range(3, 1));
+        });
+        drop(other);
+        let now = vm.stats();
+        let seen =
+            (now.flushes_sent - before.flushes_sent, now.flushes_elided - before.flushes_elided);
+        ensure(now.flushes == before.flushes + 1, || "not one flush".to_owned())?;
+        ensure(seen == (sent, elided), || {
+            format!("{seen:?} vCPUs were interrupted and need not be, of {}", others + 1)
+        })?;
+    }
+    Ok(())
+}
+
+/// The count of interrupts that could be left out grows by vCPUs that do not exist.
+///
+/// F-h.
+#[test]
+fn counts_absent_vcpus() {
+    catches(Defect::CountsAbsentVcpus, only_vcpus_that_exist_are_counted);
+}
+
 /// A zap in steps clears something in its first step and nothing in its last.
 fn a_zap_in_steps_flushes() -> Verdict {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
@@ -178,6 +218,46 @@ fn ignores_foreign_debts() {
 #[test]
 fn ledger_after_clear() {
     catches(Defect::LedgerAfterClear, a_promise_covers_the_debts_of_others);
+}
+
+/// Somebody has cleared a huge leaf for the sake of one of its pages and has not flushed yet; another one
+/// zaps a page at the other end of it. In the second of several blocks, of both sizes.
+fn a_zap_knows_of_a_zap_of_the_same_block() -> Verdict {
+    for level in [Level::Size2M, Level::Size1G] {
+        let block = level.pages();
+        for (cleared, zapped) in
+            [(block, 2 * block - 1), (2 * block - 1, block), (block, block + 1)]
+        {
+            let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+            let frames = Frames::new(level);
+            let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+            let mut debtor = vm.participant().unwrap();
+            worker.create_slot(&backed(1, range(0, 4 * block))).unwrap();
+            let mut cpu = Processor::new(0, vm.host());
+            cpu.touch(&mut vcpu, &frames, zapped, Access::WRITE)?;
+            let mut debt = debtor.debt(Gfn(cleared).leaf(Level::Size4K));
+            {
+                let section = debt.section();
+                let root = section.root(Role::PLAIN).unwrap();
+                section.entry(root, Gfn(cleared), Level::Size4K).unwrap().zap().unwrap();
+            }
+            worker.zap(SPACE, range(zapped, 1));
+            let met = cpu.run(&mut vcpu, zapped, true);
+            debt.settle();
+            ensure(met == Met::Nothing, || {
+                format!("{zapped:#x} was zapped beside {cleared:#x}, and is reached: {met:x?}")
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// A zap asks for debts over the page it is about, and not over the leaf that the page was in.
+///
+/// F-e.
+#[test]
+fn zaps_block_for_page() {
+    catches(Defect::ZapsBlockForPage, a_zap_knows_of_a_zap_of_the_same_block);
 }
 
 /// Two debts about different pages are dropped unsettled. A promise about either page flushes.

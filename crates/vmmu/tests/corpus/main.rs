@@ -16,10 +16,14 @@ mod catch;
 mod processor;
 mod stage;
 
+mod edges;
 mod entries;
 mod flushes;
+mod grace;
 mod invalidations;
+mod later_flush;
 mod left;
+mod memory;
 mod mmio;
 mod roots;
 mod slots;

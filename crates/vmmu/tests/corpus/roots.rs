@@ -31,7 +31,7 @@ fn an_invalid_root_is_not_populated() -> Verdict {
         return Err("no frame".to_owned());
     };
     let mut drain = worker.invalidate_roots();
-    let outcome = vcpu.complete(request.resolve(found)).unwrap();
+    let outcome = vcpu.complete(crate::support::resolve(request, found)).unwrap();
     ensure(outcome == Outcome::Retry, || format!("insert into an invalid root: {outcome:?}"))?;
     let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(0x203, Access::WRITE)) else {
         return Err("no second request".to_owned());
@@ -39,7 +39,7 @@ fn an_invalid_root_is_not_populated() -> Verdict {
     let Resolution::Frame(found) = frames.find(&request.query()) else {
         return Err("no frame".to_owned());
     };
-    let outcome = vcpu.complete(request.resolve(found)).unwrap();
+    let outcome = vcpu.complete(crate::support::resolve(request, found)).unwrap();
     ensure(outcome == Outcome::Retry, || format!("insert into an invalid root: {outcome:?}"))?;
     while worker.drain(&mut drain, 1) == Progress::More {}
     let stats = vm.stats();

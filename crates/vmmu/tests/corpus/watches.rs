@@ -1,11 +1,13 @@
 //! Faults whose page is taken back while its frame is being found.
 
+use std::cell::RefCell;
+
 use vmmu::addr::Level;
 use vmmu::entry::Access;
-use vmmu::host::{Backing, Resolution, VcpuId};
+use vmmu::host::{Backing, FrameQuery, Resolution, VcpuId};
 use vmmu::internals::Defect;
 use vmmu::slot::AddressSpace;
-use vmmu::{Config, HostRange, Mmu, Processor as Number};
+use vmmu::{Config, HostRange, Mmu, Processor as Number, Worker};
 use vmmu::{FaultStep, Outcome};
 
 use crate::catch::{Verdict, catches, ensure};
@@ -30,7 +32,7 @@ fn a_frame_from_before_an_invalidation_is_refused() -> Verdict {
         return Err("no frame".to_owned());
     };
     drop(vm.invalidate_range(TAKEN));
-    let outcome = vcpu.complete(request.resolve(found)).unwrap();
+    let outcome = vcpu.complete(crate::support::resolve(request, found)).unwrap();
     ensure(outcome == Outcome::Retry, || format!("an old frame: {outcome:?}"))
 }
 
@@ -60,7 +62,7 @@ fn a_zap_refuses_requests_wherever_it_reaches() -> Verdict {
             return Err("no frame".to_owned());
         };
         worker.zap(AddressSpace::Normal, range(0, 3 * block));
-        let outcome = vcpu.complete(request.resolve(found)).unwrap();
+        let outcome = vcpu.complete(crate::support::resolve(request, found)).unwrap();
         ensure(outcome == Outcome::Retry, || {
             format!("what was found for {gfn:#x} before a zap is mapped after it: {outcome:?}")
         })?;
@@ -94,7 +96,7 @@ fn a_page_under_invalidation_is_not_resolved() -> Verdict {
     };
     frames.move_page(3, 0x90_0000);
     drop(taken);
-    let outcome = vcpu.complete(request.resolve(found)).unwrap();
+    let outcome = vcpu.complete(crate::support::resolve(request, found)).unwrap();
     ensure(outcome == Outcome::Retry, || format!("a frame found under invalidation: {outcome:?}"))
 }
 
@@ -124,7 +126,7 @@ fn a_block_is_not_believed_whole() -> Verdict {
     };
     frames.move_page(3, 0x90_0000);
     drop(taken);
-    let outcome = vcpu.complete(request.resolve(found)).unwrap();
+    let outcome = vcpu.complete(crate::support::resolve(request, found)).unwrap();
     ensure(outcome == Outcome::Fixed(Level::Size4K), || {
         format!("a block found while a page of it was taken back: {outcome:?}")
     })
@@ -136,4 +138,98 @@ fn a_block_is_not_believed_whole() -> Verdict {
 #[test]
 fn believes_whole_block() {
     catches(Defect::BelievesWholeBlock, a_block_is_not_believed_whole);
+}
+
+/// A vCPU has as many requests out as there are watches, and faults on a page that is mapped.
+fn a_fault_that_needs_no_watch_ends() -> Verdict {
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
+    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+    worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
+    let mapped = vcpu.handle_fault(&frames, fault_at(0x300, Access::READ));
+    ensure(mapped == Outcome::Fixed(Level::Size4K), || format!("the first: {mapped:?}"))?;
+    let mut out = Vec::new();
+    while let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(3, Access::READ)) {
+        out.push(request);
+    }
+    let outcome = vcpu.handle_fault(&frames, fault_at(0x300, Access::READ));
+    ensure(outcome == Outcome::Spurious, || format!("a page that is mapped: {outcome:?}"))
+}
+
+/// A fault looks for a watch before it looks what is mapped.
+///
+/// M1.
+#[test]
+fn watches_before_looking() {
+    catches(Defect::WatchesBeforeLooking, a_fault_that_needs_no_watch_ends);
+}
+
+/// Takes a page back that is 512 MiB away, whenever a frame is looked for.
+struct Restless<'vm>(Frames, RefCell<Worker<&'vm Mmu<TestHost>>>);
+
+// SAFETY: no guest runs; the frames are numbers.
+unsafe impl Backing for Restless<'_> {
+    fn find(&self, query: &FrameQuery) -> Resolution {
+        let other = HostRange { backing: 7, first: query.page ^ 0x2_0000, pages: 1 };
+        drop(self.1.borrow_mut().invalidate_range(other));
+        self.0.find(query)
+    }
+}
+
+/// A fault, while another page of what could be its leaf is taken back whenever it looks for a frame.
+fn a_fault_ends_beside_invalidations_of_another_page() -> Verdict {
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+    worker.create_slot(&backed(1, range(0, 0x4_0000))).unwrap();
+    let restless = Restless(Frames::new(Level::Size1G), RefCell::new(worker));
+    let mut outcome = Outcome::Retry;
+    for _ in 0..100 {
+        outcome = vcpu.handle_fault(&restless, fault_at(5, Access::READ));
+        if outcome == Outcome::Fixed(Level::Size4K) {
+            return Ok(());
+        }
+    }
+    Err(format!("after 100 tries: {outcome:?}"))
+}
+
+/// A request watches more than its page, try after try.
+///
+/// M2.
+#[test]
+fn watch_stays_wide() {
+    catches(Defect::WatchStaysWide, a_fault_ends_beside_invalidations_of_another_page);
+}
+
+/// Two requests are out, and the answer to one is handed to the other.
+fn an_answer_to_another_request_is_given_back() -> Verdict {
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
+    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+    worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
+    vcpu.reserve(8).unwrap();
+    vcpu.load_root().unwrap();
+    let mut begin = |gfn| match vcpu.begin_fault(fault_at(gfn, Access::READ)) {
+        FaultStep::Resolve(request) => Ok(request),
+        other => Err(format!("no request: {other:?}")),
+    };
+    let (first, second) = (begin(3)?, begin(4)?);
+    let query = first.query();
+    let Resolution::Frame(found) = frames.find(&query) else {
+        return Err("no frame".to_owned());
+    };
+    match second.resolve(query.answer(found)) {
+        Err(back) => ensure(back.answer.frame == found, || "another answer".to_owned()),
+        Ok(frame) => {
+            let outcome = vcpu.complete(frame).unwrap();
+            Err(format!("page 4 has the frame of page 3: {outcome:?}"))
+        }
+    }
+}
+
+/// An answer goes to whoever is asked to take it.
+///
+/// M9.
+#[test]
+fn takes_any_answer() {
+    catches(Defect::TakesAnyAnswer, an_answer_to_another_request_is_given_back);
 }

@@ -2,15 +2,15 @@
 //! page is gone.
 
 use loom::thread::spawn;
-use vmmu::Role;
-use vmmu::addr::{Gfn, Level};
+use vmmu::addr::{Gfn, Level, Pfn};
 use vmmu::internals::{Defect, Local};
 use vmmu::slot::AddressSpace;
+use vmmu::{Config, Mmu, Role};
 
 use crate::explore::{Model, saw};
 use crate::guest::{Keeps, Met, read};
-use crate::machine::{Machine, OLD, REACHED};
-use crate::rig::{PAGE, Rig, pages};
+use crate::machine::{Machine, OLD, REACHED, format};
+use crate::rig::{PAGE, Rig, memory, pages};
 
 /// Zaps one leaf, for no promise: opens a debt, clears, flushes.
 pub fn zap(local: &mut Local<'static, Machine>, gfn: Gfn) {
@@ -69,6 +69,66 @@ fn two_debtors(keeps: Keeps, clear: fn(&mut Local<'static, Machine>, Gfn)) {
     let host = invalidating.join().expect("an invalidation");
     drop((guest, debtor, host));
     rig.end();
+}
+
+/// A guest that reads its page, somebody who clears it, flushes, and then clears and flushes another
+/// one, and the host that takes a page back: that one, which the ledger has held, or a third one, which
+/// it never does.
+fn one_debt_after_the_other(taken: u64) {
+    let mut config = Config::new(format(), 1);
+    // So that a promise about one page does not concern the others.
+    (config.workers, config.notifiers, config.slots) = (2, 0, 2);
+    config.largest = Level::Size4K;
+    let vm = Mmu::new(Machine::new(), &config).expect("a small VM");
+    vm.worker().expect("a place").create_slot(&memory()).expect("the first slot");
+    let rig = Rig::of(vm);
+    let machine = rig.vm.host();
+    let mut guest = rig.guest();
+    let gfn = Gfn(PAGE.0 + taken);
+    let _ = guest.fault(read(gfn), Level::Size4K);
+    let _ = guest.run(gfn, 1);
+    let (mut debtor, mut host) = (rig.participant(), rig.worker());
+    let running = spawn(move || {
+        saw(match guest.run(gfn, 1) {
+            Met::Page => "reached",
+            Met::Nothing => "gone",
+        });
+        guest
+    });
+    let clearing = spawn(move || {
+        zap(&mut debtor, PAGE);
+        // Whether there is anything to clear is nothing to the ledger.
+        debtor.debt(Gfn(PAGE.0 + 2).leaf(Level::Size4K)).settle();
+        debtor
+    });
+    let invalidating = spawn(move || {
+        let invalidation = host.invalidate_range(pages(taken, 1));
+        machine.overwrite(Pfn(OLD.0 + taken));
+        (host, invalidation)
+    });
+    let guest = running.join().expect("a guest");
+    let debtor = clearing.join().expect("two debts");
+    let host = invalidating.join().expect("an invalidation");
+    drop((guest, debtor, host));
+    rig.end();
+}
+
+const B8: Model = Model { name: "b8", preemptions: 2, run: || one_debt_after_the_other(0) };
+const B10: Model = Model { name: "b10", preemptions: 2, run: || one_debt_after_the_other(1) };
+
+#[test]
+fn the_words_of_two_debts_may_be_read_together() {
+    B8.holds(&["reached", "gone"]);
+}
+
+#[test]
+fn who_reads_the_later_one_has_not_seen_the_earlier_flush() {
+    B8.fails("b9", Defect::LedgerStartRelaxed, "Causality violation: Concurrent");
+}
+
+#[test]
+fn a_page_of_no_debt_is_gone_too() {
+    B10.holds(&["reached", "gone"]);
 }
 
 /// A guest that has a block in its TLB, somebody who zaps the block for another page of it, and

@@ -2,11 +2,18 @@
 
 use vmmu::addr::{Gfn, Gpa, Hpa, Level, Pfn};
 use vmmu::entry::{Access, State, Value};
-use vmmu::{Cause, FaultStep, Mmu, Outcome, PageFault};
+use vmmu::host::HostFrame;
+use vmmu::{Cause, FaultStep, Mmu, Outcome, PageFault, Request, ResolvedFault};
 use vmmu::{EnterError, Flush, Processor, VcpuMmu};
 
 use crate::explore::saw;
 use crate::machine::{Machine, format};
+
+/// The answer to a request.
+pub fn resolve(request: Request<'_>, found: HostFrame) -> ResolvedFault<'_> {
+    let answer = request.query().answer(found);
+    request.resolve(answer).expect("its own answer")
+}
 
 /// A vCPU and the translations its processor holds.
 pub struct Guest<'vm> {
@@ -126,7 +133,7 @@ impl<'vm> Guest<'vm> {
             }
         };
         let found = self.machine.find(&request.query(), level);
-        match self.vcpu.complete(request.resolve(found)) {
+        match self.vcpu.complete(crate::guest::resolve(request, found)) {
             Ok(outcome) => outcome,
             Err(_) => {
                 self.machine.complain("the rig gave too few table pages");

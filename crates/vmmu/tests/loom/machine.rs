@@ -3,6 +3,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicU64, Ordering};
 use vmmu::addr::{ENTRIES, Hpa, Level, Pfn};
 use vmmu::entry::{Access, Format, MemoryType, State, npt};
@@ -47,6 +48,8 @@ pub struct Machine {
     tables: Mutex<Vec<(*mut TableWords, Owner)>>,
     /// What stands in each frame, as far as the models care: who owns it.
     contents: [AtomicU64; FRAMES],
+    /// The bytes of each frame.
+    bytes: [UnsafeCell<()>; FRAMES],
     /// First frame of the block that backs the guest's memory now: the host's own page table.
     block: AtomicU64,
     /// How often anybody has looked in vain in this execution.
@@ -79,6 +82,7 @@ impl Machine {
             contents: std::array::from_fn(|n| {
                 AtomicU64::new(if n as u64 >= TRAP.0 { TAKEN } else { OWNED })
             }),
+            bytes: std::array::from_fn(|_| UnsafeCell::new(())),
             block: AtomicU64::new(OLD.0),
             waits: std::sync::atomic::AtomicU64::new(0),
             complaint: Mutex::new(None),
@@ -120,12 +124,19 @@ impl Machine {
         self.contents[frame.0 as usize].store(TAKEN, Ordering::Relaxed);
     }
 
+    /// The same, by plain stores: whatever the guest has read there must have happened before, whether
+    /// or not it could still read it now.
+    pub fn overwrite(&self, frame: Pfn) {
+        self.bytes[frame.0 as usize].with_mut(|_| ());
+        self.take_back(frame);
+    }
+
     /// The guest reads memory. Reading what the host wrote for itself is always an error: a load
     /// returns nothing from the future.
     pub fn guest_reads(&self, frame: Pfn) {
         let contents = self.contents.get(frame.0 as usize);
         match contents.map(|contents| contents.load(Ordering::Relaxed)) {
-            Some(OWNED) => {}
+            Some(OWNED) => self.bytes[frame.0 as usize].with(|_| ()),
             Some(_) if frame.0 < TRAP.0 => {
                 self.complain(REACHED);
             }

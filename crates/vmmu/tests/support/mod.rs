@@ -16,7 +16,7 @@ use vmmu::host::{
     Resolution, TablePage, TablePages, VcpuId, Wait,
 };
 use vmmu::slot::{AddressSpace, LinearFrames, Mutability, SlotId, SlotSpec, Source};
-use vmmu::{Cause, FaultStep, PageFault, Request};
+use vmmu::{Cause, FaultStep, PageFault, Request, ResolvedFault};
 use vmmu::{Hold, HostRange, InGuest, Mmu, Processor, VcpuMmu};
 
 /// Virtual addresses are this much above the "physical" ones the library sees.
@@ -304,6 +304,12 @@ pub fn finish(mut vm: Mmu<TestHost>) {
 /// Pages of the backing of [`backed`] slots.
 pub fn pages(first: u64, pages: u64) -> HostRange {
     HostRange { backing: 7, first, pages }
+}
+
+/// The answer to a request.
+pub fn resolve(request: Request<'_>, found: HostFrame) -> ResolvedFault<'_> {
+    let answer = request.query().answer(found);
+    request.resolve(answer).unwrap()
 }
 
 /// A request for a page that is mapped by nobody yet, with the frame the host has for it now.

@@ -86,7 +86,23 @@
 //! ```
 //! # use vmmu::{addr::*, host::HostFrame, internals::*, *};
 //! fn permit(section: &Section<'_>, request: Request<'_>, found: HostFrame) {
-//!     let _permit = section.permit(&request.resolve(found), Level::Size4K);
+//!     let answer = request.query().answer(found);
+//!     let _permit = request.resolve(answer).map(|frame| section.permit(&frame, Level::Size4K).is_ok());
+//! }
+//! ```
+//!
+//! A host frame of which nobody can say for which query it was found:
+//! ```compile_fail,E0308
+//! # use vmmu::{host::HostFrame, *};
+//! fn resolve(request: Request<'_>, found: HostFrame) {
+//!     let _frame = request.resolve(found);
+//! }
+//! ```
+//! ```
+//! # use vmmu::{host::HostFrame, *};
+//! fn resolve(request: Request<'_>, found: HostFrame) {
+//!     let query = request.query();
+//!     let _frame = request.resolve(query.answer(found));
 //! }
 //! ```
 //!
@@ -94,13 +110,13 @@
 //! range is under invalidation.
 //! ```compile_fail,E0599
 //! # use vmmu::{host::*, internals::*, *, RootName};
-//! fn find<H: Host>(local: &mut Local<'_, H>, watch: Watch<'_>, root: RootName, fault: PageFault, found: HostFrame) {
+//! fn find<H: Host>(local: &mut Local<'_, H>, watch: Watch<'_>, root: RootName, fault: PageFault, found: Answer) {
 //!     let _frame = watch.resolve(found);
 //! }
 //! ```
 //! ```
 //! # use vmmu::{host::*, internals::*, *, RootName};
-//! fn find<H: Host>(local: &mut Local<'_, H>, watch: Watch<'_>, root: RootName, fault: PageFault, found: HostFrame) {
+//! fn find<H: Host>(local: &mut Local<'_, H>, watch: Watch<'_>, root: RootName, fault: PageFault, found: Answer) {
 //!     let request = local.section().admit(watch, root, fault);
 //!     let _frame = request.map(|request| request.resolve(found));
 //! }
@@ -145,15 +161,15 @@
 //!
 //! A request answered twice:
 //! ```compile_fail,E0382
-//! # use vmmu::{host::HostFrame, *};
-//! fn answer(request: Request<'_>, found: HostFrame) {
+//! # use vmmu::{host::Answer, *};
+//! fn answer(request: Request<'_>, found: Answer) {
 //!     let _first = request.resolve(found);
 //!     let _second = request.resolve(found);
 //! }
 //! ```
 //! ```
-//! # use vmmu::{host::HostFrame, *};
-//! fn answer(request: Request<'_>, found: HostFrame) {
+//! # use vmmu::{host::Answer, *};
+//! fn answer(request: Request<'_>, found: Answer) {
 //!     let _first = request.resolve(found);
 //! }
 //! ```
