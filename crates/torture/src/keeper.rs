@@ -20,7 +20,7 @@ use crate::op::{self, Begun, Leaving, Op, PARKED_ARE_REVOKED};
 use crate::places::{Occupant, Place, Places};
 use crate::play::{
     Actor, DELETION_MET_CHANGE, DRAIN_MET_CHANGE, SEALED, SECOND_SLOTS, SECOND_ZAPS, Spot,
-    ZAP_MET_CHANGE,
+    WRONG_ANSWER, ZAP_MET_CHANGE,
 };
 use crate::store::{Answered, block_of};
 
@@ -135,15 +135,14 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
                 self.actor.change(through, *pages, *change)?
             }
             Op::Protect { pages, budget, wide } => self.protect(pages, u64::from(*budget), *wide),
-            Op::Contend { at, pages, deletes } => {
-                self.contend(*at, u64::from(*pages), *deletes)?
-            }
+            Op::Contend { at, pages, deletes } => self.contend(*at, u64::from(*pages), *deletes)?,
             Op::Long { pages, again } => {
                 self.actor.begins(Through::Worker(&mut self.worker), *pages, *again)?
             }
             Op::End { which } => self.actor.ends(*which)?,
             Op::WrongEnd { pages } => self.actor.ends_none(*pages)?,
             Op::Abandon { what, how } => self.abandon(*what, *how)?,
+            Op::FindParked => self.find_parked()?,
             Op::CompleteParked => self.complete_parked()?,
             Op::Create { site, view, largest } => {
                 let _guard = turns.guard();
@@ -291,19 +290,14 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
             Begun::Parked => {
                 let parked = self.actor.play.parked.lock().expect("no panic under it").pop_front();
                 let is_some = parked.is_some();
-                match how {
-                    Leaving::Drop => drop(parked),
-                    _ => std::mem::forget(parked),
-                }
+                leave(parked, how);
                 return Ok(is_some);
             }
         };
         let Some(left) = left else { return Ok(false) };
         match how {
-            Leaving::Drop => drop(left),
-            Leaving::Forget => std::mem::forget(left),
             Leaving::Aside if self.aside.len() < ASIDE => self.aside.push(left),
-            Leaving::Aside => {}
+            how => leave(left, how),
         }
         Ok(true)
     }
@@ -602,21 +596,48 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
         if starved { Err(self.actor.bad("a zap wanted tables")) } else { Ok(false) }
     }
 
-    /// The second half of a fault that a vCPU parked.
-    fn complete_parked(&mut self) -> Result<bool, Violation> {
-        let parked = self.actor.play.parked.lock().expect("no panic under it").pop_front();
-        let Some(mut parked) = parked else { return Ok(false) };
+    /// The host finds the frame for a fault that a vCPU parked.
+    fn find_parked(&mut self) -> Result<bool, Violation> {
+        let all = self.actor.play.parked;
+        let parked = {
+            let mut all = all.lock().expect("no panic under it");
+            let first = all.iter().position(|(_, answer)| answer.is_none());
+            first.and_then(|n| all.remove(n))
+        };
+        let Some((parked, _)) = parked else { return Ok(false) };
         let query = parked.query();
         let found = vmmu::host::Backing::find(&self.actor.hands, &query);
         let vmmu::host::Resolution::Frame(frame) = found else {
             self.close(parked)?;
             return Ok(false);
         };
+        let answered = (parked, Some(query.answer(frame)));
+        all.lock().expect("no panic under it").push_back(answered);
+        Ok(true)
+    }
+
+    /// The second half of a fault that a vCPU parked and whose frame was found some time ago.
+    fn complete_parked(&mut self) -> Result<bool, Violation> {
+        let (taken, other) = {
+            let mut all = self.actor.play.parked.lock().expect("no panic under it");
+            let first = all.iter().position(|(_, answer)| answer.is_some());
+            let taken = first.and_then(|n| all.remove(n));
+            (taken, all.iter().find_map(|(_, answer)| *answer))
+        };
+        let Some((mut parked, Some(answer))) = taken else { return Ok(false) };
+        if let Some(other) = other {
+            // One that was found for another request is refused, and nothing is lost.
+            match self.worker.complete_parked(parked, other) {
+                Err(NotCompleted::WrongAnswer { parked: again, .. }) => parked = again,
+                Ok(Outcome::Retry) if PARKED_ARE_REVOKED => return Ok(true),
+                ended => return Err(self.actor.bad(format!("another's answer: {ended:?}"))),
+            }
+            self.actor.note(WRONG_ANSWER);
+        }
         loop {
-            let answer = parked.query().answer(frame);
             match self.worker.complete_parked(parked, answer) {
                 Ok(Outcome::Dead(why)) => {
-                    return Err(self.actor.bad(format!("completing {query:?}: {why}")));
+                    return Err(self.actor.bad(format!("completing {answer:?}: {why}")));
                 }
                 Ok(outcome) => {
                     self.actor.met(outcome.name());
@@ -670,6 +691,15 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
     }
 }
 
+/// Lets a value go. None of those that are left has a drop today, so it is the same either way;
+/// should one get a drop, it is met with it and without.
+fn leave<T>(value: T, how: Leaving) {
+    match how {
+        Leaving::Forget => std::mem::forget(value),
+        Leaving::Drop | Leaving::Aside => drop(value),
+    }
+}
+
 /// A thread of the host that has begun nothing.
 pub fn new<'p, 'r, 'vm>(
     actor: Actor<'p, 'r, 'vm>,
@@ -718,7 +748,9 @@ pub fn finish(mut keeper: Keeper<'_, '_, '_>) -> Result<crate::play::Tally, Viol
 pub fn settle(mut keeper: Keeper<'_, '_, '_>) -> Result<(), Violation> {
     let play = keeper.actor.play;
     while keeper.actor.ends(0)? {}
-    while let Some(parked) = play.parked.lock().expect("no panic under it").pop_front() {
+    loop {
+        let parked = play.parked.lock().expect("no panic under it").pop_front();
+        let Some((parked, _)) = parked else { break };
         keeper.close(parked)?;
     }
     for site in 0..SITES.len() {

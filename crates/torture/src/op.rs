@@ -130,7 +130,9 @@ pub enum Op {
     Post { at: At, write: bool, park: bool },
     /// The second half of one that was posted.
     Complete,
-    /// The second half of one that was parked.
+    /// The host finds the frame for one that was parked; it will be completed some time later.
+    FindParked,
+    /// The second half of one that was parked and whose frame has been found.
     CompleteParked,
     /// A vCPU runs over pages in a row, in a slot whose leaves are 4 KiB if there is one.
     Series { at: At, pages: u8, write: bool },
@@ -198,6 +200,7 @@ impl Op {
             Op::Post { park: false, .. } => "post a fault",
             Op::Post { park: true, .. } => "park a fault",
             Op::Complete => "complete a posted fault",
+            Op::FindParked => "find for a parked fault",
             Op::CompleteParked => "complete a parked fault",
             Op::Series { .. } => "series of 4K faults",
             Op::Starve { .. } => "starve",
@@ -252,14 +255,14 @@ impl Op {
         match rng.u32(..200) {
             0..6 => Op::Role(rng.u8(..)),
             6..10 => Op::Prefault { at: At::any(rng, focus), write: rng.bool() },
-            10..21 => {
-                let park = rng.u8(..3) == 0;
+            10..24 => {
+                let park = rng.u8(..2) == 0;
                 Op::Post { at: At::any(rng, focus), write: rng.bool(), park }
             }
-            21..24 => Op::Starve { at: At::any(rng, focus), tables: rng.u8(..3), huge: rng.bool() },
-            24..26 => Op::Read { at: At::any(rng, focus), word: rng.u8(..) },
-            26 => Op::Write { at: At::any(rng, focus) },
-            27..33 => {
+            24..27 => Op::Starve { at: At::any(rng, focus), tables: rng.u8(..3), huge: rng.bool() },
+            27..29 => Op::Read { at: At::any(rng, focus), word: rng.u8(..) },
+            29 => Op::Write { at: At::any(rng, focus) },
+            30..36 => {
                 Op::Series { at: At::any(rng, focus), pages: rng.u8(8..40), write: rng.bool() }
             }
             _ => {
@@ -322,9 +325,10 @@ impl Op {
             772..784 => Op::Translate { at: At::any(rng, focus) },
             784..786 => Op::Look,
             786..798 => Op::Starve { at: At::any(rng, focus), tables: 0, huge: rng.bool() },
-            798..816 => Op::leaves(rng),
-            816..955 => Op::Continue { budget: rng.u8(1..8) },
-            955..980 => Op::Complete,
+            798..822 => Op::leaves(rng),
+            822..930 => Op::Continue { budget: rng.u8(1..8) },
+            930..950 => Op::Complete,
+            950..978 => Op::FindParked,
             _ => Op::CompleteParked,
         }
     }
