@@ -231,7 +231,7 @@ pub const WRONG_ANSWER: &str = "answers to others refused";
 pub const SEALED: &str = "pages sealed by a zap";
 
 /// Steps of everybody for one of the host's.
-const SHARE: u64 = 10;
+const SHARE: u64 = 6;
 /// Steps by which guests may be ahead of that.
 const AHEAD: u64 = 100;
 
