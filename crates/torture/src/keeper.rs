@@ -279,6 +279,13 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
 
     /// Leaves something half done.
     fn abandon(&mut self, what: Begun, how: Leaving) -> Result<bool, Violation> {
+        if what == Begun::Deletion && self.begun.deletion.is_none() {
+            // There is seldom one just then.
+            let play = self.actor.play;
+            let _guard = play.turns.guard();
+            let site = play.done.load(std::sync::atomic::Ordering::Relaxed) as usize % SITES.len();
+            self.delete_some(site, 1)?;
+        }
         let left = match what {
             Begun::Zap => self.begun.zap.take().map(|zap| Aside::Zap(zap.walk)),
             Begun::Drain => self.begun.drain.take().map(|drain| Aside::Drain(drain.walk)),
