@@ -25,7 +25,7 @@ const RULES: [Rule; 12] = [
     Rule { id: "B7", sentence: "a page lies at the same place of its block as its frame" },
     Rule { id: "B8", sentence: "a block backs every page of it" },
     Rule { id: "B9", sentence: "frame and memory type are possible in the format" },
-    Rule { id: "B10", sentence: "bytes are aligned like words" },
+    Rule { id: "B10", sentence: "bytes are aligned to 4096" },
     Rule { id: "B11", sentence: "bytes of a frame are the same memory every time" },
     Rule { id: "B12", sentence: "bytes of different frames are different memory" },
 ];

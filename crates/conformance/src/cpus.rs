@@ -16,7 +16,7 @@ use vmmu::host::{Cpus, VcpuId, Wait, WaitFor};
 
 use crate::report::{Report, Rule, Verdict};
 
-const RULES: [Rule; 9] = [
+const RULES: [Rule; 10] = [
     Rule { id: "C1", sentence: "a vCPU that nobody kicks stays in the guest" },
     Rule { id: "C2", sentence: "a kick makes a vCPU leave the guest" },
     Rule { id: "C3", sentence: "a kick just before entry is not lost" },
@@ -25,7 +25,8 @@ const RULES: [Rule; 9] = [
     Rule { id: "C6", sentence: "a kick of a vCPU outside the guest does no harm" },
     Rule { id: "C7", sentence: "a kick reaches the vCPU it names" },
     Rule { id: "C8", sentence: "no kick is lost, whenever it comes" },
-    Rule { id: "C9", sentence: "relax returns" },
+    Rule { id: "C9", sentence: "a wait returns" },
+    Rule { id: "C10", sentence: "a wait returns soon, however often it was asked before" },
 ];
 
 /// How to check kicks.
@@ -306,19 +307,39 @@ where
         Ok(())
     }
 
-    fn waits(&mut self) -> Ended {
+    /// Waits for something, so often, and gives that up after `patience`.
+    fn wait(&mut self, waits: Vec<Wait>, patience: Duration) -> Ended {
         let host = Arc::clone(&self.host);
-        let waits = move || {
-            for asked in 0..100 {
-                host.wait(Wait::new(WaitFor::GracePeriod, asked));
-            }
-        };
-        let relaxed = apart(waits);
-        match relaxed.recv_timeout(self.options.hangs()) {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(panicked)) => Err(panicked),
+        let waited = apart(move || waits.into_iter().for_each(|wait| host.wait(wait)));
+        match waited.recv_timeout(patience) {
+            Ok(ended) => ended,
             Err(_) => Err("it did not".to_owned()),
         }
+    }
+
+    fn waits(&mut self) -> Ended {
+        let waits = (0..100).map(|asked| Wait::new(WaitFor::GracePeriod, asked)).collect();
+        self.wait(waits, self.options.hangs())
+    }
+
+    /// Nobody wakes who waits, so what has come meanwhile is seen only when the call returns.
+    fn waits_longer(&mut self) -> Ended {
+        let growing = (0..64).map(|n| 1 << n).chain([u64::MAX]);
+        for asked in growing {
+            for on in [WaitFor::GracePeriod, WaitFor::Vcpu(VcpuId(0)), WaitFor::SlotGuard] {
+                let mut waits = vec![Wait::new(on, asked); 2];
+                waits[1].may_sleep = false;
+                // Each of the two has as long.
+                self.wait(waits, 2 * self.options.patience).map_err(|why| {
+                    if why == "it did not" {
+                        format!("{on:?}, asked {asked} times: {why}")
+                    } else {
+                        why
+                    }
+                })?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -345,7 +366,7 @@ where
         stuck: false,
     };
     let rounds = format!("{} rounds", options.rounds);
-    let checks: [(Check<H, G>, &str); 9] = [
+    let checks: [(Check<H, G>, &str); 10] = [
         (Bench::stays, "it did"),
         (Bench::in_the_guest, "8 times"),
         (Bench::before_entry, "8 times"),
@@ -355,6 +376,7 @@ where
         (Bench::the_one_named, "each vCPU once"),
         (Bench::whenever, &rounds),
         (Bench::waits, "100 times"),
+        (Bench::waits_longer, "asked up to 2^64 times"),
     ];
     for (rule, (check, seen)) in RULES.into_iter().zip(checks) {
         if bench.stuck {

@@ -4,9 +4,9 @@
 //! | check | of | rules |
 //! |---|---|---|
 //! | [`check_table_pages`] | [`TablePages`](vmmu::host::TablePages) | P1 to P12 |
-//! | [`check_cpus`] | [`Cpus`](vmmu::host::Cpus), with the author's way of running a guest | C1 to C9 |
+//! | [`check_cpus`] | [`Cpus`](vmmu::host::Cpus), with the author's way of running a guest | C1 to C10 |
 //! | [`check_backing`] | [`Backing`](vmmu::host::Backing), left alone | B1 to B12 |
-//! | [`check_together`] | all of them in a VM, with the author's invalidations, judged by a software processor that walks the tables | V0 to V9 |
+//! | [`check_together`] | all of them in a VM, with the author's invalidations, judged by a software processor that walks the tables | V0 to V11 |
 //!
 //! Each gives a [`Report`]: every rule with its verdict and what was seen.
 //!

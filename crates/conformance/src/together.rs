@@ -25,24 +25,30 @@ use vmmu::host::{
 };
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
 use vmmu::{
-    AccessError, AccessFailure, Config, EnterError, Flush, Mmu, Processor, VcpuMmu, Worker,
+    AccessError, AccessFailure, Config, EnterError, FaultStep, Flush, Mmu, Processor, Role,
+    VcpuMmu, Worker,
 };
 use vmmu::{Cause, Outcome, PageFault};
 
 use crate::report::{Breaches, Report, Rule, Verdict};
 
 const WHOLE: Rule = Rule { id: "V0", sentence: "no hook panics" };
-const RULES: [Rule; 9] = [
+const RULES: [Rule; 11] = [
     Rule { id: "V1", sentence: "the guest's accesses succeed after a few faults" },
     Rule { id: "V2", sentence: "the guest reads what was last written" },
     Rule { id: "V3", sentence: "the guest reaches the frame that the backing names" },
     Rule { id: "V4", sentence: "the library reads and writes the same memory as the guest" },
     Rule { id: "V5", sentence: "table pages hold what the library wrote" },
     Rule { id: "V6", sentence: "no table page is given while it is in use" },
-    Rule { id: "V7", sentence: "taking back invalidates" },
+    Rule { id: "V7", sentence: "taking a page back invalidates that page" },
     Rule { id: "V8", sentence: "the checker finds nothing at the end" },
     Rule { id: "V9", sentence: "every table page is given back at the end" },
+    Rule { id: "V10", sentence: "a page is replaced only inside an invalidation" },
+    Rule { id: "V11", sentence: "taking back invalidates though only a request is open" },
 ];
+
+/// Pages that are looked at one by one at the end.
+const LOOKED_AT: usize = 32;
 
 /// Whose tables to build.
 #[derive(Clone, Copy, Debug)]
@@ -224,6 +230,9 @@ struct Wrong {
     frames: Breaches,
     library: Breaches,
     tables: Breaches,
+    kept: Breaches,
+    replaced: Breaches,
+    overtaken: Breaches,
 }
 
 /// What was done.
@@ -234,7 +243,8 @@ struct Done {
     denied: u64,
     compared: u64,
     copies: u64,
-    taken_back: u64,
+    mapped: u64,
+    open: u64,
 }
 
 struct Run<'o, 'b, B> {
@@ -421,6 +431,93 @@ impl<B: Backing + GuestMemory> Run<'_, '_, B> {
     }
 }
 
+impl<B: Backing + GuestMemory> Run<'_, '_, B> {
+    /// Where the tables lead for a page.
+    fn mapped<H: Host>(worker: &mut Worker<&Mmu<H>>, gfn: Gfn) -> Option<Pfn> {
+        worker.translate(Role::PLAIN, gfn.gpa()).map(|there| Pfn(there.hpa.0 >> 12))
+    }
+
+    /// What the backing says of a page: `None` if it does not say.
+    fn named(&self, gfn: Gfn) -> Option<Option<Pfn>> {
+        match self.backing.find(&self.options.query(gfn, Access::READ)) {
+            Resolution::Frame(frame) => Some(Some(frame.pfn)),
+            Resolution::Hole | Resolution::Poisoned => Some(None),
+            Resolution::Pending | Resolution::Retry => None,
+        }
+    }
+
+    /// A page is taken back while it and those beside it are mapped.
+    fn while_mapped<'v, H: Host>(
+        &mut self,
+        vm: &'v Mmu<Judged<'_, H>>,
+        vcpu: &mut VcpuMmu<&'v Mmu<Judged<'_, H>>>,
+        worker: &mut Worker<&'v Mmu<Judged<'_, H>>>,
+        gfn: Gfn,
+        take_back: &mut impl FnMut(&mut Worker<&'v Mmu<Judged<'_, H>>>, u64),
+    ) {
+        let around = [gfn.0.wrapping_sub(1), gfn.0, gfn.0 + 1].map(Gfn);
+        let around =
+            around.map(|near| Some(near).filter(|near| self.options.range.contains(*near)));
+        for near in around.into_iter().flatten() {
+            let (gpa, access) = (near.gpa(), Access::READ);
+            let fault = PageFault { gpa, access, cause: Cause::Guest };
+            let backing: &B = self.backing;
+            let patience = self.options.patience;
+            let mut asked = (0..patience).map(|_| vcpu.handle_fault(backing, fault));
+            asked.find(|outcome| *outcome != Outcome::Retry);
+        }
+        let [_, page, _] = around.map(|near| near.and_then(|near| Self::mapped(worker, near)));
+        let before = vm.stats().invalidations;
+        take_back(worker, self.options.page(gfn));
+        let invalidates = vm.stats().invalidations > before;
+        if page.is_some() {
+            self.done.mapped += 1;
+        }
+        for near in around.into_iter().flatten() {
+            let Some(is) = Self::mapped(worker, near) else { continue };
+            let named = self.named(near);
+            let is_replaced = named.is_some_and(|named| named != Some(is));
+            // Said of this page by one rule alone.
+            if near == gfn && (invalidates || !is_replaced) {
+                self.wrong.kept.add(|| format!("{near:?} was taken back, and is mapped to {is}"));
+            } else if is_replaced {
+                self.wrong
+                    .replaced
+                    .add(|| format!("{near:?} is mapped to {is}, and the backing names {named:?}"));
+            }
+        }
+    }
+
+    /// A page is taken back while a vCPU has asked for it and nothing is mapped.
+    fn while_asked<'v, H: Host>(
+        &mut self,
+        vcpu: &mut VcpuMmu<&'v Mmu<Judged<'_, H>>>,
+        worker: &mut Worker<&'v Mmu<Judged<'_, H>>>,
+        gfn: Gfn,
+        take_back: &mut impl FnMut(&mut Worker<&'v Mmu<Judged<'_, H>>>, u64),
+    ) {
+        worker.zap(AddressSpace::Normal, gfn.leaf(Level::Size4K));
+        let fault = PageFault { gpa: gfn.gpa(), access: Access::READ, cause: Cause::Guest };
+        if vcpu.load_root().is_err() || worker.reserve(0).is_err() {
+            return;
+        }
+        let FaultStep::Resolve(request) = vcpu.begin_fault(fault) else { return };
+        let query = request.query();
+        let Resolution::Frame(found) = self.backing.find(&query) else { return };
+        take_back(worker, self.options.page(gfn));
+        self.done.open += 1;
+        let Ok(request) = request.resolve(query.answer(found)) else { return };
+        let Ok(outcome) = worker.complete(request) else { return };
+        let (is, named) = (Self::mapped(worker, gfn), self.named(gfn));
+        let is_replaced = is.is_some() && named.is_some_and(|named| named != is);
+        self.wrong.overtaken.add_if(is_replaced, || {
+            format!("{gfn:?}: a request of before ended as {}, at {is:?}, and the backing names {named:?}", outcome.name())
+        });
+        // Nobody is to meet it.
+        worker.zap(AddressSpace::Normal, gfn.leaf(Level::Size4K));
+    }
+}
+
 /// Checks a host at work: a VM on `host`, with `backing`, whose pages `take_back` takes away.
 ///
 /// `take_back` does for one page of the backing what the hypervisor does when it moves or reclaims
@@ -474,25 +571,42 @@ pub fn check_together<H: Host, B: Backing + GuestMemory>(
         report.skip(&RULES, "a hook panicked");
         return report;
     }
-    let Run { wrong, done, words: known, .. } = run;
-    let (accesses, faults, denied) = (done.accesses, done.faults, done.denied);
+    let wrong = std::mem::take(&mut run.wrong);
+    let (accesses, faults, denied) = (run.done.accesses, run.done.faults, run.done.denied);
     let seen = format!("{accesses} accesses, {faults} faults, {denied} denied");
+    let is_stuck = wrong.stuck.any();
     report.rule(stuck, || wrong.stuck.verdict(seen));
-    let compared = done.compared;
+    let (compared, known) = (run.done.compared, run.words.len());
     report.rule(words, || match compared {
         0 if !wrong.words.any() => Verdict::Skipped("no frame could be reached".into()),
-        _ => wrong.words.verdict(format!("{compared} reads of {} words", known.len())),
+        _ => wrong.words.verdict(format!("{compared} reads of {known} words")),
     });
     report.rule(frames, || wrong.frames.verdict("at every access"));
-    report.rule(library, || match done.copies {
+    report.rule(library, || match run.done.copies {
         0 if !wrong.library.any() => Verdict::Skipped("no frame could be reached".into()),
         copies => wrong.library.verdict(format!("{copies} copies")),
     });
     report.rule(tables, || wrong.tables.verdict("in every walk"));
-    at_the_end(&mut report, &mut vm, backing, options, done.taken_back, rest);
+    let [twice, invalidates, checker, returned, replaced, overtaken] = rest;
+    at_the_end(&mut report, &mut vm, backing, options, [twice, checker]);
+    // After the checker: what is wrong from here on is for the rules that look for it.
+    let mut looked = Err("the guest could not go on".to_owned());
+    report.rule(invalidates, || {
+        if !is_stuck {
+            looked = look_closely(&vm, &mut run, &mut take_back);
+        }
+        let breaches = std::mem::take(&mut run.wrong.kept);
+        closely(&looked, breaches, run.done.mapped, "pages while they were mapped")
+    });
+    for (rule, breaches, count, seen) in [
+        (replaced, run.wrong.replaced, run.done.mapped, "pages, and those beside them"),
+        (overtaken, run.wrong.overtaken, run.done.open, "pages while a request was open"),
+    ] {
+        report.rule(rule, || closely(&looked, breaches, count, seen));
+    }
     let Judged { in_use, foreign, .. } = vm.teardown();
     let left = in_use.into_inner().unwrap_or_default();
-    report.rule(RULES[8], || {
+    report.rule(returned, || {
         let mut breaches = Breaches::default();
         for pfn in &left {
             breaches.add(|| format!("frame {pfn:#x} was not"));
@@ -502,7 +616,17 @@ pub fn check_together<H: Host, B: Backing + GuestMemory>(
         }
         breaches.verdict("all of them")
     });
+    report.findings.sort_by_key(|finding| RULES.iter().position(|rule| rule.id == finding.rule.id));
     report
+}
+
+/// What a close look came to.
+fn closely(looked: &Result<(), String>, breaches: Breaches, count: u64, seen: &str) -> Verdict {
+    match looked {
+        Err(why) => Verdict::Skipped(why.clone()),
+        Ok(()) if count == 0 && !breaches.any() => Verdict::Skipped("no page was mapped".into()),
+        Ok(()) => breaches.verdict(format!("{count} {seen}")),
+    }
 }
 
 /// Everything in turns.
@@ -535,7 +659,6 @@ fn play<H: Host, B: Backing + GuestMemory>(
         match run.rng.u8(..32) {
             0 | 1 => {
                 let gpa = run.word();
-                run.done.taken_back += 1;
                 take_back(&mut worker, options.page(Gpa(gpa).gfn()));
             }
             2..6 => run.copy(&mut worker),
@@ -552,15 +675,35 @@ fn play<H: Host, B: Backing + GuestMemory>(
     Verdict::Passed(format!("{} steps", options.steps))
 }
 
+/// Pages one by one.
+fn look_closely<H: Host, B: Backing + GuestMemory>(
+    vm: &Mmu<Judged<'_, H>>,
+    run: &mut Run<'_, '_, B>,
+    take_back: &mut impl FnMut(&mut Worker<&Mmu<Judged<'_, H>>>, u64),
+) -> Result<(), String> {
+    let mut worker = vm.worker().map_err(|error| format!("no worker: {error}"))?;
+    let mut vcpu = vm.vcpu(VcpuId(0)).map_err(|error| format!("no vCPU: {error}"))?;
+    // Every leaf is of one page from here on, so that what an invalidation has taken away shows which
+    // pages it was about.
+    let limited = worker.limit_slot(SlotId(0), Level::Size4K);
+    limited.map_err(|error| format!("the slot cannot be limited: {error}"))?;
+    for _ in 0..LOOKED_AT {
+        let range = run.options.range;
+        let gfn = Gfn(range.start().0 + run.rng.u64(..range.pages()));
+        run.while_mapped(vm, &mut vcpu, &mut worker, gfn, take_back);
+        run.while_asked(&mut vcpu, &mut worker, gfn, take_back);
+    }
+    Ok(())
+}
+
 fn at_the_end<H: Host, B: Backing + GuestMemory>(
     report: &mut Report,
     vm: &mut Mmu<Judged<'_, H>>,
     backing: &B,
     options: &TogetherOptions,
-    taken_back: u64,
-    rules: [Rule; 4],
+    rules: [Rule; 2],
 ) {
-    let [twice, invalidates, checker, _] = rules;
+    let [twice, checker] = rules;
     let again = vm.host().twice.lock().map(|twice| twice.clone()).unwrap_or_default();
     report.rule(twice, || {
         let mut breaches = Breaches::default();
@@ -568,14 +711,6 @@ fn at_the_end<H: Host, B: Backing + GuestMemory>(
             breaches.add(|| format!("frame {pfn:#x} came twice"));
         }
         breaches.verdict("never")
-    });
-    report.rule(invalidates, || {
-        let mut breaches = Breaches::default();
-        let invalidations = vm.stats().invalidations;
-        breaches.add_if(invalidations < taken_back, || {
-            format!("{taken_back} pages were to be taken back, {invalidations} invalidations")
-        });
-        breaches.verdict(format!("{invalidations} invalidations of {taken_back} pages"))
     });
     report.rule(checker, || {
         let witness = |_: u64, page: u64| {

@@ -36,6 +36,7 @@ fn each_bad_backing_is_caught() {
         (BadFrames::HasHolesInBlocks, "B8"),
         (BadFrames::GivesWideFrames, "B9"),
         (BadFrames::HasOddBytes, "B10"),
+        (BadFrames::HasWordsInBytes, "B10"),
         (BadFrames::HasOtherBytesEachTime, "B11"),
         (BadFrames::SharesBytes, "B12"),
     ] {

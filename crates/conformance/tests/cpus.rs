@@ -38,6 +38,7 @@ fn each_bad_host_is_caught() {
         (BadKicks::GoToVcpuZero, "C7"),
         (BadKicks::LostNowAndThen, "C8"),
         (BadKicks::NeverRelax, "C9"),
+        (BadKicks::WaitLonger, "C10"),
     ];
     std::thread::scope(|scope| {
         for (bad, rule) in cases {

@@ -3,10 +3,14 @@
 mod support;
 
 use conformance::{Judged, Report, Tables, TogetherOptions, check_together};
-use support::{BadFrames, BadPool, Frames, OnEvent, Pool, Whole, assert_broken, assert_kept};
+use support::{
+    BadFrames, BadPool, Frames, OnEvent, Pool, Whole, assert_broken, assert_kept,
+    assert_only_broken,
+};
+use vmmu::addr::Gfn;
 use vmmu::entry::ept::EptOptions;
 use vmmu::entry::npt::NptOptions;
-use vmmu::{HostRange, Mmu, Worker};
+use vmmu::{HostRange, Mmu, Role, Worker};
 
 const BACKING: u64 = 7;
 
@@ -27,6 +31,14 @@ enum Bad {
     TellsNobody,
     GivesUpInSecret,
     DoesNothing,
+    /// Invalidates the page beside it, and moves nothing.
+    InvalidatesNeighbour,
+    /// The same, and moves the page.
+    MovesUnderNeighbour,
+    /// Invalidates the page, and moves the one beside it too.
+    MovesNeighbour,
+    /// Invalidates only what is mapped.
+    FreesWhatIsNotMapped,
 }
 
 fn take_back(frames: &Frames, bad: Bad) -> impl FnMut(&mut Worker<&Mmu<Judged<'_, Whole>>>, u64) {
@@ -36,6 +48,26 @@ fn take_back(frames: &Frames, bad: Bad) -> impl FnMut(&mut Worker<&Mmu<Judged<'_
         let range = HostRange { backing: BACKING, first: page, pages: 1 };
         match bad {
             Bad::DoesNothing => {}
+            Bad::InvalidatesNeighbour | Bad::MovesUnderNeighbour => {
+                let beside = HostRange { first: page ^ 1, ..range };
+                let invalidation = worker.invalidate_range(beside);
+                if bad == Bad::MovesUnderNeighbour {
+                    frames.move_page(page, true);
+                }
+                drop(invalidation);
+            }
+            Bad::MovesNeighbour => {
+                let invalidation = worker.invalidate_range(range);
+                frames.move_page(page, true);
+                frames.move_page(page ^ 1, true);
+                drop(invalidation);
+            }
+            Bad::FreesWhatIsNotMapped => {
+                let is_mapped = worker.translate(Role::PLAIN, Gfn(page).gpa()).is_some();
+                let invalidation = is_mapped.then(|| worker.invalidate_range(range));
+                frames.move_page(page, true);
+                drop(invalidation);
+            }
             Bad::TellsNobody => frames.move_page(page, true),
             Bad::GivesUpInSecret => frames.give_up(page),
             Bad::NeverEnds => worker.invalidate_begin(range),
@@ -84,6 +116,58 @@ fn a_host_that_takes_back_badly_is_caught() {
             let report = check(&options(tables), &host, &Frames::new(BadFrames::No), bad);
             assert_broken(&report, rule);
         }
+    }
+}
+
+/// The steps at random leave out what another rule would see first.
+#[test]
+fn a_host_that_invalidates_other_pages_than_it_takes_is_caught_by_the_rule_for_it() {
+    for (bad, rule) in [
+        (Bad::DoesNothing, "V7"),
+        (Bad::InvalidatesNeighbour, "V7"),
+        (Bad::MovesUnderNeighbour, "V7"),
+        (Bad::MovesNeighbour, "V10"),
+        (Bad::TellsNobody, "V10"),
+        (Bad::FreesWhatIsNotMapped, "V11"),
+    ] {
+        for tables in tables() {
+            let host = Whole::new(BadPool::No, quiet);
+            let frames = Frames::new(BadFrames::No);
+            let options = TogetherOptions { steps: 0, ..options(tables) };
+            let report = check(&options, &host, &frames, bad);
+            assert_broken(&report, rule);
+            let also = match bad {
+                Bad::TellsNobody | Bad::MovesUnderNeighbour => &["V10", "V11"][..],
+                Bad::MovesNeighbour => &["V11"],
+                _ => &[],
+            };
+            for finding in report.failed() {
+                let id = finding.rule.id;
+                assert!(id == rule || also.contains(&id), "{bad:?}:\n{report}");
+            }
+        }
+    }
+}
+
+/// A host that seems right as long as a page is taken back between two faults.
+#[test]
+fn a_host_that_frees_because_nothing_is_mapped_yet_is_caught_by_that_alone() {
+    for tables in tables() {
+        let host = Whole::new(BadPool::No, quiet);
+        let frames = Frames::new(BadFrames::No);
+        let report = check(&options(tables), &host, &frames, Bad::FreesWhatIsNotMapped);
+        assert_only_broken(&report, "V11");
+    }
+}
+
+/// A host that seems right as long as only the number of invalidations is looked at.
+#[test]
+fn a_host_that_invalidates_a_neighbour_is_caught_by_that_alone() {
+    for tables in tables() {
+        let host = Whole::new(BadPool::No, quiet);
+        let frames = Frames::new(BadFrames::No);
+        let report = check(&options(tables), &host, &frames, Bad::InvalidatesNeighbour);
+        assert_only_broken(&report, "V7");
     }
 }
 

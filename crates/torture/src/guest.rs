@@ -132,8 +132,8 @@ impl<'vm> Guest<'_, '_, 'vm> {
             Asked::Parked(parked) => {
                 let mut one_more = Some(parked);
                 let mut all = play.parked.lock().expect("no panic under it");
-                if all.len() < 3 {
-                    all.extend(one_more.take());
+                if all.len() < 5 {
+                    all.extend(one_more.take().map(|parked| (parked, None)));
                 }
                 drop(all);
                 if let Some(parked) = one_more {

@@ -5,12 +5,13 @@ use vmmu::addr::{Gfn, GfnRange, Level, Pfn};
 use vmmu::entry::MemoryType;
 use vmmu::slot::{AddressSpace, LinearFrames, Mutability, SlotError, SlotId, SlotSpec, Source};
 use vmmu::{
-    AccessError, AccessFailure, Deletion, Drain, Mmu, NotCompleted, Outcome, Parked, Progress,
-    Role, Worker, Zap,
+    AccessError, AccessFailure, Deletion, Drain, Mmu, NotCompleted, Outcome, Progress, Role,
+    Worker, Zap,
 };
 
 use crate::Violation;
-use crate::arena::Arena;
+use crate::arena::{Arena, BLOCKS};
+use crate::guest_tables;
 use crate::host::Host;
 use crate::model::{BLOCK_BACKING, HUGE_BACKING, Pages, SITES, TOUCHED, View, touched};
 use crate::notifier::pages_at;
@@ -19,7 +20,7 @@ use crate::op::{self, Begun, Leaving, Op};
 use crate::places::{Occupant, Place, Places};
 use crate::play::{
     Actor, DELETION_MET_CHANGE, DRAIN_MET_CHANGE, SEALED, SECOND_SLOTS, SECOND_ZAPS, Spot,
-    ZAP_MET_CHANGE,
+    WRONG_ANSWER, ZAP_MET_CHANGE,
 };
 use crate::store::{Answered, block_of};
 
@@ -85,6 +86,9 @@ impl<W> InSteps<W> {
     }
 }
 
+/// Guest frames of slots that nobody uses.
+const UNUSED: u64 = 0x7100;
+
 /// The two sites between which a slot moves.
 const SWAPPED: [usize; 2] = [1, 8];
 
@@ -130,13 +134,15 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
                 let through = Through::Worker(&mut self.worker);
                 self.actor.change(through, *pages, *change)?
             }
-            Op::Protect { pages, budget } => self.protect(pages, u64::from(*budget)),
+            Op::Protect { pages, budget, wide } => self.protect(pages, u64::from(*budget), *wide),
+            Op::Contend { at, pages, deletes } => self.contend(*at, u64::from(*pages), *deletes)?,
             Op::Long { pages, again } => {
                 self.actor.begins(Through::Worker(&mut self.worker), *pages, *again)?
             }
             Op::End { which } => self.actor.ends(*which)?,
             Op::WrongEnd { pages } => self.actor.ends_none(*pages)?,
             Op::Abandon { what, how } => self.abandon(*what, *how)?,
+            Op::FindParked => self.find_parked()?,
             Op::CompleteParked => self.complete_parked()?,
             Op::Create { site, view, largest } => {
                 let _guard = turns.guard();
@@ -278,6 +284,13 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
         reason = "what has no destructor today may have one tomorrow"
     )]
     fn abandon(&mut self, what: Begun, how: Leaving) -> Result<bool, Violation> {
+        if what == Begun::Deletion && self.begun.deletion.is_none() {
+            // There is seldom one just then.
+            let play = self.actor.play;
+            let _guard = play.turns.guard();
+            let site = play.done.load(std::sync::atomic::Ordering::Relaxed) as usize % SITES.len();
+            self.delete_some(site, 1)?;
+        }
         let left = match what {
             Begun::Zap => self.begun.zap.take().map(|zap| Aside::Zap(zap.walk)),
             Begun::Drain => self.begun.drain.take().map(|drain| Aside::Drain(drain.walk)),
@@ -289,32 +302,76 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
             Begun::Parked => {
                 let parked = self.actor.play.parked.lock().expect("no panic under it").pop_front();
                 let is_some = parked.is_some();
-                match how {
-                    Leaving::Drop => drop(parked),
-                    _ => std::mem::forget(parked),
-                }
+                leave(parked, how);
                 return Ok(is_some);
             }
         };
         let Some(left) = left else { return Ok(false) };
         match how {
-            Leaving::Drop => drop(left),
-            Leaving::Forget => std::mem::forget(left),
             Leaving::Aside if self.aside.len() < ASIDE => self.aside.push(left),
-            Leaving::Aside => {}
+            how => leave(left, how),
         }
         Ok(true)
     }
 
+    /// A walk with the smallest steps and a change of the slots between any two: it ends all the
+    /// same.
+    fn contend(&mut self, at: op::At, pages: u64, deletes: bool) -> Result<bool, Violation> {
+        let play = self.actor.play;
+        if deletes {
+            if self.begun.deletion.is_some() {
+                return Ok(false);
+            }
+            let mut is_begun = {
+                let _guard = play.turns.guard();
+                self.delete_some(at.page as usize % SITES.len(), 1)?
+            };
+            let is_done = is_begun;
+            while is_begun && self.begun.deletion.is_some() {
+                self.come_and_go()?;
+                let _guard = play.turns.guard();
+                is_begun = self.delete_some(0, 1)?;
+            }
+            return Ok(is_done);
+        }
+        if self.begun.zap.is_some() {
+            return Ok(false);
+        }
+        let spot = Spot::of(at.site & 1, at);
+        let range = GfnRange::sized(Gfn(spot.gfn), pages).expect("short");
+        let zap = self.worker.begin_zap(spot.space(), range);
+        self.begun.zap = Some(InSteps::new(zap, play.places, most_visits(pages)));
+        while self.zap_some(1)? && self.begun.zap.is_some() {
+            self.come_and_go()?;
+        }
+        Ok(true)
+    }
+
+    /// A slot that nobody uses comes and goes.
+    fn come_and_go(&mut self) -> Result<(), Violation> {
+        let _guard = self.actor.play.turns.guard();
+        let n = (self.actor.number - self.actor.play.vcpus) as u32;
+        let id = SlotId(guest_tables::SLOT.0 + 1 + n);
+        let range = GfnRange::sized(Gfn(UNUSED + u64::from(n)), 1).expect("short");
+        let spec = SlotSpec { range, ..spec(id, 0, SITES[0].views[0], Level::Size4K) };
+        let changed = self.worker.create_slot(&spec).and_then(|()| self.worker.delete_slot(id));
+        changed.map_err(|why| self.actor.bad(format!("{spec:?}: {why}")))
+    }
+
     /// Makes pages read-only by a zap of every frame where they may be; those of before may be
     /// written again.
-    fn protect(&mut self, pages: &op::Pages, budget: u64) -> bool {
+    fn protect(&mut self, pages: &op::Pages, budget: u64, wide: bool) -> bool {
         let play = self.actor.play;
         let protection = &play.store.protection;
         for page in self.protected.drain(..) {
             protection.open(page, block_of(page));
         }
-        let Some(pages) = pages_at(pages, usize::MAX) else { return false };
+        let Some(mut pages) = pages_at(pages, usize::MAX) else { return false };
+        if wide && pages.start < BLOCKS as usize {
+            // Two blocks: more than one request can be about.
+            let first = pages.start & !511;
+            pages = first..(first + 1024).min(BLOCKS as usize);
+        }
         let closing =
             pages.filter_map(|page| protection.close(page, block_of(page)).map(|c| (page, c)));
         let closing: Vec<_> = closing.collect();
@@ -551,21 +608,48 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
         if starved { Err(self.actor.bad("a zap wanted tables")) } else { Ok(false) }
     }
 
-    /// The second half of a fault that a vCPU parked.
-    fn complete_parked(&mut self) -> Result<bool, Violation> {
-        let parked = self.actor.play.parked.lock().expect("no panic under it").pop_front();
-        let Some(mut parked) = parked else { return Ok(false) };
+    /// The host finds the frame for a fault that a vCPU parked.
+    fn find_parked(&mut self) -> Result<bool, Violation> {
+        let all = self.actor.play.parked;
+        let parked = {
+            let mut all = all.lock().expect("no panic under it");
+            let first = all.iter().position(|(_, answer)| answer.is_none());
+            first.and_then(|n| all.remove(n))
+        };
+        let Some((parked, _)) = parked else { return Ok(false) };
         let query = parked.query();
         let found = vmmu::host::Backing::find(&self.actor.hands, &query);
         let vmmu::host::Resolution::Frame(frame) = found else {
             drop(self.worker.unpark(parked));
             return Ok(false);
         };
+        let answered = (parked, Some(query.answer(frame)));
+        all.lock().expect("no panic under it").push_back(answered);
+        Ok(true)
+    }
+
+    /// The second half of a fault that a vCPU parked and whose frame was found some time ago.
+    fn complete_parked(&mut self) -> Result<bool, Violation> {
+        let (taken, other) = {
+            let mut all = self.actor.play.parked.lock().expect("no panic under it");
+            let first = all.iter().position(|(_, answer)| answer.is_some());
+            let taken = first.and_then(|n| all.remove(n));
+            (taken, all.iter().find_map(|(_, answer)| *answer))
+        };
+        let Some((mut parked, Some(answer))) = taken else { return Ok(false) };
+        if let Some(other) = other {
+            // One that was found for another request is refused, and nothing is lost.
+            match self.worker.complete_parked(parked, other) {
+                Err(NotCompleted::WrongAnswer { parked: again, .. }) => parked = again,
+                Ok(Outcome::Retry) => return Ok(true),
+                ended => return Err(self.actor.bad(format!("another's answer: {ended:?}"))),
+            }
+            self.actor.note(WRONG_ANSWER);
+        }
         loop {
-            let answer = parked.query().answer(frame);
             match self.worker.complete_parked(parked, answer) {
                 Ok(Outcome::Dead(why)) => {
-                    return Err(self.actor.bad(format!("completing {query:?}: {why}")));
+                    return Err(self.actor.bad(format!("completing {answer:?}: {why}")));
                 }
                 Ok(outcome) => {
                     self.actor.met(outcome.name());
@@ -611,6 +695,15 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
                 }
             }
         }
+    }
+}
+
+/// Lets a value go. None of those that are left has a drop today, so it is the same either way;
+/// should one get a drop, it is met with it and without.
+fn leave<T>(value: T, how: Leaving) {
+    match how {
+        Leaving::Forget => std::mem::forget(value),
+        Leaving::Drop | Leaving::Aside => drop(value),
     }
 }
 
@@ -662,7 +755,9 @@ pub fn finish(mut keeper: Keeper<'_, '_, '_>) -> Result<crate::play::Tally, Viol
 pub fn settle(mut keeper: Keeper<'_, '_, '_>) -> Result<(), Violation> {
     let play = keeper.actor.play;
     while keeper.actor.ends(0)? {}
-    while let Some(parked) = play.parked.lock().expect("no panic under it").pop_front() {
+    loop {
+        let parked = play.parked.lock().expect("no panic under it").pop_front();
+        let Some((parked, _)) = parked else { break };
         drop(keeper.worker.unpark(parked));
     }
     for site in 0..SITES.len() {

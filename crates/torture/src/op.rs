@@ -119,7 +119,9 @@ pub enum Op {
     Post { at: At, write: bool, park: bool },
     /// The second half of one that was posted.
     Complete,
-    /// The second half of one that was parked.
+    /// The host finds the frame for one that was parked; it will be completed some time later.
+    FindParked,
+    /// The second half of one that was parked and whose frame has been found.
     CompleteParked,
     /// A vCPU runs over pages in a row, in a slot whose leaves are 4 KiB if there is one.
     Series { at: At, pages: u8, write: bool },
@@ -128,7 +130,7 @@ pub enum Op {
     /// The host does something to pages.
     Change { pages: Pages, change: Change },
     /// The host makes pages read-only by a zap, at once or in steps.
-    Protect { pages: Pages, budget: u8 },
+    Protect { pages: Pages, budget: u8, wide: bool },
     /// An invalidation that lasts begins; `again`: of a range that is under one.
     Long { pages: Pages, again: bool },
     /// One of those that last ends, whoever began it.
@@ -151,6 +153,9 @@ pub enum Op {
     Zap { at: At, pages: u16 },
     /// Guest frames are zapped in steps; or the next steps of that.
     ZapSome { at: At, pages: u16, budget: u8 },
+    /// Guest frames are zapped in the smallest steps, or a slot is deleted in them, and between any
+    /// two a slot comes and goes.
+    Contend { at: At, pages: u16, deletes: bool },
     /// All roots become invalid and are drained in steps; or the next steps of that.
     Roots { budget: u8 },
     /// All roots go at once.
@@ -184,6 +189,7 @@ impl Op {
             Op::Post { park: false, .. } => "post a fault",
             Op::Post { park: true, .. } => "park a fault",
             Op::Complete => "complete a posted fault",
+            Op::FindParked => "find for a parked fault",
             Op::CompleteParked => "complete a parked fault",
             Op::Series { .. } => "series of 4K faults",
             Op::Starve { .. } => "starve",
@@ -207,6 +213,8 @@ impl Op {
             Op::Impossible { .. } => "impossible slot",
             Op::Zap { .. } => "zap",
             Op::ZapSome { .. } => "zap in steps",
+            Op::Contend { deletes: false, .. } => "zap beside slot changes",
+            Op::Contend { deletes: true, .. } => "deletion beside slot changes",
             Op::Roots { .. } => "invalidate roots, drain",
             Op::ZapAll => "zap all",
             Op::Abandon { what, how } => match (what, how) {
@@ -236,14 +244,14 @@ impl Op {
         match rng.u32(..200) {
             0..6 => Op::Role(rng.u8(..)),
             6..10 => Op::Prefault { at: At::any(rng, focus), write: rng.bool() },
-            10..21 => {
-                let park = rng.u8(..3) == 0;
+            10..24 => {
+                let park = rng.u8(..2) == 0;
                 Op::Post { at: At::any(rng, focus), write: rng.bool(), park }
             }
-            21..24 => Op::Starve { at: At::any(rng, focus), tables: rng.u8(..3), huge: rng.bool() },
-            24..26 => Op::Read { at: At::any(rng, focus), word: rng.u8(..) },
-            26 => Op::Write { at: At::any(rng, focus) },
-            27..33 => {
+            24..27 => Op::Starve { at: At::any(rng, focus), tables: rng.u8(..3), huge: rng.bool() },
+            27..29 => Op::Read { at: At::any(rng, focus), word: rng.u8(..) },
+            29 => Op::Write { at: At::any(rng, focus) },
+            30..36 => {
                 Op::Series { at: At::any(rng, focus), pages: rng.u8(8..40), write: rng.bool() }
             }
             _ => {
@@ -286,22 +294,30 @@ impl Op {
             538..563 => Op::Limit { site: Where::any(rng, focus), largest: rng.u8(..) },
             563..573 => Op::Impossible { site: Where::any(rng, focus), which: rng.u8(..) },
             573..593 => Op::Zap { at: At::any(rng, focus), pages: rng.u16(1..600) },
-            593..620 => {
+            593..613 => {
                 let at = At::any(rng, focus);
                 Op::ZapSome { at, pages: rng.u16(1..8000), budget: rng.u8(1..4) }
             }
-            620..642 => Op::Roots { budget: rng.u8(1..8) },
-            642..647 => Op::ZapAll,
-            647..677 => Op::Protect { pages: Pages::any(rng, focus), budget: rng.u8(..4) },
-            677..712 => Op::Read { at: At::any(rng, focus), word: rng.u8(..) },
+            613..644 => Op::Roots { budget: rng.u8(1..8) },
+            644..650 => Op::ZapAll,
+            650..683 => {
+                let (budget, wide) = (rng.u8(..4), rng.u8(..3) == 0);
+                Op::Protect { pages: Pages::any(rng, focus), budget, wide }
+            }
+            683..691 => {
+                let (at, pages) = (At::any(rng, focus), rng.u16(600..8000));
+                Op::Contend { at, pages, deletes: rng.u8(..3) == 0 }
+            }
+            691..712 => Op::Read { at: At::any(rng, focus), word: rng.u8(..) },
             712..747 => Op::Write { at: At::any(rng, focus) },
             747..772 => Op::Exchange { at: At::any(rng, focus) },
             772..784 => Op::Translate { at: At::any(rng, focus) },
             784..786 => Op::Look,
             786..798 => Op::Starve { at: At::any(rng, focus), tables: 0, huge: rng.bool() },
-            798..816 => Op::leaves(rng),
-            816..955 => Op::Continue { budget: rng.u8(1..8) },
-            955..980 => Op::Complete,
+            798..822 => Op::leaves(rng),
+            822..930 => Op::Continue { budget: rng.u8(1..8) },
+            930..950 => Op::Complete,
+            950..978 => Op::FindParked,
             _ => Op::CompleteParked,
         }
     }

@@ -10,6 +10,7 @@ use machine::{Nested, Paging, Processor};
 use vmmu::Mmu;
 use vmmu::addr::{Gfn, Gpa, Pfn};
 use vmmu::entry::Access;
+use vmmu::host::Answer;
 use vmmu::slot::AddressSpace;
 use vmmu::{Cause, HostRange, MemoryFault, Outcome, PageFault, Parked, Request};
 
@@ -37,8 +38,8 @@ pub struct Play<'r, 'vm> {
     pub processors: &'r [Mutex<Processor>],
     /// Faults whose first half is done.
     pub posted: &'r Mutex<VecDeque<Request<'vm>>>,
-    /// The same, as names.
-    pub parked: &'r Mutex<VecDeque<Parked>>,
+    /// The same, as names, with the answer once it has been found.
+    pub parked: &'r Mutex<VecDeque<(Parked, Option<Answer>)>>,
     /// Invalidations that last; whoever wants ends them.
     pub lasting: &'r Mutex<Vec<HostRange>>,
     pub places: &'r Places,
@@ -194,6 +195,7 @@ pub const NOTES: &[&str] = &[
     SECOND_INVALIDATIONS,
     BY_NO_WORKER,
     SEALED,
+    WRONG_ANSWER,
 ];
 /// A slot came or went between two steps of one zap.
 pub const ZAP_MET_CHANGE: &str = "slots changed within a zap";
@@ -223,11 +225,13 @@ pub const SECOND_SLOTS: &str = "second space: slots changed";
 pub const SECOND_INVALIDATIONS: &str = "second space: invalidations";
 /// Pages were taken back by a thread that has no worker.
 pub const BY_NO_WORKER: &str = "pages taken back without a worker";
+/// A request was given what was found for another one.
+pub const WRONG_ANSWER: &str = "answers to others refused";
 /// A page was made read-only by a zap.
 pub const SEALED: &str = "pages sealed by a zap";
 
 /// Steps of everybody for one of the host's.
-const SHARE: u64 = 10;
+const SHARE: u64 = 6;
 /// Steps by which guests may be ahead of that.
 const AHEAD: u64 = 100;
 

@@ -297,7 +297,7 @@ fn whole(
         // Few, so that both run out.
         notifiers: 1,
         invalidations: PLACES as u32,
-        slots: guest_tables::SLOT.0 + 1,
+        slots: guest_tables::SLOT.0 + 1 + HOSTS as u32,
         ..Config::new(settings.tables.format(), vcpus as u32)
     };
     let mut vm = match Mmu::new(host, &config) {

@@ -84,6 +84,12 @@ const FOUND: &[&str] = &[
     "drains_new_roots",
     "role_blind_reuse",
     "walk_without_grace_period",
+    "ends_one_twice",
+    "overflow_refuses_all",
+    "ignores_one_overflowed",
+    "ends_any_overflowed",
+    "restarts_at_slot_change",
+    "leaves_dying_slot",
 ];
 
 /// Puts each of them back, and gives lines that say which were caught.

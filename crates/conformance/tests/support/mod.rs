@@ -22,6 +22,13 @@ pub fn assert_broken(report: &Report, id: &str) {
     assert!(report.to_string().contains("FAILED"));
 }
 
+/// This rule is broken, and no other.
+pub fn assert_only_broken(report: &Report, id: &str) {
+    assert_broken(report, id);
+    let broken: Vec<&str> = report.failed().map(|finding| finding.rule.id).collect();
+    assert_eq!(broken, [id], "{report}");
+}
+
 /// No rule is broken, and those that were looked at are all but these.
 pub fn assert_kept(report: &Report, skipped: &[&str]) {
     assert!(report.is_clean(), "{report}");
@@ -197,6 +204,7 @@ pub enum BadKicks {
     GoToVcpuZero,
     LostNowAndThen,
     NeverRelax,
+    WaitLonger,
 }
 
 #[derive(Default)]
@@ -262,7 +270,11 @@ impl Cpus for Lines {
         }
     }
 
-    fn wait(&self, _: vmmu::host::Wait) {
+    fn wait(&self, wait: vmmu::host::Wait) {
+        if self.bad == BadKicks::WaitLonger {
+            // As if a wait that has lasted will last as long again.
+            thread::sleep(std::time::Duration::from_micros(wait.asked.min(1 << 32)));
+        }
         if self.bad == BadKicks::NeverRelax {
             loop {
                 thread::park();
@@ -286,6 +298,7 @@ pub enum BadFrames {
     HasHolesInBlocks,
     GivesWideFrames,
     HasOddBytes,
+    HasWordsInBytes,
     HasOtherBytesEachTime,
     SharesBytes,
     Panics,
@@ -392,6 +405,8 @@ unsafe impl GuestMemory for Frames {
         let page = memory.entry(pfn).or_insert_with(|| Box::new(TwoPages([0; 1024])));
         let start = match self.bad {
             BadFrames::HasOddBytes => 4,
+            // Aligned for every word, and not for a page.
+            BadFrames::HasWordsInBytes => 64,
             BadFrames::HasOtherBytesEachTime if call % 2 == 1 => 4096,
             _ => 0,
         };

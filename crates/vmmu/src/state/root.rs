@@ -341,3 +341,22 @@ impl Root {
         format.top()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Somebody who has come too late for a drain leaves it to whoever is at it.
+    #[test]
+    fn a_drain_has_one_hand() {
+        let roots = Roots::new();
+        let Berth::Free(free) = roots.find_or_make(Role::PLAIN, || ()) else { panic!("no place") };
+        let name = free.fill(Pfn(1), 0).unwrap().name;
+        let at_it = roots.begin_drain(name).unwrap();
+        for _ in 0..3 {
+            assert!(roots.begin_drain(name).is_none());
+        }
+        drop(at_it);
+        assert!(roots.begin_drain(name).is_some());
+    }
+}
