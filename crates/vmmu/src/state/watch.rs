@@ -150,7 +150,7 @@ impl WatchWords {
     /// Takes what was parked when `parked` was read. `false`: somebody else did.
     pub(crate) fn take(&self, parked: ParkedWord) -> bool {
         if defect!(TakesParkedBlindly) {
-            self.hits.fetch_and(!PARKED, Ordering::AcqRel);
+            self.hits.store(parked.0 & !PARKED, Ordering::Release);
             return true;
         }
         // It may be hit meanwhile, and stays so.
