@@ -25,7 +25,7 @@ const RULES: [Rule; 10] = [
     Rule { id: "C6", sentence: "a kick of a vCPU outside the guest does no harm" },
     Rule { id: "C7", sentence: "a kick reaches the vCPU it names" },
     Rule { id: "C8", sentence: "no kick is lost, whenever it comes" },
-    Rule { id: "C9", sentence: "a wait returns" },
+    Rule { id: "C9", sentence: "a call of the hook for waits returns" },
     Rule { id: "C10", sentence: "a wait returns soon, however often it was asked before" },
 ];
 

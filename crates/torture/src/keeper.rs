@@ -3,6 +3,7 @@
 
 use vmmu::addr::{Gfn, GfnRange, Level, Pfn};
 use vmmu::entry::MemoryType;
+use vmmu::host::FrameQuery;
 use vmmu::slot::{AddressSpace, LinearFrames, Mutability, SlotError, SlotId, SlotSpec, Source};
 use vmmu::{
     AccessError, AccessFailure, Deletion, Drain, Mmu, NotCompleted, Outcome, Progress, Role,
@@ -278,11 +279,6 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
     }
 
     /// Leaves something half done.
-    #[expect(
-        clippy::drop_non_drop,
-        clippy::forget_non_drop,
-        reason = "what has no destructor today may have one tomorrow"
-    )]
     fn abandon(&mut self, what: Begun, how: Leaving) -> Result<bool, Violation> {
         if what == Begun::Deletion && self.begun.deletion.is_none() {
             // There is seldom one just then.
@@ -637,15 +633,16 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
             (taken, all.iter().find_map(|(_, answer)| *answer))
         };
         let Some((mut parked, Some(answer))) = taken else { return Ok(false) };
-        if let Some(other) = other {
-            // One that was found for another request is refused, and nothing is lost.
-            match self.worker.complete_parked(parked, other) {
-                Err(NotCompleted::WrongAnswer { parked: again, .. }) => parked = again,
-                Ok(Outcome::Retry) => return Ok(true),
-                ended => return Err(self.actor.bad(format!("another's answer: {ended:?}"))),
-            }
-            self.actor.note(WRONG_ANSWER);
+        // One that was found for another request, or for none, is refused, and nothing is lost.
+        let FrameQuery { slot, backing, page, gfn, access, largest, .. } = parked.query();
+        let nobody = FrameQuery::of_nobody(slot, (backing, page), gfn, access, largest);
+        let other = other.unwrap_or_else(|| nobody.answer(answer.frame));
+        match self.worker.complete_parked(parked, other) {
+            Err(NotCompleted::WrongAnswer { parked: again, .. }) => parked = again,
+            Ok(Outcome::Retry) => return Ok(true),
+            ended => return Err(self.actor.bad(format!("another's answer: {ended:?}"))),
         }
+        self.actor.note(WRONG_ANSWER);
         loop {
             match self.worker.complete_parked(parked, answer) {
                 Ok(Outcome::Dead(why)) => {

@@ -531,7 +531,7 @@ fn work(
         kept.push_back(op.clone());
         act(&op)?;
         if let Some(broken) = play.vm.broken() {
-            return Err(Violation::new(format!("the VM is dead: {broken}")));
+            return Err(Violation::new(format!("the MMU is dead: {broken}")));
         }
         play.turns.point();
     }

@@ -256,7 +256,7 @@ pub enum Answered {
     Hole,
     /// Not now.
     Pending,
-    /// PageFault again.
+    /// Ask again.
     Retry,
 }
 

@@ -82,7 +82,7 @@ pub enum Stopped {
     OutOfMemory,
     /// The guest reaches for memory that it cannot have.
     Fault(PageFault),
-    /// The VM is dead.
+    /// The MMU is dead.
     Dead(Broken),
 }
 

@@ -119,7 +119,7 @@ impl fmt::Display for AccessError {
                 return write!(f, "guest memory at {}: {why} ({} bytes done)", self.gpa, self.done);
             }
             AccessFailure::Dead(why) => {
-                return write!(f, "guest memory at {}: the VM is dead: {why}", self.gpa);
+                return write!(f, "guest memory at {}: the MMU is dead: {why}", self.gpa);
             }
             AccessFailure::TooHigh => "beyond the end of the address space",
             AccessFailure::Unaligned => "an atomic word must be aligned to its size",

@@ -77,7 +77,7 @@ impl fmt::Display for LoadError {
         match self {
             LoadError::OutOfMemory => f.write_str("no page for a top table"),
             LoadError::RootsBusy => f.write_str("all places for roots are being drained"),
-            LoadError::Dead(broken) => write!(f, "the VM is dead: {broken}"),
+            LoadError::Dead(broken) => write!(f, "the MMU is dead: {broken}"),
         }
     }
 }
@@ -88,7 +88,7 @@ impl fmt::Display for EnterError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             EnterError::LoadRoot => f.write_str("no valid root: load one, then enter again"),
-            EnterError::Dead(broken) => write!(f, "the VM is dead: {broken}"),
+            EnterError::Dead(broken) => write!(f, "the MMU is dead: {broken}"),
         }
     }
 }
@@ -165,6 +165,7 @@ impl<M: Hold> VcpuMmu<M> {
     }
 
     /// Says "outside", if an entry was kept and never left.
+    #[inline]
     fn outside(&self) {
         if let Some(words) = self.words() {
             words.leave();
@@ -203,12 +204,19 @@ impl<M: Hold> VcpuMmu<M> {
         self.valid_root().map(|_| ())
     }
 
+    #[inline]
     fn valid_root(&mut self) -> Result<RootName, LoadError> {
         let core = self.worker.seat.core();
         core.alive().map_err(LoadError::Dead)?;
-        if let Some((name, _)) = self.root.filter(|(name, _)| core.roots.is_valid(*name)) {
-            return Ok(name);
+        match self.root {
+            Some((name, _)) if core.roots.is_valid(name) => Ok(name),
+            _ => self.find_root(),
         }
+    }
+
+    /// Finds a root of its role, or makes one.
+    #[cold]
+    fn find_root(&mut self) -> Result<RootName, LoadError> {
         // Only a new root needs a page, and whether it is new is decided under the roots' lock.
         let root = loop {
             let Worker { seat, cache, .. } = &mut self.worker;

@@ -97,7 +97,7 @@ pub enum Illegal {
     /// One of the values is none that the library writes at this level.
     Corrupt,
     /// A present leaf gets another frame or size: it must be zapped and flushed in between.
-    ResolvedFault,
+    Frame,
     /// The host's permission to write changes while the leaf is present.
     HostWritable,
     /// The memory type changes while the leaf is present.
@@ -279,7 +279,7 @@ fn by_software(v: u64) -> bool {
 fn leaf_to_leaf(format: &Format, old: u64, new: u64) -> Result<Consequences, Illegal> {
     let changed = old ^ new;
     if changed & (super::format::ADDRESS | format.huge) != 0 {
-        return Err(Illegal::ResolvedFault);
+        return Err(Illegal::Frame);
     }
     if changed & soft::HOST_WRITABLE != 0 {
         return Err(Illegal::HostWritable);

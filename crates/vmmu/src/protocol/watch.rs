@@ -47,6 +47,7 @@ impl<'vm> Watch<'vm> {
 }
 
 impl Drop for Watch<'_> {
+    #[inline]
     fn drop(&mut self) {
         if let Some(words) = self.core.participants.watch_words(self.place) {
             words.close();

@@ -60,7 +60,7 @@ pub enum SlotError {
     Largest(Level),
     /// Memory ran out.
     NoMemory,
-    /// The VM is dead.
+    /// The MMU is dead.
     Dead(Broken),
 }
 
@@ -95,7 +95,7 @@ impl fmt::Display for SlotError {
             SlotError::Memory(memory) => write!(f, "no code for memory type {memory:?}"),
             SlotError::Largest(level) => write!(f, "no leaf of {level} exists"),
             SlotError::NoMemory => f.write_str("out of memory; nothing has changed"),
-            SlotError::Dead(broken) => write!(f, "the VM is dead: {broken}"),
+            SlotError::Dead(broken) => write!(f, "the MMU is dead: {broken}"),
         }
     }
 }

@@ -25,7 +25,7 @@ pub enum Broken {
 impl Broken {
     const ILLEGAL: [law::Illegal; 10] = [
         law::Illegal::Corrupt,
-        law::Illegal::ResolvedFault,
+        law::Illegal::Frame,
         law::Illegal::HostWritable,
         law::Illegal::Memory,
         law::Illegal::Record,

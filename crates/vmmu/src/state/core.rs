@@ -81,6 +81,7 @@ impl Core {
     }
 
     /// `Err`: why the MMU is dead.
+    #[inline]
     pub(crate) fn alive(&self) -> Result<(), Broken> {
         self.broken().map_or(Ok(()), Err)
     }

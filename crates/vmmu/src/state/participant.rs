@@ -377,11 +377,12 @@ impl Participants {
     pub(crate) fn hit(&self, is_taken: impl Fn(Watched) -> bool) {
         let own = self.all.iter().map(|words| &words.watch);
         let all = own.chain(self.spares.iter().map(|spare| &spare.watch));
-        for watch in all {
+        // Nearly all are closed.
+        all.filter(|watch| watch.is_open()).for_each(|watch| {
             if watch.watched().is_some_and(&is_taken) {
                 watch.hit();
             }
-        }
+        });
     }
 
     /// Waits for every section of the others that is open now.

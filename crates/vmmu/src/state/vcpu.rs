@@ -68,6 +68,7 @@ impl VcpuWords {
     /// Says "in the guest" and fences: what is read after this decides about the entry. The store
     /// releases what the guest did in its stay before, because whoever waits for the end of that
     /// stay may see only this store.
+    #[inline]
     pub(crate) fn enter(&self) {
         let mode = self.mode.load(Ordering::Relaxed);
         self.mode.store(mode.wrapping_add(1) | 1, Ordering::Release);
@@ -77,6 +78,7 @@ impl VcpuWords {
     }
 
     /// Says "outside". Whoever sees it also sees what the guest did.
+    #[inline]
     pub(crate) fn leave(&self) {
         let mode = self.mode.load(Ordering::Relaxed);
         if mode & 1 == 1 {
@@ -115,6 +117,7 @@ impl VcpuWords {
     }
 
     /// Notes who is about to enter.
+    #[inline]
     pub(crate) fn note_here(&self, here: Option<u32>) {
         self.here.store(here.map_or(0, |here| u64::from(here) + 1), Ordering::Relaxed);
     }
@@ -125,12 +128,14 @@ impl VcpuWords {
     }
 
     /// The number of a flush that must be done before the guest runs, if there is one.
+    #[inline]
     pub(crate) fn flush_wanted(&self) -> Option<u64> {
         let wanted = self.wanted.load(Ordering::Acquire);
         (wanted != self.done.load(Ordering::Relaxed)).then_some(wanted)
     }
 
     /// The translations have been, or at the entry that follows will be, dropped.
+    #[inline]
     pub(crate) fn flush_done(&self, number: u64) {
         self.done.store(number, Ordering::Release);
     }

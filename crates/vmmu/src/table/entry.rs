@@ -38,7 +38,7 @@ pub enum Split {
     NotHuge,
     /// The pages that were reserved are used up. Nothing has changed.
     NoPage,
-    /// The VM is dead. Nothing has changed.
+    /// The MMU is dead. Nothing has changed.
     Dead,
 }
 
@@ -117,7 +117,7 @@ impl<'s, L: Liability> Entry<'s, L> {
     }
 
     /// Replaces the value seen, and does what the law says follows. `Ok(None)`: the law forbids
-    /// it; the VM is dead and nothing has changed.
+    /// it; the MMU is dead and nothing has changed.
     #[inline]
     pub(crate) fn apply(self, new: Value) -> Result<Option<law::Consequences>, Changed<'s, L>> {
         let core = self.inside.core;
@@ -191,7 +191,7 @@ impl<'s> Entry<'s, Owing<'s>> {
         }
         let cell = self.cell;
         if self.apply(format.empty())?.is_none() {
-            // The law knows no such value; the VM is dead, and the promise must hold all the same.
+            // The law knows no such value; the MMU is dead, and the promise must hold all the same.
             let _ = cell.exchange(format.empty());
             inside.kind.owe(law::FlushDue::BeforeReliance);
         }

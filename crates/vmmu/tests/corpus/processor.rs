@@ -24,7 +24,7 @@ pub struct Processor {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Met {
     /// This host frame.
-    ResolvedFault(u64),
+    Frame(u64),
     /// No translation, or one that does not allow the access.
     Nothing,
 }
@@ -71,7 +71,7 @@ impl Processor {
         let guest = Context { tag: self.tag(), nested, root: root.0, paging: Paging::Off };
         let access = if write { machine::Access::Write } else { machine::Access::Read };
         match self.hardware.translate(&self.tables, &guest, gfn << 12, access) {
-            Ok(reached) => Met::ResolvedFault(reached.hpa >> 12),
+            Ok(reached) => Met::Frame(reached.hpa >> 12),
             Err(_) => Met::Nothing,
         }
     }
@@ -98,7 +98,7 @@ impl Processor {
     ) -> Result<u64, String> {
         let write = access.contains(Access::WRITE);
         for _ in 0..8 {
-            if let Met::ResolvedFault(frame) = self.run(vcpu, gfn, write) {
+            if let Met::Frame(frame) = self.run(vcpu, gfn, write) {
                 return Ok(frame);
             }
             let outcome = vcpu.handle_fault(frames, fault_at(gfn, access));

@@ -117,7 +117,7 @@ fn frames_askew_by_two_megabytes_make_leaves_of_that() -> Verdict {
                     format!("gfn {gfn:#x}, askew by {askew:#x}: {outcome:?}")
                 })?;
                 let met = cpu.run(&mut vcpu, gfn, true);
-                let expected = Met::ResolvedFault(pfn + askew + offset);
+                let expected = Met::Frame(pfn + askew + offset);
                 ensure(met == expected, || format!("gfn {gfn:#x}: {met:x?}, not {expected:x?}"))?;
             }
         }

@@ -88,7 +88,7 @@ impl Rig {
     /// Everything that borrowed the VM is gone: takes it down and looks at what is left.
     pub fn end(self) {
         if let Some(broken) = self.vm.broken() {
-            self.vm.host().complain(&format!("the VM is dead: {broken}"));
+            self.vm.host().complain(&format!("the MMU is dead: {broken}"));
         }
         if self.vm.stats().debts_leaked > 0 {
             self.vm.host().complain("a debt was leaked");

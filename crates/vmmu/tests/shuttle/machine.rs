@@ -48,7 +48,7 @@ enum Owner {
 
 /// The host's own tables.
 struct Map {
-    /// ResolvedFault behind each page.
+    /// Frame behind each page.
     frames: [u64; PAGES as usize],
 }
 

@@ -69,7 +69,7 @@ impl Rig {
         // SAFETY: from `Box::into_raw` in `new`; the caller has given back what borrowed it.
         let mut vm = *unsafe { Box::from_raw(self.raw) };
         if let Some(broken) = vm.broken() {
-            vm.host().complain(&format!("the VM is dead: {broken}"));
+            vm.host().complain(&format!("the MMU is dead: {broken}"));
         }
         let frames: Vec<u64> = (0..PAGES).map(|page| vm.host().frame(page)).collect();
         let witness = |_, page| Witness::Frame(Pfn(frames[page as usize]), Access::all());

@@ -53,7 +53,7 @@ fn judge(old: &State, new: &State) -> Verdict {
             accuse(leaf.writable == Writable::Yes && unborn, Illegal::Clean);
         }
         (State::Leaf(a), State::Leaf(b)) => {
-            accuse(a.pfn != b.pfn, Illegal::ResolvedFault);
+            accuse(a.pfn != b.pfn, Illegal::Frame);
             accuse(a.writable.by_host() != b.writable.by_host(), Illegal::HostWritable);
             accuse(a.record != b.record, Illegal::Record);
             accuse(a.memory != b.memory, Illegal::Memory);
