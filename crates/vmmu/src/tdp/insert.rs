@@ -242,6 +242,7 @@ impl<'s, L: Liability> Insert<'s, L> {
             if entry.is_leaf() {
                 if entry.allows(self.access) {
                     if defect!(ReplacesPresentLeaf)
+                        && entry.level == self.level
                         && let Some(value) = self.value()
                     {
                         let _ = entry.cell.exchange(value);
@@ -284,7 +285,7 @@ impl<'s, L: Liability> Insert<'s, L> {
         let outer = self.level.pages() - 1;
         self.level = level;
         if let What::Leaf(leaf) = &mut self.what {
-            // ResolvedFault and guest frame lie at the same place of the larger block.
+            // Frame and guest frame lie at the same place of the larger block.
             leaf.pfn = Pfn(leaf.pfn.0 | self.gfn.0 & outer & !(level.pages() - 1));
         }
         level.can_be_leaf()
