@@ -260,9 +260,51 @@ fn a_new_handle_takes_the_place_of_one_that_left_a_parked_request() {
     vcpu.load_root().unwrap();
     let parked = half(&mut vcpu, &frames, 3).0.park();
     drop(vcpu);
-    let (_one, mut other) = (vm.worker().unwrap(), vm.worker().unwrap());
+    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+    let mut other = vm.worker().unwrap();
     assert!(vm.worker().is_err(), "two places");
     assert!(other.unpark(parked).is_err());
-    drop((_one, other));
+    // It has its own watch, and the spare ones.
+    vcpu.load_root().unwrap();
+    let out: Vec<_> = (0..17).map(|n| half(&mut vcpu, &frames, n).0).collect();
+    let refused = vcpu.begin_fault(fault_at(17, Access::READ));
+    assert!(matches!(refused, FaultStep::Done(Outcome::Retry)));
+    drop((refused, out, other, vcpu));
+    finish(vm);
+}
+
+#[test]
+fn age_decides_and_what_is_a_request_again_is_not_taken() {
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
+    let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x8000))).unwrap();
+    vcpu.reserve(8).unwrap();
+    vcpu.load_root().unwrap();
+    let own = half(&mut vcpu, &frames, 0).0;
+    let mut spares: Vec<_> =
+        (1..17).map(|n| half(&mut vcpu, &frames, n * BLOCK).0.park()).collect();
+    // The first spare watch is given back and taken once more: its request is the youngest now.
+    drop(vcpu.unpark(spares.remove(0)).unwrap());
+    spares.push(half(&mut vcpu, &frames, 17 * BLOCK).0.park());
+    // The oldest becomes a request again.
+    let live = vcpu.unpark(spares.remove(0)).unwrap();
+    let mut taken = Vec::new();
+    for n in 18..33 {
+        taken.push(half(&mut vcpu, &frames, n * BLOCK).0);
+        // Each time the oldest of those that are parked has gone, and the next is as good as ever.
+        assert!(vcpu.unpark(spares.remove(0)).is_err(), "request {n}");
+        if !spares.is_empty() {
+            let next = vcpu.unpark(spares.remove(0)).unwrap();
+            spares.insert(0, next.park());
+        }
+    }
+    let refused = vcpu.begin_fault(fault_at(40 * BLOCK, Access::READ));
+    assert!(matches!(refused, FaultStep::Done(Outcome::Retry)), "all are requests");
+    drop(refused);
+    let query = live.query();
+    let frame = live.resolve(answer_of(&frames, &query)).unwrap();
+    assert_eq!(vcpu.complete(frame).unwrap(), Outcome::Fixed(Level::Size4K));
+    drop((own, taken, spares, vcpu));
     finish(vm);
 }

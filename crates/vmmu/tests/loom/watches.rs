@@ -10,7 +10,7 @@ use crate::explore::{Model, saw};
 use crate::guest::{Guest, look, read};
 use crate::machine::{Machine, NEW, OLD};
 use crate::rig::{self, PAGE, Rig, pages};
-use vmmu::{HostRange, Mmu, Worker};
+use vmmu::{HostRange, Mmu, Outcome, Worker};
 
 pub const COMPLAINT: &str = "an old page is mapped after the end of its invalidation";
 
@@ -404,6 +404,35 @@ fn parked_beside_another_fault() {
     rig.end();
 }
 
+/// A parked request is hit while it is made one again.
+fn parked_beside_an_invalidation() {
+    let rig = Rig::new(1, 2);
+    let machine = rig.vm.host();
+    let (mut guest, mut first, mut worker) = (rig.guest(), rig.worker(), rig.worker());
+    let FaultStep::Resolve(own) = guest.vcpu.begin_fault(read(PAGE)) else { panic!("no request") };
+    let parked = own.park();
+    let taking = spawn(move || {
+        drop(first.invalidate_range(pages(0, 1)));
+        first
+    });
+    let again = worker.unpark(parked);
+    let first = taking.join().expect("an invalidation");
+    match again {
+        Err(_) => machine.complain("a parked request was lost"),
+        Ok(request) => {
+            let found = machine.find(&request.query(), Level::Size4K);
+            worker.reserve(8).expect("pages");
+            let outcome = worker.complete(crate::guest::resolve(request, found)).expect("enough");
+            saw(outcome.name());
+            if outcome != Outcome::Retry {
+                machine.complain(COMPLAINT);
+            }
+        }
+    }
+    drop((guest, first, worker));
+    rig.end();
+}
+
 const TWICE: &str = "not one of two has got the watch of a parked request";
 
 const X7: Model = Model { name: "x7", preemptions: 4, run: parked_beside_another_fault };
@@ -416,6 +445,13 @@ fn a_parked_request_is_unparked_or_revoked() {
 #[test]
 fn a_parked_request_that_is_taken_without_a_comparison_is_taken_twice() {
     X7.fails("x8", Defect::TakesParkedBlindly, TWICE);
+}
+
+const X9: Model = Model { name: "x9", preemptions: 4, run: parked_beside_an_invalidation };
+
+#[test]
+fn a_parked_request_is_hit_and_not_lost() {
+    X9.holds(&["retry"]);
 }
 
 const X1: Model = Model { name: "x1", preemptions: 4, run: completed_elsewhere };
