@@ -17,7 +17,7 @@ use vmmu::addr::{Gpa, Level, Pfn};
 use vmmu::entry::Access;
 use vmmu::host::{Cpus, Event, Observer, Placement, TablePage, TablePages, VcpuId, Wait, WaitFor};
 use vmmu::slot::AddressSpace;
-use vmmu::{Config, Mmu, Outcome};
+use vmmu::{Config, LoadError, Mmu, Outcome, Progress, Role};
 
 /// Who runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -189,6 +189,32 @@ fn a_change_of_slots_lets_the_thread_run_that_has_the_guard() {
             mmu.worker().unwrap().create_slot(&backed(1, range(0x100, 1))).unwrap();
         },
         |mmu| mmu.worker().unwrap().create_slot(&backed(2, range(0x200, 1))).unwrap(),
+    );
+}
+
+#[test]
+fn a_vcpu_without_a_place_for_its_root_lets_the_thread_run_that_drains_one() {
+    meet(
+        WaitFor::Drain,
+        |mmu| {
+            mmu.vcpu(VcpuId(0)).unwrap().load_root().unwrap();
+            let mut worker = mmu.worker().unwrap();
+            let mut drain = worker.invalidate_roots();
+            // The grace period between the end of the root and the release of its table.
+            preempt_at(mmu, Event::GracePeriod);
+            assert_eq!(worker.drain(&mut drain, 64), Progress::Done);
+        },
+        |mmu| {
+            let mut vcpu = mmu.vcpu(VcpuId(1)).unwrap();
+            for flavour in 1..16 {
+                vcpu.set_role(Role { flavour, ..Role::PLAIN });
+                vcpu.load_root().unwrap();
+            }
+            vcpu.set_role(Role { flavour: 16, ..Role::PLAIN });
+            let first = vcpu.load_root();
+            assert!(matches!(first, Ok(()) | Err(LoadError::RootsBusy)), "{first:?}");
+            vcpu.load_root().unwrap();
+        },
     );
 }
 
