@@ -8,7 +8,7 @@ use vmmu::addr::Level;
 use vmmu::entry::Access;
 use vmmu::host::VcpuId;
 use vmmu::slot::AddressSpace;
-use vmmu::{Config, Flush, Mmu, Processor, Progress, Role};
+use vmmu::{Config, EnterError, Flush, Mmu, Processor, Progress, Role};
 
 #[test]
 fn roots_outlive_their_vcpus_and_are_shared_by_role() {
@@ -157,5 +157,35 @@ fn the_big_hammer_ends_while_vcpus_fault_and_roots_never_run_out() {
         assert_eq!(vm.stats().leaves, [0, 0, 0]);
     }
     drop((vcpu, worker));
+    finish(vm);
+}
+
+#[test]
+fn an_entry_that_is_refused_leaves_the_vcpu_outside() {
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
+    let (mut vcpu, mut worker) = (vm.vcpu(VcpuId(0)).unwrap(), vm.worker().unwrap());
+    worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
+    vcpu.load_root().unwrap();
+    assert_eq!(
+        vcpu.handle_fault(&frames, fault_at(3, Access::WRITE)),
+        Outcome::Fixed(Level::Size4K)
+    );
+    let _ = worker.invalidate_roots();
+    let refused = vcpu.before_enter(Processor(0));
+    assert!(matches!(refused, Err(EnterError::LoadRoot)));
+    drop(refused);
+    std::thread::scope(|scope| {
+        let flush = scope.spawn(|| worker.zap_all());
+        // Whoever waited for this vCPU would have kicked it, and would wait until it is dropped.
+        while !flush.is_finished() && vm.host().kicks(0) == 0 {
+            std::thread::yield_now();
+        }
+        let kicks = vm.host().kicks(0);
+        drop(vcpu);
+        flush.join().unwrap();
+        assert_eq!(kicks, 0, "a vCPU outside was kicked");
+    });
+    drop(worker);
     finish(vm);
 }
