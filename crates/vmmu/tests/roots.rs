@@ -189,3 +189,32 @@ fn an_entry_that_is_refused_leaves_the_vcpu_outside() {
     drop(worker);
     finish(vm);
 }
+
+#[test]
+fn a_drain_of_several_roots_keeps_to_its_budget() {
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
+    let (mut vcpu, mut worker) = (vm.vcpu(VcpuId(0)).unwrap(), vm.worker().unwrap());
+    worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
+    for budget in [1, 3, 100] {
+        for flavour in 0..4 {
+            vcpu.set_role(Role { flavour, ..Role::PLAIN });
+            for block in 0..8 {
+                let outcome = vcpu.handle_fault(&frames, fault_at(block * 0x200, Access::READ));
+                assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
+            }
+        }
+        let mut drain = worker.invalidate_roots();
+        loop {
+            let before = vm.stats().tables;
+            let progress = worker.drain(&mut drain, budget);
+            let taken = before - vm.stats().tables;
+            assert!(taken <= budget, "{taken} tables within {budget}");
+            if progress == Progress::Done {
+                break;
+            }
+        }
+    }
+    drop((vcpu, worker));
+    finish(vm);
+}
