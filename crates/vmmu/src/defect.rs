@@ -196,6 +196,8 @@ defects! {
     RevokesNoParked revokes_no_parked ["F-M5e"];
     /// A parked request's watch is taken without a look whether somebody else has taken it.
     TakesParkedBlindly takes_parked_blindly ["F-M5f"];
+    /// The copy of the slot set that was current before is changed while sections may read it.
+    EditsCopyInUse edits_copy_in_use ["F-H6c"];
     /// Who takes the slot guard does not look for what an earlier change has left to do.
     ForgetsGracePeriod forgets_grace_period ["F-H6a"];
     /// The top table of a root is released before its place says that it is gone.

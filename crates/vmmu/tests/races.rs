@@ -335,7 +335,7 @@ mod defects {
     #[test]
     #[ignore = "must be reported"]
     fn a_slot_set_changed_without_waiting() {
-        until_reported(Defect::SlotLiveAtOnce, super::slots_change_beside_faults);
+        until_reported(Defect::EditsCopyInUse, super::slots_change_beside_faults);
     }
 
     #[test]

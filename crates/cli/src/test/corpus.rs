@@ -36,9 +36,9 @@ const REQUIRED: &[&str] = &[
     "B11", "B13", "S2", "S3", "S5", "S6", "D-a2", "D-a3", "D-a5", "D-a6", "D-b1", "D-b3", "D-b4",
     "D-e2", "D-e4", "D-g1", "D-g3", "D-g6", "D-h1", "D-i2", "D-i3", "D-i5", "D-k1", "D-k3", "D-k5",
     "D-m1", "D-n1", "D-q2", "D-r2", "D-w2", "D-w3", "D-w4", "F-H1", "F-H2", "F-H6a", "F-H6b",
-    "F-M1", "F-M2", "F-M3", "F-M5a", "F-M5b", "F-M5c", "F-M5d", "F-M5e", "F-M5f", "F-M6", "F-M8",
-    "F-M9", "F-M11", "F-M13", "F-M13b", "F-M14", "F-M14b", "F-a", "F-b", "F-c", "F-d", "F-e",
-    "F-f", "F-g", "F-h", "F-i1", "F-i2", "F-i3", "F-i4",
+    "F-H6c", "F-M1", "F-M2", "F-M3", "F-M5a", "F-M5b", "F-M5c", "F-M5d", "F-M5e", "F-M5f", "F-M6",
+    "F-M8", "F-M9", "F-M11", "F-M13", "F-M13b", "F-M14", "F-M14b", "F-a", "F-b", "F-c", "F-d",
+    "F-e", "F-f", "F-g", "F-h", "F-i1", "F-i2", "F-i3", "F-i4",
 ];
 
 /// A defect of the library.

@@ -48,7 +48,9 @@ impl<'p, H: Host> Local<'p, H> {
     /// Waits for a grace period if the set has changed since the last one.
     pub(crate) fn quiesce(&mut self, guard: &mut SlotGuard<'_>) {
         if guard.unfinished.owes_grace_period {
-            self.synchronize();
+            if !defect!(EditsCopyInUse) {
+                self.synchronize();
+            }
             guard.unfinished.owes_grace_period = false;
         }
     }

@@ -167,3 +167,11 @@ fn no_section_outlives_what_it_sees() -> Verdict {
 fn moved_slot_live_at_once() {
     catches(Defect::MovedSlotLiveAtOnce, no_section_outlives_what_it_sees);
 }
+
+/// The copy of the slot set that was current before is changed while sections may read it.
+///
+/// The thread sanitizer sees the race itself.
+#[test]
+fn edits_copy_in_use() {
+    catches(Defect::EditsCopyInUse, no_section_outlives_what_it_sees);
+}
