@@ -28,7 +28,7 @@ use vmmu::{
     AccessError, AccessFailure, Config, EnterError, FaultStep, Flush, Mmu, Processor, Role,
     VcpuMmu, Worker,
 };
-use vmmu::{Cause, Outcome, PageFault};
+use vmmu::{Busy, Cause, Outcome, PageFault};
 
 use crate::report::{Breaches, Report, Rule, Verdict};
 
@@ -338,12 +338,12 @@ impl<B: Backing + GuestMemory> Run<'_, '_, B> {
             let outcome = vcpu.handle_fault(self.backing, fault);
             last = Some(outcome);
             match outcome {
-                Outcome::Fixed(_) | Outcome::Spurious | Outcome::Retry => {}
-                Outcome::Fault(_) | Outcome::Pending => {
+                Outcome::Busy(Busy::Pending) | Outcome::Fault(_) => {
                     self.done.denied += 1;
                     return;
                 }
-                Outcome::OutOfMemory => {}
+                Outcome::Fixed(_) | Outcome::Spurious | Outcome::Retry => {}
+                Outcome::Busy(_) | Outcome::OutOfMemory => {}
                 Outcome::Emulate | Outcome::WriteProtected | Outcome::Dead(_) => break,
             }
         }
@@ -464,7 +464,7 @@ impl<B: Backing + GuestMemory> Run<'_, '_, B> {
             let backing: &B = self.backing;
             let patience = self.options.patience;
             let mut asked = (0..patience).map(|_| vcpu.handle_fault(backing, fault));
-            asked.find(|outcome| *outcome != Outcome::Retry);
+            asked.find(|outcome| !matches!(outcome, Outcome::Busy(_)));
         }
         let [_, page, _] = around.map(|near| near.and_then(|near| Self::mapped(worker, near)));
         let before = vm.stats().invalidations;

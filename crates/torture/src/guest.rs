@@ -319,10 +319,10 @@ impl<'vm> Guest<'_, '_, 'vm> {
         }
         actor.ran("fault");
         let outcome = actor.fault(&mut self.vcpu, spot, wants, Cause::Guest, None)?;
-        if outcome == Outcome::Retry {
+        if matches!(outcome, Outcome::Busy(_)) {
             self.actor.play.turns.relax();
         }
-        Ok(matches!(outcome, Outcome::Fixed(_) | Outcome::Spurious | Outcome::Retry))
+        Ok(matches!(outcome, Outcome::Fixed(_) | Outcome::Spurious | Outcome::Busy(_)))
     }
 
     /// A table of the guest is not mapped yet, or not for its flags.
@@ -330,7 +330,7 @@ impl<'vm> Guest<'_, '_, 'vm> {
         self.actor.ran("fault on a guest's table");
         let fault = PageFault { gpa: Gpa(gpa), access: wants, cause: Cause::Guest };
         match self.vcpu.handle_fault(&self.actor.hands, fault) {
-            Outcome::Fixed(_) | Outcome::Spurious | Outcome::Retry => Ok(true),
+            Outcome::Fixed(_) | Outcome::Spurious | Outcome::Busy(_) => Ok(true),
             other => Err(self.actor.bad(format!("a guest's table at {gpa:#x}: {other:?}"))),
         }
     }

@@ -12,6 +12,9 @@ use crate::arena::Arena;
 use crate::open::Open;
 use crate::turns::{self, Turns};
 
+/// So often no wait asks: what is waited for ends in a few thousand turns of the others.
+const ENDLESS: u64 = 200_000;
+
 /// How much an actor may still take.
 #[derive(Debug)]
 struct Budget {
@@ -128,7 +131,13 @@ impl Cpus for Host {
         self.turns.point();
     }
 
-    fn wait(&self, _: Wait) {
+    fn wait(&self, wait: Wait) {
+        if wait.asked == ENDLESS && self.turns.are_by_seed() {
+            let what = wait.on;
+            self.turns.fail(Violation::new(format!(
+                "a wait for {what:?} has asked {ENDLESS} times, and others ran each time"
+            )));
+        }
         self.turns.relax();
     }
 }

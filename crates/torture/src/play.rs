@@ -12,7 +12,7 @@ use vmmu::addr::{Gfn, Gpa, Pfn};
 use vmmu::entry::Access;
 use vmmu::host::Answer;
 use vmmu::slot::AddressSpace;
-use vmmu::{Cause, HostRange, MemoryFault, Outcome, PageFault, Parked, Request};
+use vmmu::{Busy, Cause, HostRange, MemoryFault, Outcome, PageFault, Parked, Request};
 
 use crate::Violation;
 use crate::arena::Arena;
@@ -208,7 +208,7 @@ pub const BEYOND_PLACES: &str = "invalidation beyond the places";
 /// A page of a backing was mapped meanwhile.
 pub const MAPPED_BEYOND_PLACES: &str = "mapped beside one beyond the places";
 /// A fault on one was to be tried again meanwhile.
-pub const REFUSED_BEYOND_PLACES: &str = "retry beside one beyond the places";
+pub const REFUSED_BEYOND_PLACES: &str = "busy beside one beyond the places";
 /// Pages were moved in such an invalidation.
 pub const CHANGED_BEYOND_PLACES: &str = "moved in one beyond the places";
 /// What was never begun was ended meanwhile.
@@ -275,13 +275,14 @@ impl Play<'_, '_> {
         let is_write = access.contains(Access::WRITE);
         let is_right = match outcome {
             Outcome::Fixed(_) => seen.some(false) || seen.some(true) && !is_write,
-            Outcome::Spurious | Outcome::Retry => true,
+            Outcome::Spurious => true,
             Outcome::Emulate => seen.nothing(),
             Outcome::WriteProtected => is_write && seen.some(true),
-            Outcome::Pending => answered == Answered::Pending,
+            Outcome::Busy(Busy::Pending) => answered == Answered::Pending,
+            Outcome::Busy(_) => true,
             Outcome::Fault(MemoryFault::Hole) => answered == Answered::Hole,
             Outcome::OutOfMemory => starved,
-            Outcome::Fault(_) | Outcome::Dead(_) => false,
+            Outcome::Retry | Outcome::Fault(_) | Outcome::Dead(_) => false,
         };
         if is_right {
             return Ok(());
@@ -401,12 +402,14 @@ impl<'vm> Actor<'_, '_, 'vm> {
         if overflow.is_some_and(|overflow| self.host().open().is_still(overflow)) {
             match outcome {
                 Outcome::Fixed(_) if seen.is_backed() => self.note(MAPPED_BEYOND_PLACES),
-                Outcome::Retry if seen.is_backed() => self.met(REFUSED_BEYOND_PLACES),
+                Outcome::Busy(Busy::Invalidation) if seen.is_backed() => {
+                    self.met(REFUSED_BEYOND_PLACES)
+                }
                 _ => {}
             }
         }
         self.met(match outcome {
-            Outcome::Retry if seen.only().is_none() => "retry while slots change",
+            Outcome::Busy(_) if seen.only().is_none() => "busy while slots change",
             outcome => outcome.name(),
         });
         self.play.judge(outcome, access, &seen, self.hands.answered.get(), starved)?;

@@ -211,6 +211,11 @@ impl Turns {
         ended.collect()
     }
 
+    /// Whether actors take turns, so that whoever waits has let others run each time.
+    pub fn are_by_seed(&self) -> bool {
+        self.by_seed.is_some()
+    }
+
     /// Somebody else may run here.
     pub fn point(&self) {
         match &self.by_seed {

@@ -255,7 +255,7 @@ fn nested_fault<W: Hardware>(
     let fault = PageFault { gpa: Gpa(gpa), access, cause: Cause::Guest };
     match vcpu.handle_fault(mmu.host(), fault) {
         // The guest repeats the access; if it faults again, this is asked again.
-        Outcome::Fixed(_) | Outcome::Spurious | Outcome::Retry | Outcome::Pending => Ok(()),
+        Outcome::Fixed(_) | Outcome::Spurious | Outcome::Retry | Outcome::Busy(_) => Ok(()),
         Outcome::Emulate | Outcome::WriteProtected => {
             mmu.host().0.emulate(gpa);
             Ok(())

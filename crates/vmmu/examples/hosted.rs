@@ -154,9 +154,9 @@ fn nested_fault(
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
     match vcpu.handle_fault(ram, PageFault { gpa, access, cause: Cause::Guest }) {
         Outcome::Fixed(_) | Outcome::Spurious => Ok(()),
-        // The page is being taken back, or the backing has it later. The guest faults again; until
-        // then whoever is changing the page has to run.
-        Outcome::Retry | Outcome::Pending => {
+        // The page is being taken back, say. The guest faults again; until then whoever has to end
+        // that has to run.
+        Outcome::Busy(_) | Outcome::Retry => {
             host.processor.pass_on(Thread::Vcpu);
             Ok(())
         }

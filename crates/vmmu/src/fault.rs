@@ -40,6 +40,9 @@ pub enum Busy {
     SlotDying,
     /// Too many requests are out: complete or drop one.
     Requests,
+    /// Every place for a root is taken, by roots of other roles or by drains that other threads are
+    /// at just now.
+    Roots,
 }
 
 impl fmt::Display for Busy {
@@ -49,6 +52,7 @@ impl fmt::Display for Busy {
             Busy::Pending => "the backing has it later",
             Busy::SlotDying => "its slot is being deleted",
             Busy::Requests => "too many requests are out: complete or drop one",
+            Busy::Roots => "all places for roots are taken",
         })
     }
 }
@@ -61,15 +65,18 @@ pub enum Outcome {
     Fixed(Level),
     /// The tables allowed the access already. Let the guest repeat it.
     Spurious,
-    /// Something is changing just there. Let the guest repeat the access.
+    /// Not now, for a reason that may last: let the guest repeat the access, and let run whoever
+    /// has to end the reason. What others end in a few steps is tried again inside the call.
+    Busy(Busy),
+    /// What was found out is no longer so: begin the fault again, or let the guest repeat the
+    /// access. Only the two halves of a fault answer this, because they wait for nobody;
+    /// [`handle_fault`](crate::VcpuMmu::handle_fault) begins again by itself.
     Retry,
     /// No memory here: emulate the access as MMIO. So is every address beyond what the tables can
     /// translate, where no slot can be.
     Emulate,
     /// A write to a read-only slot: emulate it or drop it.
     WriteProtected,
-    /// The host will have the page later.
-    Pending,
     /// The VMM has to decide: the page cannot be had.
     Fault(MemoryFault),
     /// Table pages ran out. Nothing has changed; handle the fault again when the host has some.
@@ -101,7 +108,8 @@ impl Outcome {
             Outcome::Retry => "retry",
             Outcome::Emulate => "emulate",
             Outcome::WriteProtected => "write-protected",
-            Outcome::Pending => "pending",
+            Outcome::Busy(Busy::Pending) => "pending",
+            Outcome::Busy(_) => "busy",
             Outcome::Fault(_) => "memory-fault",
             Outcome::OutOfMemory => "out-of-memory",
             Outcome::Dead(_) => "dead",

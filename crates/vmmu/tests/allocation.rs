@@ -240,7 +240,7 @@ fn live(host: Frugal) -> (Frugal, bool) {
         whole &= vcpu.before_enter(Processor(0)).map(drop).is_ok();
         for gfn in [3, 0x405, 0x1000, 0x10_0001, 0x20_0000] {
             let outcome = vcpu.handle_fault(&Identity, fault_at(gfn, Access::WRITE));
-            whole &= !matches!(outcome, Outcome::OutOfMemory | Outcome::Retry);
+            whole &= !matches!(outcome, Outcome::OutOfMemory | Outcome::Busy(_));
         }
         whole &= worker.dump(&mut Nowhere).is_ok();
         drop(vm.invalidate_range(HostRange { backing: 7, first: 0, pages: 0x500 }));
@@ -316,8 +316,7 @@ const fn never_fails(name: &'static str, act: fn(&mut World<'_>) -> bool) -> Ope
 /// Whether a fault got its page.
 fn faulted(world: &mut World<'_>, backing: &dyn Backing, gfn: u64, access: Access) -> bool {
     match world.vcpu.handle_fault(backing, fault_at(gfn, access)) {
-        // Retry: what is in the way of a permission that must not grow in place has gone.
-        Outcome::Fixed(_) | Outcome::Emulate | Outcome::Retry => true,
+        Outcome::Fixed(_) | Outcome::Emulate => true,
         Outcome::OutOfMemory => false,
         other => panic!("gfn {gfn:#x}: {other:?}"),
     }

@@ -3,10 +3,10 @@
 mod support;
 
 use support::{Frames, TestHost, backed, fault_at, finish, npt, pages, range};
-use vmmu::Outcome;
 use vmmu::addr::Level;
 use vmmu::entry::Access;
 use vmmu::host::VcpuId;
+use vmmu::{Busy, Outcome};
 use vmmu::{Config, HostRange, Mmu, NotInvalidating, VcpuMmu, Worker};
 
 /// Where invalidations that only fill the places begin: a part of the backing without a slot.
@@ -41,7 +41,7 @@ fn invalidations_that_never_pause_refuse_no_page_they_do_not_touch() {
             let outcome = vcpu.handle_fault(&frames, fault_at(n % 0x40, Access::READ));
             assert!(matches!(outcome, Outcome::Fixed(_) | Outcome::Spurious), "{n}: {outcome:?}");
             let outcome = vcpu.handle_fault(&frames, fault_at(page(n).first, Access::READ));
-            assert_eq!(outcome, Outcome::Retry, "page {n}");
+            assert_eq!(outcome, Outcome::Busy(Busy::Invalidation), "page {n}");
             worker.invalidate_end(page(n - 20)).unwrap();
         }
         for n in 980..1000 {
@@ -61,7 +61,7 @@ fn an_end_of_what_was_never_begun_ends_nobodys() {
         let other = HostRange { backing: 8, ..pages(3, 1) };
         assert_eq!(worker.invalidate_end(other), Err(NotInvalidating(other)));
         let outcome = vcpu.handle_fault(&frames, fault_at(3, Access::READ));
-        assert_eq!(outcome, Outcome::Retry, "its invalidation is not over");
+        assert_eq!(outcome, Outcome::Busy(Busy::Invalidation), "its invalidation is not over");
         worker.invalidate_end(pages(3, 1)).unwrap();
         assert_eq!(worker.invalidate_end(pages(3, 1)), Err(NotInvalidating(pages(3, 1))));
         let outcome = vcpu.handle_fault(&frames, fault_at(3, Access::READ));
@@ -75,7 +75,7 @@ fn exactly_one_beyond_the_places_refuses_its_page() {
         let frames = Frames::new(Level::Size4K);
         let held = worker.invalidate_range(pages(3, 1));
         let outcome = vcpu.handle_fault(&frames, fault_at(3, Access::READ));
-        assert_eq!(outcome, Outcome::Retry);
+        assert_eq!(outcome, Outcome::Busy(Busy::Invalidation));
         let unnamed = pages(3, 1);
         assert_eq!(worker.invalidate_end(unnamed), Err(NotInvalidating(unnamed)), "it is held");
         drop(held);

@@ -14,8 +14,8 @@ use vmmu::entry::{Access, Format, MemoryType};
 use vmmu::host::{Backing, FrameQuery, Resolution, VcpuId};
 use vmmu::slot::{Mutability, SlotSpec};
 use vmmu::testing::record::written;
+use vmmu::{Busy, FaultStep, MemoryFault, Outcome, Request, ResolvedFault};
 use vmmu::{Config, Flush, HostRange, Mmu, Processor, VcpuMmu, Worker};
-use vmmu::{FaultStep, MemoryFault, Outcome, Request, ResolvedFault};
 
 /// What a write to a table page is called.
 const ENTRY: &str = "entry";
@@ -196,8 +196,8 @@ fn a_fault_that_changes_nothing_writes_its_marker() {
         let taking = worker.invalidate_range(page);
         let (outcome, refused) =
             lines(vm, || vcpu.handle_fault(&frames, fault_at(0x42, Access::READ)));
-        assert_eq!(outcome, Outcome::Retry);
-        expect("under invalidation", vm.format(), &refused, &[MARKER]);
+        assert_eq!(outcome, Outcome::Busy(Busy::Invalidation));
+        expect("under invalidation", vm.format(), &refused, &[MARKER, COUNTERS]);
         drop(taking);
 
         let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(0x42, Access::READ)) else {
@@ -262,7 +262,7 @@ fn a_fault_that_the_monitor_decides_writes_lines_of_the_participant_alone() {
         let cases = [
             (1, Access::WRITE, Outcome::WriteProtected),
             (2, Access::READ, Outcome::Fault(MemoryFault::Hole)),
-            (3, Access::READ, Outcome::Pending),
+            (3, Access::READ, Outcome::Busy(Busy::Pending)),
         ];
         for (gfn, access, expected) in cases {
             let (outcome, lines) = lines(vm, || vcpu.handle_fault(&frames, fault_at(gfn, access)));

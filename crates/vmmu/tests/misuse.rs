@@ -18,11 +18,11 @@ use vmmu::entry::Access;
 use vmmu::host::{Backing, HostFrame, Resolution, VcpuId};
 use vmmu::internals::{Detach, GuestFrames, Participant, Unloaded, Walk};
 use vmmu::slot::{AddressSpace, SlotId};
+use vmmu::{Busy, FaultStep, Outcome, PageFault, Refused, Request};
 use vmmu::{
     Config, HostRange, MissingPages, Mmu, NewError, Processor, Progress, Role, RootName, VcpuMmu,
     Worker,
 };
-use vmmu::{FaultStep, Outcome, PageFault, Refused, Request};
 
 const SPACE: AddressSpace = AddressSpace::Normal;
 
@@ -462,12 +462,15 @@ fn requests_beyond_the_spare_watches_are_refused_and_nothing_else_is() {
                 other => break other,
             }
         };
-        assert!(matches!(refused, FaultStep::Done(Outcome::Retry)));
+        assert!(matches!(refused, FaultStep::Done(Outcome::Busy(Busy::Requests))));
         assert_eq!(out.len(), 1 + 16, "its own and the spare ones");
         // Another vCPU has a watch of its own.
         let mut second = ready(a, 1);
         let other = request(&mut second, 4);
-        assert!(matches!(second.begin_fault(read(5)), FaultStep::Done(Outcome::Retry)));
+        assert!(matches!(
+            second.begin_fault(read(5)),
+            FaultStep::Done(Outcome::Busy(Busy::Requests))
+        ));
         drop(other);
         // Every request that was admitted can be completed.
         for (n, request) in out.into_iter().enumerate() {

@@ -7,11 +7,11 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use support::{Frames, TestHost, backed, ept, fault_at, finish, half, npt, pages, range};
-use vmmu::Outcome;
 use vmmu::addr::{Gpa, Level, Pfn};
 use vmmu::entry::Access;
 use vmmu::host::{Cpus, Observer, Placement, TablePage, TablePages, VcpuId};
 use vmmu::slot::{AddressSpace, SlotSpec, Source};
+use vmmu::{Busy, Outcome};
 use vmmu::{Config, Flush, HostRange, Mmu, NotInvalidating, Processor, Progress, Role};
 
 #[test]
@@ -28,7 +28,10 @@ fn an_invalidation_takes_an_overlapping_huge_leaf_whole_and_refuses_until_its_en
         }
         let invalidation = vm.invalidate_range(pages(17, 1));
         assert_eq!(vm.stats().leaves, [0, 2, 0]);
-        assert_eq!(vcpu.handle_fault(&frames, fault_at(17, Access::READ)), Outcome::Retry);
+        assert_eq!(
+            vcpu.handle_fault(&frames, fault_at(17, Access::READ)),
+            Outcome::Busy(Busy::Invalidation)
+        );
         // Beside the range: the huge leaf would overlap it, a small one does not.
         assert_eq!(
             vcpu.handle_fault(&frames, fault_at(16, Access::READ)),
@@ -102,7 +105,10 @@ fn invalidations_beyond_the_places_miss_nothing() {
     worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
     let begun: Vec<_> = (0..20).map(|n| vm.invalidate_range(pages(n, 1))).collect();
     for gfn in [0, 15, 16, 19] {
-        assert_eq!(vcpu.handle_fault(&frames, fault_at(gfn, Access::READ)), Outcome::Retry);
+        assert_eq!(
+            vcpu.handle_fault(&frames, fault_at(gfn, Access::READ)),
+            Outcome::Busy(Busy::Invalidation)
+        );
     }
     drop(begun);
     for gfn in [0, 15, 16, 19] {
@@ -344,9 +350,15 @@ fn an_end_by_name_does_not_end_what_somebody_holds() {
     assert_eq!(vm.invalidate_end(pages(1)), Err(NotInvalidating(pages(1))));
     // Whoever comes now must not lose its place when the first one goes.
     vm.invalidate_begin(pages(2));
-    assert_eq!(vcpu.handle_fault(&frames, fault_at(1, Access::READ)), Outcome::Retry);
+    assert_eq!(
+        vcpu.handle_fault(&frames, fault_at(1, Access::READ)),
+        Outcome::Busy(Busy::Invalidation)
+    );
     drop(held);
-    assert_eq!(vcpu.handle_fault(&frames, fault_at(2, Access::READ)), Outcome::Retry);
+    assert_eq!(
+        vcpu.handle_fault(&frames, fault_at(2, Access::READ)),
+        Outcome::Busy(Busy::Invalidation)
+    );
     assert_eq!(
         vcpu.handle_fault(&frames, fault_at(1, Access::READ)),
         Outcome::Fixed(Level::Size4K)

@@ -3,11 +3,11 @@
 mod support;
 
 use support::{Frames, TestHost, backed, fault_at, finish, half, npt, pages, range};
-use vmmu::Outcome;
 use vmmu::addr::Level;
 use vmmu::entry::Access;
 use vmmu::host::VcpuId;
 use vmmu::slot::AddressSpace;
+use vmmu::{Busy, Outcome};
 use vmmu::{Config, EnterError, Flush, Mmu, Processor, Progress, Role};
 
 #[test]
@@ -118,7 +118,7 @@ fn drains_that_are_dropped_or_forgotten_are_finished_by_who_needs_their_places()
 }
 
 #[test]
-fn a_fault_that_finds_every_place_for_a_root_taken_by_other_roles_retries() {
+fn a_fault_that_finds_every_place_for_a_root_taken_by_other_roles_is_busy() {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size4K);
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
@@ -131,7 +131,7 @@ fn a_fault_that_finds_every_place_for_a_root_taken_by_other_roles_retries() {
     }
     vcpu.set_role(role(16));
     // Not out of memory: there is nothing the host could give.
-    assert_eq!(vcpu.handle_fault(&frames, fault_at(0, Access::WRITE)), Outcome::Retry);
+    assert_eq!(vcpu.handle_fault(&frames, fault_at(0, Access::WRITE)), Outcome::Busy(Busy::Roots));
     assert_eq!(vcpu.before_enter(Processor(0)).map(drop), Err(vmmu::EnterError::LoadRoot));
     assert_eq!(vcpu.load_root(), Err(vmmu::LoadError::RootsBusy));
     worker.zap_all();

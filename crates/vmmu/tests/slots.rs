@@ -3,11 +3,11 @@
 mod support;
 
 use support::{Frames, TestHost, backed, ept, fault_at, finish, half, linear, npt, pages, range};
-use vmmu::Outcome;
 use vmmu::addr::{Gfn, Gpa, Level, Pfn};
 use vmmu::entry::Access;
 use vmmu::host::VcpuId;
 use vmmu::slot::{LinearFrames, SlotError, SlotId, SlotSpec, SlotState, Source};
+use vmmu::{Busy, Outcome};
 use vmmu::{Config, Mmu, Processor, Progress, Worker};
 
 #[test]
@@ -212,7 +212,10 @@ fn a_slot_deleted_in_steps_is_dying_until_it_is_done() {
     assert_eq!(worker.delete_some(&mut deletion, 1), Progress::More);
     assert_eq!(vm.stats().leaves, [2, 0, 0]);
     // Neither memory nor MMIO; what is mapped still, is.
-    assert_eq!(vcpu.handle_fault(&frames, fault_at(0, Access::READ)), Outcome::Retry);
+    assert_eq!(
+        vcpu.handle_fault(&frames, fault_at(0, Access::READ)),
+        Outcome::Busy(Busy::SlotDying)
+    );
     assert_eq!(vcpu.handle_fault(&frames, fault_at(0x400, Access::READ)), Outcome::Spurious);
     // The host's invalidations still find its leaves.
     drop(vm.invalidate_range(pages(0x200, 1)));

@@ -60,7 +60,7 @@ fn stress(format: Format) {
                         Outcome::Fixed(_) => {
                             fixed.fetch_add(1, Ordering::Relaxed);
                         }
-                        Outcome::Spurious | Outcome::Retry | Outcome::Emulate => {}
+                        Outcome::Spurious | Outcome::Emulate | Outcome::Busy(_) => {}
                         other => panic!("{other:?}"),
                     }
                 }

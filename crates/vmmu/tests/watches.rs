@@ -3,13 +3,14 @@
 mod support;
 
 use std::cell::{Cell, RefCell};
+use std::sync::atomic::Ordering;
 
 use support::{Frames, TestHost, backed, fault_at, finish, half, linear, npt, pages, range};
 use vmmu::addr::Level;
 use vmmu::entry::Access;
 use vmmu::host::{Answer, Backing, FrameQuery, Resolution, VcpuId};
 use vmmu::slot::SlotSpec;
-use vmmu::{Config, FaultStep, Mmu, Outcome, Worker};
+use vmmu::{Busy, Config, FaultStep, Mmu, Outcome, Worker};
 
 /// 1 GiB in pages.
 const G: u64 = 0x4_0000;
@@ -35,7 +36,7 @@ fn with_every_watch_out_a_fault_that_needs_none_ends() {
     assert_eq!(vcpu.handle_fault(&frames, read(0x1000)), Outcome::Fixed(Level::Size2M), "linear");
     assert_eq!(vcpu.handle_fault(&frames, read(0x9000)), Outcome::Emulate, "no slot");
     assert_eq!(vcpu.handle_fault(&frames, read(0x9000)), Outcome::Emulate, "an MMIO entry");
-    assert_eq!(vcpu.handle_fault(&frames, read(0x31)), Outcome::Retry, "backed");
+    assert_eq!(vcpu.handle_fault(&frames, read(0x31)), Outcome::Busy(Busy::Requests), "backed");
     drop(out.pop());
     assert_eq!(vcpu.handle_fault(&frames, read(0x31)), Outcome::Fixed(Level::Size4K), "a spare");
     // The library's own reads need none for pinned memory either.
@@ -78,15 +79,13 @@ fn ends_beside_invalidations_of_another_page(largest: Level, attempts: u64) {
         let restless =
             Restless { frames: &frames, worker: RefCell::new(worker), away: Cell::new(away) };
         for round in 0..1000 {
-            let mut tries = 1;
-            loop {
-                let outcome = vcpu.handle_fault(&restless, fault_at(5, Access::READ));
-                match outcome {
-                    Outcome::Fixed(_) => break,
-                    Outcome::Retry if tries < attempts => tries += 1,
-                    _ => panic!("{away:#x} away, round {round}: {outcome:?} after {tries} tries"),
-                }
-            }
+            frames.asked.store(0, Ordering::SeqCst);
+            let outcome = vcpu.handle_fault(&restless, fault_at(5, Access::READ));
+            let tries = frames.asked.load(Ordering::SeqCst);
+            assert!(
+                matches!(outcome, Outcome::Fixed(_)) && tries <= attempts,
+                "{away:#x} away, round {round}: {outcome:?} after {tries} tries"
+            );
             drop(restless.worker.borrow_mut().invalidate_range(pages(5, 1)));
         }
         // Nobody is disturbed any more: leaves become as large as the slot has them, for him too.
@@ -126,7 +125,8 @@ fn only_a_hit_makes_the_next_watch_narrow_and_whoever_completes() {
     // Dropped, or refused because its own page is under invalidation.
     drop(half(&mut vcpu, &frames, 5));
     let taken = worker.invalidate_range(pages(5, 1));
-    assert_eq!(vcpu.handle_fault(&frames, fault_at(5, Access::READ)), Outcome::Retry);
+    let outcome = vcpu.handle_fault(&frames, fault_at(5, Access::READ));
+    assert_eq!(outcome, Outcome::Busy(Busy::Invalidation));
     drop(taken);
     let (first, _) = half(&mut vcpu, &frames, 5);
     assert_eq!(first.query().largest, Level::Size1G);
@@ -220,7 +220,7 @@ fn a_vcpu_without_a_watch_takes_that_of_its_oldest_parked_request() {
     // Another vCPU's are not taken: not for its faults, nor for a worker's reads.
     let (theirs, _) = half(&mut second, &frames, 22 * BLOCK);
     let refused = second.begin_fault(fault_at(23 * BLOCK, Access::READ));
-    assert!(matches!(refused, FaultStep::Done(Outcome::Retry)));
+    assert!(matches!(refused, FaultStep::Done(Outcome::Busy(Busy::Requests))));
     drop(refused);
     // An answer to a request that was taken away goes nowhere.
     let answer = own.query().answer(found);
@@ -268,7 +268,7 @@ fn a_new_handle_takes_the_place_of_one_that_left_a_parked_request() {
     vcpu.load_root().unwrap();
     let out: Vec<_> = (0..17).map(|n| half(&mut vcpu, &frames, n).0).collect();
     let refused = vcpu.begin_fault(fault_at(17, Access::READ));
-    assert!(matches!(refused, FaultStep::Done(Outcome::Retry)));
+    assert!(matches!(refused, FaultStep::Done(Outcome::Busy(Busy::Requests))));
     drop((refused, out, other, vcpu));
     finish(vm);
 }
@@ -300,7 +300,7 @@ fn age_decides_and_what_is_a_request_again_is_not_taken() {
         }
     }
     let refused = vcpu.begin_fault(fault_at(40 * BLOCK, Access::READ));
-    assert!(matches!(refused, FaultStep::Done(Outcome::Retry)), "all are requests");
+    assert!(matches!(refused, FaultStep::Done(Outcome::Busy(Busy::Requests))), "all are requests");
     drop(refused);
     let query = live.query();
     let frame = live.resolve(answer_of(&frames, &query)).unwrap();

@@ -191,7 +191,7 @@ impl<'m> Nested<'m> {
         let broken = |what| Answer::End(End::Broken { what });
         match vcpu.handle_fault(self.ram, fault) {
             Outcome::Fixed(_) => Answer::Mapped,
-            Outcome::Spurious | Outcome::Retry | Outcome::Pending => Answer::Again,
+            Outcome::Spurious | Outcome::Retry | Outcome::Busy(_) => Answer::Again,
             Outcome::Emulate | Outcome::WriteProtected => Answer::Device,
             // Every page of a RAM slot has a frame as long as the pool has one.
             Outcome::Fault(MemoryFault::Hole) => {

@@ -47,7 +47,7 @@ pub struct Config<'a> {
     /// Any number more may be under way. Those refuse whole blocks, of 4 KiB, 2 MiB, 1 GiB or 512
     /// GiB, whichever is the first that is not shorter than their range, and a few blocks elsewhere
     /// that fall on the same counters. A fault on a page that is refused answers
-    /// [`Retry`](crate::Outcome::Retry) until they end; one on a page beside them may find a
+    /// [`Busy::Invalidation`](crate::Busy::Invalidation) until they end; one on a page beside them may find a
     /// smaller leaf. Each place costs 32 bytes, and a fault a look at it while any invalidation is
     /// under way.
     pub invalidations: u32,

@@ -20,7 +20,8 @@ pub struct Stats {
     pub roots: u64,
     /// Faults that found a translation that allowed the access (KVM: `pf_spurious`).
     pub spurious: u64,
-    /// Faults that have to be tried again.
+    /// Attempts at faults that were out of date and had to be begun again: inside of a call, or by who
+    /// uses the two halves.
     pub retries: u64,
     /// Faults where no slot is (KVM: `pf_emulate`).
     pub emulated: u64,
@@ -30,6 +31,9 @@ pub struct Stats {
     pub write_protected: u64,
     /// Faults the host will have a page for later.
     pub pending: u64,
+    /// Faults for which something else than the host's page was busy
+    /// ([`Outcome::Busy`](crate::Outcome::Busy)).
+    pub busy: u64,
     /// Faults the VMM has to decide.
     pub faulted: u64,
     /// Faults without table pages.
@@ -89,6 +93,7 @@ impl Stats {
             emulated_fast: sum(|words| words.emulated()[1]),
             write_protected: of(|words| &words.counters.write_protected),
             pending: of(|words| &words.counters.pending),
+            busy: of(|words| &words.counters.busy),
             faulted: of(|words| &words.counters.faulted),
             out_of_memory: of(|words| &words.counters.out_of_memory),
             splits: of(|words| &words.counters.splits),
@@ -110,7 +115,7 @@ impl Stats {
     }
 
     /// Faults by outcome, with the names of [`Outcome::name`](crate::Outcome::name).
-    pub fn outcomes(&self) -> [(&'static str, u64); 8] {
+    pub fn outcomes(&self) -> [(&'static str, u64); 9] {
         [
             ("fixed", self.fixed()),
             ("spurious", self.spurious),
@@ -118,6 +123,7 @@ impl Stats {
             ("emulate", self.emulated),
             ("write-protected", self.write_protected),
             ("pending", self.pending),
+            ("busy", self.busy),
             ("memory-fault", self.faulted),
             ("out-of-memory", self.out_of_memory),
         ]

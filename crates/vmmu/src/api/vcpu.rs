@@ -19,7 +19,7 @@ use crate::api::memory::{AccessError, GuestWord, Translation};
 use crate::api::mmu::Mmu;
 use crate::api::worker::{HandleError, Worker};
 use crate::error::NoMemory;
-use crate::fault::{Outcome, PageFault};
+use crate::fault::{Busy, Outcome, PageFault};
 use crate::host::backing::{Answer, Backing};
 use crate::host::cpus::{Cpus, VcpuId, WaitFor};
 use crate::host::host::Host;
@@ -284,22 +284,31 @@ impl<M: Hold> VcpuMmu<M> {
 
     /// Handles a fault from end to end: asks `backing` for the frame, and the host for table pages.
     /// Also for prefaulting, before the first entry: it loads a root if there is none.
+    ///
+    /// Never answers [`Outcome::Retry`]: it waits for what other threads end in a few steps, by
+    /// [`Cpus::wait`]. For everything that may last, and that the caller itself may have to end, it
+    /// answers [`Outcome::Busy`].
     pub fn handle_fault(&mut self, backing: &dyn Backing, fault: PageFault) -> Outcome {
         self.outside();
-        let root = self.valid_root();
         let space = self.role.space;
-        let Worker { seat, cache, hint, recent, gap } = &mut self.worker;
-        let mut local = seat.local();
-        let mut faulter = Faulter { local: &mut local, cache, hint, recent, gap };
-        let outcome = match root {
-            Ok(root) => faulter.handle_fault(backing, root, space, fault),
-            // Drains end, and none of them waits for this fault.
-            Err(LoadError::RootsBusy) => faulter.without_root(space, fault, Outcome::Retry),
-            Err(LoadError::Dead(broken)) => Outcome::Dead(broken),
-            Err(LoadError::OutOfMemory) => faulter.without_root(space, fault, Outcome::OutOfMemory),
+        let outcome = loop {
+            let root = self.valid_root();
+            let Worker { seat, cache, hint, recent, gap } = &mut self.worker;
+            let mut local = seat.local();
+            let mut faulter = Faulter { local: &mut local, cache, hint, recent, gap };
+            let without_root = match root {
+                Ok(root) => match faulter.handle_fault(backing, root, space, fault) {
+                    Some(outcome) => break outcome,
+                    None => continue,
+                },
+                Err(LoadError::RootsBusy) => Outcome::Busy(Busy::Roots),
+                Err(LoadError::OutOfMemory) => Outcome::OutOfMemory,
+                Err(LoadError::Dead(broken)) => break Outcome::Dead(broken),
+            };
+            break faulter.without_root(space, fault, without_root);
         };
         let (vcpu, gfn, access) = (self.id, fault.gpa.gfn(), fault.access);
-        local.host().event(Event::Fault { vcpu, gfn, access, outcome });
+        self.worker.seat.host().event(Event::Fault { vcpu, gfn, access, outcome });
         outcome
     }
 

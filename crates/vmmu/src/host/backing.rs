@@ -76,10 +76,10 @@ pub enum Resolution {
     Hole,
     /// The page is broken (uncorrectable memory error).
     Poisoned,
-    /// Not now. The fault ends as [`Outcome::Pending`](crate::Outcome::Pending), and the guest may
+    /// Not now. The fault ends as [`Busy::Pending`](crate::Busy::Pending), and the guest may
     /// fault again at any time.
     Pending,
-    /// Ask again at once.
+    /// Ask again: the library does so after one step of [`Cpus::wait`](crate::host::Cpus::wait).
     Retry,
 }
 

@@ -24,8 +24,8 @@ pub enum WaitFor {
     Entry,
     /// Another thread, which is at the drain of the same root, returns.
     Drain,
-    /// Another thread, which is changing the page that is read or written, or its slot, has done
-    /// so.
+    /// Another thread, which is changing the page that faulted or is read or written, its slot, or
+    /// the entry that maps it, has done so; or the backing has another answer than *retry*.
     PageChange,
 }
 

@@ -5,7 +5,7 @@ use crate::revoke::dying_slot::SlotDying;
 use crate::slots::drain::Drain;
 
 /// A slot that is being deleted in steps. While it is not done, the slot is dying: faults on it
-/// retry, and its number is taken.
+/// answer [`Busy::SlotDying`](crate::Busy::SlotDying), and its number is taken.
 #[must_use = "the slot stays dying until the deletion is done"]
 #[derive(Debug)]
 pub struct Deletion {

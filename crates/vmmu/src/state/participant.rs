@@ -101,6 +101,7 @@ pub(crate) struct Counters {
     pub(crate) emulated: [Counter; 2],
     pub(crate) write_protected: Counter,
     pub(crate) pending: Counter,
+    pub(crate) busy: Counter,
     pub(crate) faulted: Counter,
     pub(crate) out_of_memory: Counter,
     pub(crate) splits: Counter,

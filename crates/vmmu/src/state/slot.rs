@@ -12,7 +12,7 @@
 //! after the grace period that follows its announcement: by then every fault is over that looked while
 //! there was no slot. A dying slot leaves the set after its last leaf is gone and flushed, so that
 //! invalidations by the host find its leaves as long as there are any. Neither is given a permit, and
-//! neither is MMIO: the answer is *retry*.
+//! neither is MMIO: a fault waits for a coming slot, and on a dying one answers *busy*.
 
 use core::fmt;
 

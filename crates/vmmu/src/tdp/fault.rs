@@ -3,8 +3,9 @@
 use crate::addr::{Gfn, GfnRange, Level};
 use crate::entry::access::Access;
 use crate::entry::state::State;
-use crate::fault::{MemoryFault, Outcome, PageFault};
+use crate::fault::{Busy, MemoryFault, Outcome, PageFault};
 use crate::host::backing::{Backing, Resolution};
+use crate::host::cpus::WaitFor;
 use crate::host::host::Host;
 use crate::protocol::local::Local;
 use crate::protocol::section::Section;
@@ -13,11 +14,11 @@ use crate::state::broken::Broken;
 use crate::state::participant::ParticipantWords;
 use crate::state::reserved::Gap;
 use crate::state::root::{Root, RootName};
-use crate::state::slot::{AddressSpace, Source};
+use crate::state::slot::{AddressSpace, SlotState, SlotWord, Source};
 use crate::state::slot_set::Hint;
-use crate::table::cache::{Cache, MissingPages};
+use crate::table::cache::{Cache, MissingPages, ReservedPages};
 use crate::table::walk::descend;
-use crate::tdp::insert::Mapped;
+use crate::tdp::insert::{Mapped, may_be_populated};
 use crate::tdp::recent::Recent;
 use crate::tdp::request::{Admission, Refused, Request, ResolvedFault};
 use crate::tdp::usable::{is_allowed, is_usable};
@@ -107,14 +108,13 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
         if watch.is_none() && defect!(WatchesBeforeLooking) {
             watch = self.local.spare_watch(space, gfn, level);
             if watch.is_none() {
-                return done(words, Outcome::Retry);
+                return done(words, Outcome::Busy(Busy::Requests));
             }
         }
         loop {
             let section = self.local.section_after_watch();
-            let Some(root) = core.roots.get(name).filter(|root| root.role.space == space) else {
-                return load_root(words);
-            };
+            let is_fit = |root: &Root| root.role.space == space && may_be_populated(root);
+            let Some(root) = core.roots.get(name).filter(is_fit) else { return load_root(words) };
             if let Some(outcome) = present(&section, words, &root, fault) {
                 return done(words, outcome);
             }
@@ -134,7 +134,7 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
                     return match section.permit_linear(&root, region, word, fault) {
                         Ok(permit) => done(words, outcome(permit.map(full))),
                         Err(Refused::Root) => load_root(words),
-                        Err(_) => done(words, Outcome::Retry),
+                        Err(why) => done(words, refused(why, word)),
                     };
                 }
                 Source::Backed { .. } => {
@@ -147,7 +147,7 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
                         // section that begins after the watch was opened.
                         watch = self.local.spare_watch(space, gfn, level);
                         if watch.is_none() {
-                            return done(words, Outcome::Retry);
+                            return done(words, Outcome::Busy(Busy::Requests));
                         }
                         continue;
                     };
@@ -163,7 +163,7 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
                             self.recent.remember(&request.watch, gfn);
                             FaultStep::Resolve(request)
                         }
-                        Err(_) => done(words, Outcome::Retry),
+                        Err(why) => done(words, refused(why, word)),
                     };
                 }
             }
@@ -201,29 +201,18 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
                 return Ok(counted(words, Outcome::Fault(MemoryFault::Denied)));
             }
         }
-        let mapped = {
-            let section = self.local.section();
-            let level = frame.level();
-            let smaller = |refused: Refused| match refused {
-                Refused::Invalidation if level > Level::Size4K => {
-                    section.permit(&frame, Level::Size4K)
-                }
-                refused => Err(refused),
-            };
-            match section.permit(&frame, level).or_else(smaller) {
-                Ok(permit) => permit.map(full),
-                Err(_) => Mapped::Busy,
-            }
-        };
-        if mapped == Mapped::Conflict {
+        let mut mapped = map_frame(self.local, &frame, full);
+        if mapped == Ok(Mapped::Conflict) {
             self.zap_conflicting_leaf(root, fault);
+            // What the first try split has its table by now.
+            mapped = map_frame(self.local, &frame, self.cache.in_stock());
         }
-        Ok(counted(words, outcome(mapped)))
+        Ok(counted(words, mapped.map_or_else(|why| refused(why, frame.admission.word), outcome)))
     }
 
     /// Takes away a leaf that stands in the way of what the host says now: another frame, or a
-    /// permission that must not grow in place. Zapped and flushed, so that the next fault maps
-    /// anew (invariant 14).
+    /// permission that must not grow in place. Zapped and flushed before anything else is mapped
+    /// there (invariant 14).
     fn zap_conflicting_leaf(&mut self, root: RootName, fault: PageFault) {
         let gfn: Gfn = fault.gpa.gfn();
         let range: GfnRange = gfn.leaf(self.local.core().largest);
@@ -238,20 +227,24 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
         debt.settle();
     }
 
-    /// Both halves, with a backing in between.
+    /// Both halves, with a backing in between, until the fault has an outcome that does not end by
+    /// itself. What others end in a few steps is waited for through the host, outside of sections.
+    ///
+    /// `None`: the root has gone since it was loaded.
     pub(crate) fn handle_fault(
         &mut self,
         backing: &dyn Backing,
         root: RootName,
         space: AddressSpace,
         fault: PageFault,
-    ) -> Outcome {
+    ) -> Option<Outcome> {
+        let mut waiting = self.local.waiting(WaitFor::PageChange);
         let mut if_short = IfShort::Say;
         loop {
-            let request = match self.begin_fault(root, space, fault, if_short) {
-                FaultStep::Done(outcome) => return outcome,
-                // It was invalidated since it was loaded. The guest's next entry loads another.
-                FaultStep::LoadRoot => return Outcome::Retry,
+            match self.begin_fault(root, space, fault, if_short) {
+                FaultStep::Done(Outcome::Retry) => {}
+                FaultStep::Done(outcome) => return Some(outcome),
+                FaultStep::LoadRoot => return None,
                 FaultStep::MissingPages(_) if self.fill() => continue,
                 // What is no memory needs no pages.
                 FaultStep::MissingPages(_) if if_short == IfShort::Say => {
@@ -259,27 +252,34 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
                     continue;
                 }
                 FaultStep::MissingPages(_) => {
-                    return counted(self.local.words(), Outcome::OutOfMemory);
+                    return Some(counted(self.local.words(), Outcome::OutOfMemory));
                 }
-                FaultStep::Resolve(request) => request,
-            };
-            let words = self.local.words();
-            let found = match backing.find(&request.question()) {
-                Resolution::Frame(found) => found,
-                Resolution::Hole => return counted(words, Outcome::Fault(MemoryFault::Hole)),
-                Resolution::Poisoned => {
-                    return counted(words, Outcome::Fault(MemoryFault::Poisoned));
-                }
-                Resolution::Pending => return counted(words, Outcome::Pending),
-                Resolution::Retry => continue,
-            };
-            let mut frame = request.answered(found);
-            loop {
-                match self.complete(frame) {
-                    Ok(outcome) => return outcome,
-                    Err(needs) if self.fill() => frame = needs.resolved,
-                    Err(_) => return counted(self.local.words(), Outcome::OutOfMemory),
-                }
+                FaultStep::Resolve(request) => match self.resolve(backing, request) {
+                    Outcome::Retry => {}
+                    outcome => return Some(outcome),
+                },
+            }
+            waiting.pass(self.local.host());
+        }
+    }
+
+    /// Asks the backing for a request's frame, and completes it.
+    #[inline]
+    fn resolve(&mut self, backing: &dyn Backing, request: Request<'_>) -> Outcome {
+        let words = self.local.words();
+        let found = match backing.find(&request.question()) {
+            Resolution::Frame(found) => found,
+            Resolution::Hole => return counted(words, Outcome::Fault(MemoryFault::Hole)),
+            Resolution::Poisoned => return counted(words, Outcome::Fault(MemoryFault::Poisoned)),
+            Resolution::Pending => return counted(words, Outcome::Busy(Busy::Pending)),
+            Resolution::Retry => return counted(words, Outcome::Retry),
+        };
+        let mut frame = request.answered(found);
+        loop {
+            match self.complete(frame) {
+                Ok(outcome) => return outcome,
+                Err(needs) if self.fill() => frame = needs.resolved,
+                Err(_) => return counted(words, Outcome::OutOfMemory),
             }
         }
     }
@@ -300,6 +300,23 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
         let core = self.local.core();
         self.cache.fill(self.local.host(), core, 0).is_ok()
     }
+}
+
+/// Maps a frame in a section of its own, as a small leaf if the rest of the large one is being taken
+/// back.
+#[inline]
+fn map_frame<H: Host>(
+    local: &mut Local<'_, H>,
+    frame: &ResolvedFault<'_>,
+    pages: ReservedPages<'_>,
+) -> Result<Mapped, Refused> {
+    let section = local.section();
+    let level = frame.level();
+    let smaller = |refused: Refused| match refused {
+        Refused::Invalidation if level > Level::Size4K => section.permit(frame, Level::Size4K),
+        refused => Err(refused),
+    };
+    section.permit(frame, level).or_else(smaller).map(|permit| permit.map(pages))
 }
 
 /// What the entry that is there already says, if it settles the matter.
@@ -363,6 +380,17 @@ fn emulate<'p>(
     }
 }
 
+/// What a refusal means for the fault: whether the reason for it ends by itself.
+#[cold]
+fn refused(why: Refused, word: SlotWord) -> Outcome {
+    match why {
+        Refused::Invalidation => Outcome::Busy(Busy::Invalidation),
+        // A deletion in steps lasts as long as its owner likes.
+        Refused::Stale if word.state() == Some(SlotState::Dying) => Outcome::Busy(Busy::SlotDying),
+        _ => Outcome::Retry,
+    }
+}
+
 fn outcome(mapped: Mapped) -> Outcome {
     match mapped {
         Mapped::Done(level) => Outcome::Fixed(level),
@@ -392,7 +420,8 @@ fn counted(words: &ParticipantWords, outcome: Outcome) -> Outcome {
         Outcome::Retry => words.count_retry(),
         Outcome::Emulate => words.count_emulated(),
         Outcome::WriteProtected => counters.write_protected.add(1),
-        Outcome::Pending => counters.pending.add(1),
+        Outcome::Busy(Busy::Pending) => counters.pending.add(1),
+        Outcome::Busy(_) => counters.busy.add(1),
         Outcome::Fault(_) => counters.faulted.add(1),
         Outcome::OutOfMemory => counters.out_of_memory.add(1),
     }

@@ -172,8 +172,9 @@ impl<L: Liability> Section<'_, L> {
     }
 }
 
+/// Whether tables below the root may get new mappings.
 #[inline]
-fn may_be_populated(root: &Root) -> bool {
+pub(crate) fn may_be_populated(root: &Root) -> bool {
     root.phase == Phase::Valid || defect!(PopulatesInvalidRoot)
 }
 

@@ -17,7 +17,13 @@
 //! 3. In a section of any participant it asks for the *permit* for the whole leaf to be written,
 //!    and maps it.
 //!
-//! A refusal means that the guest tries again. Nothing was changed.
+//! A refusal changes nothing. If its reason ends by itself in a few steps of others (a hit, an entry
+//! that is frozen or has changed, a slot that is coming, a root that has gone), the fault begins again:
+//! [`handle_fault`](crate::VcpuMmu::handle_fault) waits through the host, outside of sections, and does
+//! so; the two halves answer [`Outcome::Retry`](crate::Outcome::Retry). If the reason may last, because
+//! somebody holds it open who may be the caller (an invalidation, a deletion in steps, all watches out
+//! with requests), the answer is [`Outcome::Busy`](crate::Outcome::Busy): whoever waited for that
+//! inside the library could wait for itself.
 
 pub mod fault;
 pub mod insert;

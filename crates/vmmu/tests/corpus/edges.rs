@@ -6,7 +6,7 @@ use vmmu::entry::Access;
 use vmmu::host::{HostFrame, VcpuId};
 use vmmu::internals::Defect;
 use vmmu::slot::{AddressSpace, SlotSpec, Source};
-use vmmu::{Config, Mmu, Outcome, Progress, Request, Role, VcpuMmu, Worker};
+use vmmu::{Busy, Config, FaultStep, Mmu, Outcome, Progress, Request, Role, VcpuMmu, Worker};
 
 use crate::catch::{Verdict, catches, ensure};
 use crate::processor::{Met, Processor};
@@ -44,7 +44,9 @@ fn the_last_page_goes() -> Verdict {
             ensure(met == Met::Nothing, || format!("{what}: the last one is reached: {met:?}"))?;
             // It is asked for meanwhile.
             let outcome = vcpu.handle_fault(&frames, fault_at(gfn, Access::WRITE));
-            ensure(outcome == Outcome::Retry, || format!("{what}: the last one: {outcome:?}"))?;
+            ensure(outcome == Outcome::Busy(Busy::Invalidation), || {
+                format!("{what}: the last one: {outcome:?}")
+            })?;
             drop(taken);
             // Its frame was found before.
             let (request, found) = half(&mut vcpu, &frames, gfn);
@@ -200,7 +202,6 @@ fn every_missing_table_is_linked_in_one_fault() -> Verdict {
             let all =
                 SlotSpec { range: range(0, format.frames().min(limit)), largest: level, ..all };
             worker.create_slot(&all).unwrap();
-            let frames = Frames::new(Level::Size4K);
             let top = format.top() as u32;
             // At frame 7 all are missing. What lies in another block of the level that many above a
             // leaf's has the tables above that in common with it.
@@ -210,7 +211,7 @@ fn every_missing_table_is_linked_in_one_fault() -> Verdict {
                     continue;
                 }
                 let before = vm.stats().tables;
-                let outcome = fault(&mut vcpu, &frames, gfn);
+                let outcome = fault(&mut vcpu, gfn);
                 ensure(outcome == Outcome::Fixed(level), || {
                     format!("{name}: a leaf of {level} at {gfn:#x}: {outcome:?}")
                 })?;
@@ -242,16 +243,19 @@ fn block(level: Level, above: u32) -> u64 {
     block.pages()
 }
 
-/// A fault that may be tried again a few times.
-fn fault(vcpu: &mut VcpuMmu<&Mmu<TestHost>>, frames: &Frames, gfn: u64) -> Outcome {
-    let mut outcome = Outcome::Retry;
+/// A fault of a linear slot that may be tried again a few times, with the pages that the library asks
+/// for.
+fn fault(vcpu: &mut VcpuMmu<&Mmu<TestHost>>, gfn: u64) -> Outcome {
+    vcpu.load_root().unwrap();
     for _ in 0..3 {
-        outcome = vcpu.handle_fault(frames, fault_at(gfn, Access::WRITE));
-        if outcome != Outcome::Retry {
-            break;
+        match vcpu.begin_fault(fault_at(gfn, Access::WRITE)) {
+            FaultStep::MissingPages(pages) => vcpu.reserve(pages.0).unwrap(),
+            FaultStep::Done(Outcome::Retry) => {}
+            FaultStep::Done(outcome) => return outcome,
+            other => panic!("{other:?}"),
         }
     }
-    outcome
+    Outcome::Retry
 }
 
 /// A fault below a root of five levels finds no table at all, and never gets as many pages as it needs.
@@ -289,7 +293,9 @@ fn every_alias_goes() -> Verdict {
                 format!("page {page:#x} is taken back and reached at {gfn:#x}: {met:x?}")
             })?;
             let outcome = vcpu.handle_fault(&frames, fault_at(*gfn, Access::WRITE));
-            ensure(outcome == Outcome::Retry, || format!("{gfn:#x}: {outcome:?}"))?;
+            ensure(outcome == Outcome::Busy(Busy::Invalidation), || {
+                format!("{gfn:#x}: {outcome:?}")
+            })?;
         }
     }
     Ok(())

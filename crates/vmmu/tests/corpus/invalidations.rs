@@ -1,10 +1,10 @@
 //! Invalidations for which there is no place.
 
-use vmmu::Outcome;
 use vmmu::addr::Level;
 use vmmu::entry::Access;
 use vmmu::host::VcpuId;
 use vmmu::internals::Defect;
+use vmmu::{Busy, Outcome};
 use vmmu::{Config, HostRange, Mmu};
 
 use crate::catch::{Verdict, catches, ensure};
@@ -28,7 +28,9 @@ fn one_more_than_there_are_places() -> Verdict {
     }
     for gfn in [3, 4, 5] {
         let outcome = fault(gfn);
-        ensure(outcome == Outcome::Retry, || format!("page {gfn} is mapped: {outcome:?}"))?;
+        ensure(outcome == Outcome::Busy(Busy::Invalidation), || {
+            format!("page {gfn} is mapped: {outcome:?}")
+        })?;
     }
     let outcome = fault(9);
     ensure(outcome == Outcome::Fixed(Level::Size4K), || {
@@ -37,7 +39,9 @@ fn one_more_than_there_are_places() -> Verdict {
     let never = worker.invalidate_end(page(9));
     ensure(never.is_err(), || "an invalidation ended that never began".to_owned())?;
     let outcome = fault(5);
-    ensure(outcome == Outcome::Retry, || format!("page 5 is mapped before its end: {outcome:?}"))?;
+    ensure(outcome == Outcome::Busy(Busy::Invalidation), || {
+        format!("page 5 is mapped before its end: {outcome:?}")
+    })?;
     for first in [3, 4, 5] {
         ensure(worker.invalidate_end(page(first)).is_ok(), || format!("no end of {first}"))?;
     }

@@ -1,13 +1,14 @@
 //! The software processor under a vCPU: it keeps every translation and every upper entry until it
 //! is told to drop them, tagged by the vCPU and not by the root, as SVM does.
 
+use std::cell::Cell;
 use std::sync::atomic::AtomicU64;
 
 use machine::{Context, Habits, Memory, Nested, Npt, Paging};
 use vmmu::Outcome;
 use vmmu::addr::Hpa;
 use vmmu::entry::Access;
-use vmmu::host::{Host, TablePages};
+use vmmu::host::{Backing, FrameQuery, Host, Resolution, TablePages};
 use vmmu::{Flush, Mmu, Processor as Number, VcpuMmu};
 
 use crate::support::{Frames, fault_at};
@@ -27,6 +28,27 @@ pub enum Met {
     Frame(u64),
     /// No translation, or one that does not allow the access.
     Nothing,
+}
+
+/// Has a frame so many times, and then none: a fault that is refused again and again ends all the
+/// same, and tells.
+#[derive(Debug)]
+struct Patient<'f> {
+    frames: &'f Frames,
+    left: Cell<u32>,
+}
+
+// SAFETY: as that of the frames.
+unsafe impl Backing for Patient<'_> {
+    fn find(&self, query: &FrameQuery) -> Resolution {
+        match self.left.get().checked_sub(1) {
+            Some(left) => {
+                self.left.set(left);
+                self.frames.find(query)
+            }
+            None => Resolution::Hole,
+        }
+    }
 }
 
 /// The table pages of the tests' host, as a page walker reaches them.
@@ -97,13 +119,14 @@ impl Processor {
         access: Access,
     ) -> Result<u64, String> {
         let write = access.contains(Access::WRITE);
+        let patient = Patient { frames, left: Cell::new(100) };
         for _ in 0..8 {
             if let Met::Frame(frame) = self.run(vcpu, gfn, write) {
                 return Ok(frame);
             }
-            let outcome = vcpu.handle_fault(frames, fault_at(gfn, access));
+            let outcome = vcpu.handle_fault(&patient, fault_at(gfn, access));
             match outcome {
-                Outcome::Fixed(_) | Outcome::Spurious | Outcome::Retry => {}
+                Outcome::Fixed(_) | Outcome::Spurious | Outcome::Busy(_) => {}
                 other => return Err(format!("gfn {gfn:#x}: {other:?}")),
             }
         }

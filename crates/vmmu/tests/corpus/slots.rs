@@ -5,7 +5,7 @@ use vmmu::entry::Access;
 use vmmu::host::VcpuId;
 use vmmu::internals::Defect;
 use vmmu::slot::{AddressSpace, SlotError, SlotId, SlotSpec, Source};
-use vmmu::{AccessFailure, FaultStep, MemoryFault, Outcome};
+use vmmu::{AccessFailure, Busy, FaultStep, MemoryFault, Outcome};
 use vmmu::{Config, HostRange, Mmu, Processor as Number, Progress};
 
 use crate::catch::{Verdict, catches, ensure};
@@ -167,7 +167,7 @@ fn a_new_slot_is_under_invalidation_too() -> Verdict {
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
     let outcome = vcpu.handle_fault(&frames, fault_at(3, Access::READ));
     drop(taken);
-    ensure(outcome == Outcome::Retry, || {
+    ensure(outcome == Outcome::Busy(Busy::Invalidation), || {
         format!("a fault on a page under invalidation ends as {outcome:?}")
     })
 }

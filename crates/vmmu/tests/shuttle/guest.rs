@@ -96,7 +96,8 @@ impl<'vm> Guest<'vm> {
                 let outcome = self.vcpu.handle_fault(self.machine, fault);
                 saw(outcome.name());
                 match outcome {
-                    Outcome::Fixed(_) | Outcome::Spurious | Outcome::Retry | Outcome::Emulate => {}
+                    Outcome::Fixed(_) | Outcome::Spurious | Outcome::Emulate | Outcome::Busy(_) => {
+                    }
                     other => self.machine.complain(&format!("a fault ends as {other:?}")),
                 }
             }
