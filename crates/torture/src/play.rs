@@ -275,14 +275,14 @@ impl Play<'_, '_> {
         let is_write = access.contains(Access::WRITE);
         let is_right = match outcome {
             Outcome::Fixed(_) => seen.some(false) || seen.some(true) && !is_write,
-            Outcome::Spurious => true,
+            Outcome::Spurious | Outcome::Retry => true,
             Outcome::Emulate => seen.nothing(),
             Outcome::WriteProtected => is_write && seen.some(true),
             Outcome::Busy(Busy::Pending) => answered == Answered::Pending,
             Outcome::Busy(_) => true,
             Outcome::Fault(MemoryFault::Hole) => answered == Answered::Hole,
             Outcome::OutOfMemory => starved,
-            Outcome::Retry | Outcome::Fault(_) | Outcome::Dead(_) => false,
+            Outcome::Fault(_) | Outcome::Dead(_) => false,
         };
         if is_right {
             return Ok(());
@@ -412,6 +412,9 @@ impl<'vm> Actor<'_, '_, 'vm> {
             Outcome::Busy(_) if seen.only().is_none() => "busy while slots change",
             outcome => outcome.name(),
         });
+        if outcome == Outcome::Retry {
+            return Err(self.bad(format!("a whole fault is to be tried again for {access:?}")));
+        }
         self.play.judge(outcome, access, &seen, self.hands.answered.get(), starved)?;
         Ok(outcome)
     }
