@@ -3,12 +3,8 @@
 
 use vmmu::addr::{Gfn, GfnRange, Level, Pfn};
 use vmmu::entry::MemoryType;
-use vmmu::host::FrameQuery;
 use vmmu::slot::{AddressSpace, LinearFrames, Mutability, SlotError, SlotId, SlotSpec, Source};
-use vmmu::{
-    AccessError, AccessFailure, Deletion, Drain, Mmu, NotCompleted, Outcome, Progress, Role,
-    Worker, Zap,
-};
+use vmmu::{Mmu, Progress, Worker};
 
 use crate::Violation;
 use crate::arena::{Arena, BLOCKS};
@@ -18,73 +14,18 @@ use crate::model::{BLOCK_BACKING, HUGE_BACKING, Pages, SITES, TOUCHED, View, tou
 use crate::notifier::pages_at;
 use crate::notify::Through;
 use crate::op::{self, Begun, Leaving, Op};
-use crate::places::{Occupant, Place, Places};
-use crate::play::{
-    Actor, DELETION_MET_CHANGE, DRAIN_MET_CHANGE, SEALED, SECOND_SLOTS, SECOND_ZAPS, Spot,
-    WRONG_ANSWER, ZAP_MET_CHANGE,
-};
-use crate::store::{Answered, block_of};
+use crate::places::{Occupant, Place};
+use crate::play::{Actor, SEALED, SECOND_SLOTS, SECOND_ZAPS, Spot, Tally};
+use crate::store::block_of;
+use crate::walks::Walks;
 
 /// A thread of the host, and what it has begun.
 pub struct Keeper<'p, 'r, 'vm> {
     pub actor: Actor<'p, 'r, 'vm>,
     pub worker: Worker<&'vm Mmu<Host>>,
-    begun: Walks<'r>,
-    /// What was put aside half done.
-    aside: Vec<Aside>,
+    walks: Walks<'r>,
     /// Pages that it has made read-only.
     protected: Vec<usize>,
-}
-
-/// What is done in steps.
-#[derive(Default)]
-struct Walks<'r> {
-    deletion: Option<InSteps<(Deletion, Place<'r>, Occupant)>>,
-    zap: Option<InSteps<Zap>>,
-    drain: Option<InSteps<Drain>>,
-}
-
-/// A walk whose next step comes late, if at all.
-enum Aside {
-    Zap(Zap),
-    Drain(Drain),
-    Deletion(Deletion),
-}
-
-/// The most that one thread puts aside.
-const ASIDE: usize = 4;
-
-/// A walk in steps, with what is judged of it: that it ends, whatever is changed between its steps.
-struct InSteps<W> {
-    walk: W,
-    /// Changes of slots up to its last step.
-    changes: u64,
-    /// Table pages that it may still visit.
-    left: u64,
-}
-
-/// Table pages and waits that a walk over so many frames takes at most: in every root, each table of
-/// leaves, what lies between two of them, and the tables above.
-fn most_visits(frames: u64) -> u64 {
-    16 * (2 * (frames / 512 + 2) + 8) + 2000
-}
-
-impl<W> InSteps<W> {
-    fn new(walk: W, places: &Places, visits: u64) -> Self {
-        InSteps { walk, changes: places.changes(), left: visits }
-    }
-
-    /// A step begins. Whether a slot has come or gone since the last one.
-    fn met_change(&mut self, places: &Places) -> bool {
-        let before = std::mem::replace(&mut self.changes, places.changes());
-        self.changes != before
-    }
-
-    /// A step has ended before the walk has. `false`: it must have ended.
-    fn may_go_on(&mut self, budget: u64) -> bool {
-        self.left = self.left.saturating_sub(budget);
-        self.left > 0
-    }
 }
 
 /// Guest frames of slots that nobody uses.
@@ -143,8 +84,8 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
             Op::End { which } => self.actor.ends(*which)?,
             Op::WrongEnd { pages } => self.actor.ends_none(*pages)?,
             Op::Abandon { what, how } => self.abandon(*what, *how)?,
-            Op::FindParked => self.find_parked()?,
-            Op::CompleteParked => self.complete_parked()?,
+            Op::FindParked => self.actor.find_parked(&mut self.worker)?,
+            Op::CompleteParked => self.actor.complete_parked(&mut self.worker)?,
             Op::Create { site, view, largest } => {
                 let _guard = turns.guard();
                 self.create(site_at(*site), *view, self::largest(*largest))?
@@ -177,22 +118,22 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
                 true
             }
             Op::ZapSome { at, pages, budget } => {
-                if self.begun.zap.is_none() {
+                if !self.walks.is_zapping() {
                     let (spot, pages) = (Spot::of(at.site & 1, *at), u64::from(*pages));
                     let range = GfnRange::sized(Gfn(spot.gfn), pages).expect("short");
                     let zap = self.worker.begin_zap(spot.space(), range);
-                    self.begun.zap = Some(InSteps::new(zap, play.places, most_visits(pages)));
+                    self.walks.begin_zap(zap, pages, play.places);
                     self.actor.note_space(spot.space, SECOND_ZAPS);
                 }
-                self.zap_some(u64::from(*budget))?
+                self.walks.zap_some(&self.actor, &mut self.worker, u64::from(*budget))?
             }
             Op::Roots { budget } => {
-                if self.begun.drain.is_none() {
+                if !self.walks.is_draining() {
                     let _guard = turns.guard();
                     let drain = self.worker.invalidate_roots();
-                    self.begun.drain = Some(InSteps::new(drain, play.places, u64::MAX));
+                    self.walks.begin_drain(drain, play.places);
                 }
-                self.drain_some(u64::from(*budget))
+                self.walks.drain_some(&self.actor, &mut self.worker, u64::from(*budget))
             }
             Op::Continue { budget } => self.go_on(u64::from(*budget))?,
             Op::ZapAll => {
@@ -200,7 +141,7 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
                 self.worker.zap_all();
                 true
             }
-            Op::Complete => self.complete()?,
+            Op::Complete => self.actor.complete_posted(&mut self.worker)?,
             Op::Look => {
                 let stats = play.vm.stats();
                 if stats.debts_leaked > 0 {
@@ -224,90 +165,36 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
         Ok(())
     }
 
-    /// The next steps of the zap, if there is one.
-    fn zap_some(&mut self, budget: u64) -> Result<bool, Violation> {
-        let Some(zap) = &mut self.begun.zap else { return Ok(false) };
-        if zap.met_change(self.actor.play.places) {
-            self.actor.note(ZAP_MET_CHANGE);
-        }
-        if self.worker.zap_some(&mut zap.walk, budget) != (Progress::More {}) {
-            self.begun.zap = None;
-        } else if !zap.may_go_on(budget) {
-            return Err(self.actor.bad("a zap in steps does not end"));
-        }
-        Ok(true)
-    }
-
-    /// Those of the drain.
-    fn drain_some(&mut self, budget: u64) -> bool {
-        let Some(drain) = &mut self.begun.drain else { return false };
-        if drain.met_change(self.actor.play.places) {
-            self.actor.note(DRAIN_MET_CHANGE);
-        }
-        if self.worker.drain(&mut drain.walk, budget) != (Progress::More {}) {
-            self.begun.drain = None;
-        }
-        true
-    }
-
     /// The next steps of whatever was begun.
     fn go_on(&mut self, budget: u64) -> Result<bool, Violation> {
         let mut any = false;
-        if self.begun.deletion.is_some() {
+        if self.walks.is_deleting() {
             let _guard = self.actor.play.turns.guard();
             any = self.delete_some(0, budget)?;
         }
-        any |= self.zap_some(budget)?;
-        any |= self.drain_some(budget);
-        if budget.is_multiple_of(2) && !self.aside.is_empty() {
-            let _guard = self.actor.play.turns.guard();
-            let mut late = self.aside.remove(0);
-            let worker = &mut self.worker;
-            let progress = match &mut late {
-                Aside::Zap(zap) => worker.zap_some(zap, budget),
-                Aside::Drain(drain) => worker.drain(drain, budget),
-                Aside::Deletion(deletion) => worker.delete_some(deletion, budget),
-            };
-            if progress == (Progress::More {}) {
-                self.aside.push(late);
-            } else {
-                self.actor.met("ended late");
-            }
-            any = true;
+        any |= self.walks.zap_some(&self.actor, &mut self.worker, budget)?;
+        any |= self.walks.drain_some(&self.actor, &mut self.worker, budget);
+        if budget.is_multiple_of(2) {
+            any |= self.walks.go_on_late(&self.actor, &mut self.worker, budget);
         }
         Ok(any)
     }
 
     /// Leaves something half done.
     fn abandon(&mut self, what: Begun, how: Leaving) -> Result<bool, Violation> {
-        if what == Begun::Deletion && self.begun.deletion.is_none() {
+        if what == Begun::Deletion && !self.walks.is_deleting() {
             // There is seldom one just then.
             let play = self.actor.play;
             let _guard = play.turns.guard();
             let site = play.done.load(std::sync::atomic::Ordering::Relaxed) as usize % SITES.len();
             self.delete_some(site, 1)?;
         }
-        let left = match what {
-            Begun::Zap => self.begun.zap.take().map(|zap| Aside::Zap(zap.walk)),
-            Begun::Drain => self.begun.drain.take().map(|drain| Aside::Drain(drain.walk)),
-            Begun::Deletion => self.begun.deletion.take().map(|deletion| {
-                let (deletion, place, occupant) = deletion.walk;
-                place.set(Some(Occupant { is_dying: true, ..occupant }));
-                Aside::Deletion(deletion)
-            }),
-            Begun::Parked => {
-                let parked = self.actor.play.parked.lock().expect("no panic under it").pop_front();
-                let is_some = parked.is_some();
-                leave(parked, how);
-                return Ok(is_some);
-            }
-        };
-        let Some(left) = left else { return Ok(false) };
-        match how {
-            Leaving::Aside if self.aside.len() < ASIDE => self.aside.push(left),
-            how => leave(left, how),
-        }
-        Ok(true)
+        Ok(match what {
+            Begun::Zap => self.walks.leave_zap(how),
+            Begun::Drain => self.walks.leave_drain(how),
+            Begun::Deletion => self.walks.leave_deletion(how),
+            Begun::Parked => self.actor.leave_parked(how),
+        })
     }
 
     /// A walk with the smallest steps and a change of the slots between any two: it ends all the
@@ -315,7 +202,7 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
     fn contend(&mut self, at: op::At, pages: u64, deletes: bool) -> Result<bool, Violation> {
         let play = self.actor.play;
         if deletes {
-            if self.begun.deletion.is_some() {
+            if self.walks.is_deleting() {
                 return Ok(false);
             }
             let mut is_begun = {
@@ -323,21 +210,21 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
                 self.delete_some(at.page as usize % SITES.len(), 1)?
             };
             let is_done = is_begun;
-            while is_begun && self.begun.deletion.is_some() {
+            while is_begun && self.walks.is_deleting() {
                 self.come_and_go()?;
                 let _guard = play.turns.guard();
                 is_begun = self.delete_some(0, 1)?;
             }
             return Ok(is_done);
         }
-        if self.begun.zap.is_some() {
+        if self.walks.is_zapping() {
             return Ok(false);
         }
         let spot = Spot::of(at.site & 1, at);
         let range = GfnRange::sized(Gfn(spot.gfn), pages).expect("short");
         let zap = self.worker.begin_zap(spot.space(), range);
-        self.begun.zap = Some(InSteps::new(zap, play.places, most_visits(pages)));
-        while self.zap_some(1)? && self.begun.zap.is_some() {
+        self.walks.begin_zap(zap, pages, play.places);
+        while self.walks.zap_some(&self.actor, &mut self.worker, 1)? && self.walks.is_zapping() {
             self.come_and_go()?;
         }
         Ok(true)
@@ -486,7 +373,7 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
 
     fn delete_some(&mut self, site: usize, budget: u64) -> Result<bool, Violation> {
         let play = self.actor.play;
-        if self.begun.deletion.is_none() {
+        if !self.walks.is_deleting() {
             let Some(place) = self.a_place(site, |occupant| occupant.is_some()) else {
                 return Ok(false);
             };
@@ -496,11 +383,10 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
                 play.model.begin(place.site, None);
             }
             // Guests use a few areas of the largest.
-            let visits = most_visits(SITES[place.site].pages.min(64 * 512));
+            let frames = SITES[place.site].pages.min(64 * 512);
             match self.worker.begin_delete(id) {
                 Ok(deletion) => {
-                    let walk = (deletion, place, occupant);
-                    self.begun.deletion = Some(InSteps::new(walk, play.places, visits));
+                    self.walks.begin_deletion(deletion, place, occupant, frames, play.places);
                 }
                 Err(SlotError::Missing(_)) if occupant.is_dying => {
                     self.gone(&place, id);
@@ -509,16 +395,8 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
                 Err(why) => return Err(self.actor.bad(format!("deleting {id:?}: {why}"))),
             }
         }
-        let Some(begun) = &mut self.begun.deletion else { return Ok(false) };
-        if begun.met_change(play.places) {
-            self.actor.note(DELETION_MET_CHANGE);
-        }
-        if self.worker.delete_some(&mut begun.walk.0, budget) == (Progress::More {}) {
-            if !begun.may_go_on(budget) {
-                return Err(self.actor.bad("a deletion in steps does not end"));
-            }
-        } else if let Some(InSteps { walk: (_, place, occupant), .. }) = self.begun.deletion.take()
-        {
+        let ended = self.walks.delete_some(&self.actor, &mut self.worker, budget)?;
+        if let Some((place, occupant)) = ended {
             self.gone(&place, occupant.id);
         }
         Ok(true)
@@ -603,105 +481,6 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
         let ((), starved) = host.starving(0, || worker.zap(spot.space(), range));
         if starved { Err(self.actor.bad("a zap wanted tables")) } else { Ok(false) }
     }
-
-    /// The host finds the frame for a fault that a vCPU parked.
-    fn find_parked(&mut self) -> Result<bool, Violation> {
-        let all = self.actor.play.parked;
-        let parked = {
-            let mut all = all.lock().expect("no panic under it");
-            let first = all.iter().position(|(_, answer)| answer.is_none());
-            first.and_then(|n| all.remove(n))
-        };
-        let Some((parked, _)) = parked else { return Ok(false) };
-        let query = parked.query();
-        let found = vmmu::host::Backing::find(&self.actor.hands, &query);
-        let vmmu::host::Resolution::Frame(frame) = found else {
-            drop(self.worker.unpark(parked));
-            return Ok(false);
-        };
-        let answered = (parked, Some(query.answer(frame)));
-        all.lock().expect("no panic under it").push_back(answered);
-        Ok(true)
-    }
-
-    /// The second half of a fault that a vCPU parked and whose frame was found some time ago.
-    fn complete_parked(&mut self) -> Result<bool, Violation> {
-        let (taken, other) = {
-            let mut all = self.actor.play.parked.lock().expect("no panic under it");
-            let first = all.iter().position(|(_, answer)| answer.is_some());
-            let taken = first.and_then(|n| all.remove(n));
-            (taken, all.iter().find_map(|(_, answer)| *answer))
-        };
-        let Some((mut parked, Some(answer))) = taken else { return Ok(false) };
-        // One that was found for another request, or for none, is refused, and nothing is lost.
-        let FrameQuery { slot, backing, page, gfn, access, largest, .. } = parked.query();
-        let nobody = FrameQuery::of_nobody(slot, (backing, page), gfn, access, largest);
-        let other = other.unwrap_or_else(|| nobody.answer(answer.frame));
-        match self.worker.complete_parked(parked, other) {
-            Err(NotCompleted::WrongAnswer { parked: again, .. }) => parked = again,
-            Ok(Outcome::Retry) => return Ok(true),
-            ended => return Err(self.actor.bad(format!("another's answer: {ended:?}"))),
-        }
-        self.actor.note(WRONG_ANSWER);
-        loop {
-            match self.worker.complete_parked(parked, answer) {
-                Ok(Outcome::Dead(why)) => {
-                    return Err(self.actor.bad(format!("completing {answer:?}: {why}")));
-                }
-                Ok(outcome) => {
-                    self.actor.met(outcome.name());
-                    return Ok(true);
-                }
-                Err(NotCompleted::WrongAnswer { .. }) => {
-                    return Err(self.actor.bad("a request refused its own answer"));
-                }
-                Err(NotCompleted::MissingPages { parked: again, .. }) => {
-                    parked = again;
-                    let reserved = self.worker.reserve(0);
-                    reserved.map_err(|why| self.actor.bad(format!("no tables: {why}")))?;
-                }
-            }
-        }
-    }
-
-    /// The second half of a fault that a vCPU posted.
-    fn complete(&mut self) -> Result<bool, Violation> {
-        let posted = self.actor.play.posted.lock().expect("no panic under it").pop_front();
-        let Some(request) = posted else { return Ok(false) };
-        let fault = request.query();
-        let found = vmmu::host::Backing::find(&self.actor.hands, &fault);
-        let vmmu::host::Resolution::Frame(found) = found else { return Ok(false) };
-        let mut frame =
-            request.resolve(fault.answer(found)).map_err(|why| self.actor.bad(why.to_string()))?;
-        loop {
-            match self.worker.complete(frame) {
-                Ok(outcome) => {
-                    self.actor.met(outcome.name());
-                    return match outcome {
-                        vmmu::Outcome::Dead(_) => {
-                            Err(self.actor.bad(format!("completing {fault:?}: {outcome:?}")))
-                        }
-                        _ => Ok(true),
-                    };
-                }
-                Err(short) => {
-                    frame = short.resolved;
-                    self.worker
-                        .reserve(0)
-                        .map_err(|why| self.actor.bad(format!("no tables: {why}")))?;
-                }
-            }
-        }
-    }
-}
-
-/// Lets a value go. None of those that are left has a drop today, so it is the same either way;
-/// should one get a drop, it is met with it and without.
-fn leave<T>(value: T, how: Leaving) {
-    match how {
-        Leaving::Forget => std::mem::forget(value),
-        Leaving::Drop | Leaving::Aside => drop(value),
-    }
 }
 
 /// A thread of the host that has begun nothing.
@@ -709,8 +488,7 @@ pub fn new<'p, 'r, 'vm>(
     actor: Actor<'p, 'r, 'vm>,
     worker: Worker<&'vm Mmu<Host>>,
 ) -> Keeper<'p, 'r, 'vm> {
-    let (begun, aside, protected) = (Walks::default(), Vec::new(), Vec::new());
-    Keeper { actor, worker, begun, aside, protected }
+    Keeper { actor, worker, walks: Walks::default(), protected: Vec::new() }
 }
 
 /// Guest frames where pages may be, by address space.
@@ -734,17 +512,12 @@ fn frames_of(pages: std::ops::Range<usize>) -> Vec<(u8, GfnRange)> {
 }
 
 /// Ends what a thread of the host has begun.
-pub fn finish(mut keeper: Keeper<'_, '_, '_>) -> Result<crate::play::Tally, Violation> {
-    while keeper.begun.deletion.is_some() {
+pub fn finish(mut keeper: Keeper<'_, '_, '_>) -> Result<Tally, Violation> {
+    while keeper.walks.is_deleting() {
         let _guard = keeper.actor.play.turns.guard();
         keeper.delete_some(0, 1 << 20)?;
     }
-    if let Some(InSteps { walk: mut zap, .. }) = keeper.begun.zap.take() {
-        while keeper.worker.zap_some(&mut zap, u64::MAX) == Progress::More {}
-    }
-    if let Some(InSteps { walk: mut drain, .. }) = keeper.begun.drain.take() {
-        while keeper.worker.drain(&mut drain, u64::MAX) == Progress::More {}
-    }
+    keeper.walks.end(&mut keeper.worker);
     Ok(keeper.actor.tally.take())
 }
 
@@ -752,159 +525,11 @@ pub fn finish(mut keeper: Keeper<'_, '_, '_>) -> Result<crate::play::Tally, Viol
 pub fn settle(mut keeper: Keeper<'_, '_, '_>) -> Result<(), Violation> {
     let play = keeper.actor.play;
     while keeper.actor.ends(0)? {}
-    loop {
-        let parked = play.parked.lock().expect("no panic under it").pop_front();
-        let Some((parked, _)) = parked else { break };
-        drop(keeper.worker.unpark(parked));
-    }
+    keeper.actor.unpark_all(&mut keeper.worker);
     for site in 0..SITES.len() {
         if play.places.occupant(site).is_some_and(|occupant| occupant.is_dying) {
             keeper.delete(site)?;
         }
     }
     Ok(())
-}
-
-impl Actor<'_, '_, '_> {
-    /// The library reads, writes, exchanges or translates on its own.
-    pub fn access_by_library(
-        &mut self,
-        worker: &mut Worker<&Mmu<Host>>,
-        space: u8,
-        op: &Op,
-    ) -> Result<(), Violation> {
-        let is_done = match op {
-            Op::Read { at, word } => self.library_reads(worker, Spot::of(space, *at), *word)?,
-            Op::Write { at } => self.library_writes(worker, Spot::of(space, *at))?,
-            Op::Exchange { at } => self.library_exchanges(worker, Spot::of(space, *at))?,
-            Op::Translate { at } => {
-                let spot = Spot::of(space, *at);
-                let role = Role { space: spot.space(), flavour: 0 };
-                if let Some(there) = worker.translate(role, spot.gpa()) {
-                    self.met(if there.level == Level::Size4K {
-                        "translated 4K"
-                    } else {
-                        "translated"
-                    });
-                }
-                true
-            }
-            other => return Err(self.bad(format!("no thread does {}", other.name()))),
-        };
-        self.did(op, is_done);
-        Ok(())
-    }
-
-    fn library_reads(
-        &mut self,
-        worker: &mut Worker<&Mmu<Host>>,
-        spot: Spot,
-        word: u8,
-    ) -> Result<bool, Violation> {
-        let word = word as usize % 16;
-        let look = self.play.look(spot);
-        let page = self.play.since(look).only();
-        let before = page.map(|page| self.play.model.pages[page].before(word));
-        self.hands.answered.set(Answered::Nothing);
-        let gpa = vmmu::addr::Gpa(spot.gpa().0 + 8 * word as u64);
-        let mut bytes = [0; 8];
-        let read = worker.read(&self.hands, spot.space(), gpa, &mut bytes);
-        let seen = self.play.since(look);
-        self.judge_library(read, spot, &seen, false)?;
-        if let (Ok(()), Some(page), Some(before)) = (read, page, before)
-            && seen.only() == Some(page)
-        {
-            let value = u64::from_le_bytes(bytes);
-            let judged = self.play.model.pages[page].judge(word, before, value);
-            judged.map_err(|what| self.bad(format!("the library read page {page}: {what}")))?;
-        }
-        Ok(read.is_ok())
-    }
-
-    fn library_writes(
-        &mut self,
-        worker: &mut Worker<&Mmu<Host>>,
-        spot: Spot,
-    ) -> Result<bool, Violation> {
-        // Which page it writes is known only while nobody changes the slot.
-        let (word, value) = (self.word(), self.next_value());
-        let look = self.play.look(spot);
-        let Some(page) = self.play.since(look).only() else { return Ok(false) };
-        let Some(_place) = spot.site.and_then(|(site, _)| self.play.places.occupy(site)) else {
-            return Ok(false);
-        };
-        if self.play.since(look).only() != Some(page) {
-            return Ok(false);
-        }
-        let words = &self.play.model.pages[page];
-        let epoch = words.start(word, value);
-        self.hands.answered.set(Answered::Nothing);
-        let gpa = vmmu::addr::Gpa(spot.gpa().0 + 8 * word as u64);
-        let wrote = worker.write(&self.hands, spot.space(), gpa, &value.to_le_bytes());
-        self.judge_library(wrote, spot, &self.play.since(look), true)?;
-        if wrote.is_ok() {
-            words.complete(word, value, epoch);
-        }
-        Ok(wrote.is_ok())
-    }
-
-    fn library_exchanges(
-        &mut self,
-        worker: &mut Worker<&Mmu<Host>>,
-        spot: Spot,
-    ) -> Result<bool, Violation> {
-        let (word, value) = (self.word(), self.next_value());
-        let look = self.play.look(spot);
-        let Some(_place) = spot.site.and_then(|(site, _)| self.play.places.occupy(site)) else {
-            return Ok(false);
-        };
-        let Some(page) = self.play.since(look).only() else { return Ok(false) };
-        let words = &self.play.model.pages[page];
-        let seen = words.before(word).value();
-        let epoch = words.start(word, value);
-        self.hands.answered.set(Answered::Nothing);
-        let gpa = vmmu::addr::Gpa(spot.gpa().0 + 8 * word as u64);
-        let exchanged = worker.compare_exchange(&self.hands, spot.space(), gpa, seen, value);
-        let result = exchanged.map(drop);
-        self.judge_library(result, spot, &self.play.since(look), true)?;
-        match exchanged {
-            Ok(Ok(_)) => words.complete(word, value, epoch),
-            Ok(Err(now)) => {
-                // The host may have emptied the page meanwhile, or a late write of this thread's
-                // own may stand in an epoch that began before it.
-                self.met("exchange lost");
-                let before = words.before(word);
-                let judged = words.judge(word, before, now);
-                judged.map_err(|what| self.bad(format!("exchange in page {page}: {what}")))?;
-            }
-            Err(_) => {}
-        }
-        Ok(matches!(exchanged, Ok(Ok(_))))
-    }
-
-    fn judge_library(
-        &self,
-        result: Result<(), AccessError>,
-        spot: Spot,
-        seen: &crate::play::Seen,
-        is_write: bool,
-    ) -> Result<(), Violation> {
-        let Err(error) = result else {
-            if seen.some(false) || seen.some(true) && !is_write {
-                return Ok(());
-            }
-            return Err(self.bad(format!("the library reached {spot:x?}, and there was {seen:?}")));
-        };
-        let is_right = match error.why {
-            AccessFailure::NoMemory => seen.nothing(),
-            AccessFailure::ReadOnly => is_write && seen.some(true),
-            AccessFailure::Hole => self.hands.answered.get() == Answered::Hole,
-            AccessFailure::Busy(_) => true,
-            _ => false,
-        };
-        if is_right {
-            return Ok(());
-        }
-        Err(self.bad(format!("{error}; there may have been {seen:?}")))
-    }
 }

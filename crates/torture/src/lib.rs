@@ -22,6 +22,7 @@ mod guest;
 mod guest_tables;
 mod host;
 mod keeper;
+mod library;
 mod model;
 mod notifier;
 mod notify;
@@ -30,11 +31,13 @@ mod open;
 mod places;
 mod play;
 mod protection;
+mod put_off;
 mod run;
 pub mod shrink;
 mod store;
 mod turns;
 mod vcpu;
+mod walks;
 
 pub use run::{Failure, MOST_VCPUS, Plan, Report, Settings, Tables, replay, run};
 

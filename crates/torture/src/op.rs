@@ -106,6 +106,17 @@ pub enum Leaving {
     Aside,
 }
 
+impl Leaving {
+    /// Lets a value go. None of those that are left has a drop today, so it is the same either way;
+    /// should one get a drop, it is met with it and without.
+    pub fn leave<T>(self, value: T) {
+        match self {
+            Leaving::Forget => std::mem::forget(value),
+            Leaving::Drop | Leaving::Aside => drop(value),
+        }
+    }
+}
+
 /// One operation.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Op {
