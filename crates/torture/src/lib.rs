@@ -29,17 +29,20 @@ mod notify;
 mod op;
 mod open;
 mod places;
+mod plan;
 mod play;
 mod protection;
 mod put_off;
 mod run;
 pub mod shrink;
 mod store;
+mod thread;
 mod turns;
 mod vcpu;
 mod walks;
 
-pub use run::{Failure, MOST_VCPUS, Plan, Report, Settings, Tables, replay, run};
+pub use plan::{MOST_VCPUS, Plan, Settings, Tables};
+pub use run::{Failure, Report, replay, run};
 
 /// Something that must not be.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]

@@ -1,154 +1,32 @@
 //! One run: a VM, its threads, and what came of it.
 
-use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use machine::{Ept, Habits, Keep, Nested, Npt, Processor};
-use serde::{Deserialize, Serialize};
-use vmmu::addr::Level;
-use vmmu::entry::{Format, Record, ept, npt};
-use vmmu::host::VcpuId;
-use vmmu::{Config, Mmu, Role, Stats};
+use machine::{Habits, Keep, Processor};
+use vmmu::{Config, Mmu, Stats};
 
 use crate::Violation;
-use crate::arena::{Arena, PHYS_BITS};
-use crate::guest::Guest;
+use crate::arena::Arena;
 use crate::guest_tables;
 use crate::host::Host;
-use crate::keeper::{self, Keeper};
+use crate::keeper;
 use crate::model::{Model, SITES};
 use crate::op::{Access, At, Op, Touch, Where};
 use crate::open::PLACES;
 use crate::places::Places;
-use crate::play::{Actor, MAPPED_BEYOND_PLACES, NOTES, Play, REFUSED_BEYOND_PLACES, Tally};
-use crate::store::{Answered, Hands, Store};
+use crate::plan::{MOST_VCPUS, Plan, Settings, seed};
+use crate::play::{MAPPED_BEYOND_PLACES, NOTES, Play, REFUSED_BEYOND_PLACES};
+use crate::store::Store;
+use crate::thread::{self, HOSTS, NOTIFIERS, Source};
 use crate::turns::Turns;
-use crate::vcpu::Vcpu;
 
-/// Threads of the host.
-const HOSTS: usize = 3;
-/// Those that have no worker.
-const NOTIFIERS: usize = 2;
 /// Faults that found nothing while an invalidation had no place, after which one must have found
 /// something.
 const REFUSALS: u64 = 300;
-/// The most vCPUs: every thread has a word of its own in each page.
-pub const MOST_VCPUS: usize = 12;
-/// Steps after which everybody goes elsewhere.
-const FOCUS: u64 = 1024;
-/// Operations of each thread that are kept for a replay.
-const KEPT: usize = 20_000;
-
-/// Which tables.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum Tables {
-    /// AMD's nested page tables.
-    Npt,
-    /// Intel's extended page tables.
-    Ept,
-    /// The same, on a processor without accessed and dirty flags.
-    EptWithoutFlags,
-    /// Nested page tables of five levels.
-    Npt5,
-    /// Extended page tables of five levels.
-    Ept5,
-}
-
-impl Tables {
-    /// All of them.
-    pub const ALL: [Tables; 5] =
-        [Tables::Npt, Tables::Ept, Tables::EptWithoutFlags, Tables::Npt5, Tables::Ept5];
-
-    /// The name on the command line.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Tables::Npt => "npt",
-            Tables::Ept => "ept",
-            Tables::EptWithoutFlags => "ept-without-flags",
-            Tables::Npt5 => "npt5",
-            Tables::Ept5 => "ept5",
-        }
-    }
-
-    fn levels(self) -> u8 {
-        if matches!(self, Tables::Npt5 | Tables::Ept5) { 5 } else { 4 }
-    }
-
-    fn format(self) -> Format {
-        let phys_bits = u32::from(PHYS_BITS);
-        let top = if self.levels() == 5 { Level::L5 } else { Level::L4 };
-        match self {
-            Tables::Npt | Tables::Npt5 => {
-                npt::format(npt::NptOptions { top, phys_bits, ..Default::default() })
-            }
-            Tables::Ept | Tables::Ept5 => {
-                ept::format(ept::EptOptions { top, phys_bits, ..Default::default() })
-            }
-            Tables::EptWithoutFlags => {
-                let record = Record::Software;
-                ept::format(ept::EptOptions { phys_bits, record, ..Default::default() })
-            }
-        }
-        .expect("all of these are legal")
-    }
-
-    fn nested(self) -> Nested {
-        let (levels, phys_bits) = (self.levels(), PHYS_BITS);
-        match self {
-            Tables::Npt | Tables::Npt5 => {
-                Nested::Npt(Npt { levels, phys_bits, nx: true, gib_pages: true })
-            }
-            Tables::Ept | Tables::Ept5 | Tables::EptWithoutFlags => Nested::Ept(Ept {
-                levels,
-                phys_bits,
-                ad: self != Tables::EptWithoutFlags,
-                exec_only: true,
-                mib_pages: true,
-                gib_pages: true,
-            }),
-        }
-    }
-}
-
-/// What to run.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Settings {
-    /// Every choice follows from it.
-    pub seed: u64,
-    /// Operations and accesses of all threads together.
-    pub steps: u64,
-    /// vCPUs, each a thread: 1 to [`MOST_VCPUS`].
-    pub vcpus: usize,
-    /// Which tables.
-    pub tables: Tables,
-    /// Whether threads take turns.
-    pub deterministic: bool,
-}
-
-/// Operations, by thread: vCPUs first, then threads of the host.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Plan {
-    /// What it was made for.
-    pub settings: Settings,
-    /// By thread.
-    pub threads: Vec<Vec<Op>>,
-}
-
-impl Plan {
-    /// All operations.
-    pub fn len(&self) -> usize {
-        self.threads.iter().map(Vec::len).sum()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
 
 /// What a run did.
 #[derive(Clone, Debug)]
@@ -187,54 +65,10 @@ pub struct Failure {
     pub steps: u64,
 }
 
-/// What a thread is.
-enum Kind {
-    Guest,
-    Keeper,
-    Notifier,
-}
-
-impl Kind {
-    fn of(n: usize, vcpus: usize) -> Kind {
-        match n.checked_sub(vcpus) {
-            None => Kind::Guest,
-            Some(n) if n < HOSTS => Kind::Keeper,
-            Some(_) => Kind::Notifier,
-        }
-    }
-}
-
-/// Where operations come from.
-enum Source {
-    Seed(Box<Rng>, fn(&mut Rng, At) -> Op),
-    List(std::vec::IntoIter<Op>),
-}
-
-impl Source {
-    fn next(&mut self, settings: &Settings, done: u64) -> Option<Op> {
-        match self {
-            Source::Seed(rng, next) => {
-                let mut when = Rng::with_seed(settings.seed ^ (done / FOCUS));
-                Some(next(rng, At::focus(&mut when)))
-            }
-            Source::List(list) => list.next(),
-        }
-    }
-}
-
 /// Runs operations chosen by the seed. `progress` hears now and then how many steps are done.
 pub fn run(settings: Settings, progress: &mut dyn FnMut(u64)) -> Result<Report, Box<Failure>> {
-    let sources = (0..settings.vcpus + HOSTS + NOTIFIERS).map(|n| {
-        let rng = Rng::with_seed(seed(&settings, 1, n));
-        Source::Seed(
-            Box::new(rng),
-            match Kind::of(n, settings.vcpus) {
-                Kind::Guest => Op::of_guest,
-                Kind::Keeper => Op::of_host,
-                Kind::Notifier => Op::of_notifier,
-            },
-        )
-    });
+    let threads = 0..settings.vcpus + HOSTS + NOTIFIERS;
+    let sources = threads.map(|n| Source::by_seed(&settings, n));
     whole(settings, sources.collect(), progress)
 }
 
@@ -243,10 +77,6 @@ pub fn replay(plan: &Plan) -> Result<Report, Box<Failure>> {
     let sources = plan.threads.iter().map(|list| Source::List(list.clone().into_iter()));
     let settings = Settings { steps: u64::MAX, ..plan.settings };
     whole(settings, sources.collect(), &mut |_| {})
-}
-
-fn seed(settings: &Settings, what: u64, n: usize) -> u64 {
-    Rng::with_seed(settings.seed ^ what << 56 ^ (n as u64) << 48).u64(..)
 }
 
 /// Everything that ran, with names for what must have.
@@ -339,11 +169,11 @@ fn whole(
             vcpus,
         };
         set_up(&play, &settings).map_err(nothing)?;
-        let threads = all_threads(&play, &settings, sources, progress);
+        let threads = thread::all(&play, &settings, sources, progress);
         posted.lock().expect("no panic under it").clear();
         let ended = match turns.violation() {
             Some(violation) => Err(violation),
-            None => keeper(&play, &settings, vcpus)
+            None => thread::keeper(&play, &settings, vcpus)
                 .and_then(keeper::settle)
                 .and_then(|()| at_rest(&play, &settings)),
         };
@@ -393,50 +223,9 @@ fn whole(
     Ok(Report { steps, operations, outcomes, stats, processors: counts, digest, took })
 }
 
-fn actor<'p, 'r, 'vm>(
-    play: &'p Play<'r, 'vm>,
-    settings: &Settings,
-    number: usize,
-) -> Result<Actor<'p, 'r, 'vm>, Violation> {
-    let worker = match Kind::of(number, play.vcpus) {
-        Kind::Notifier => None,
-        _ => Some(play.vm.worker().map_err(|why| Violation::new(format!("a worker: {why}")))?),
-    };
-    let hands = Hands {
-        store: play.store,
-        model: play.model,
-        vm: play.vm,
-        worker: RefCell::new(worker),
-        answered: Cell::new(Answered::Nothing),
-        rng: RefCell::new(Rng::with_seed(seed(settings, 4, number))),
-    };
-    Ok(Actor { play, number, hands, tally: RefCell::default(), value: 0 })
-}
-
-fn guest<'p, 'r, 'vm>(
-    play: &'p Play<'r, 'vm>,
-    settings: &Settings,
-    number: usize,
-) -> Result<Guest<'p, 'r, 'vm>, Violation> {
-    let vcpu = Vcpu::new(play.vm, VcpuId(number as u32), number % 4 == 1);
-    let vcpu = vcpu.map_err(|why| Violation::new(format!("vCPU {number}: {why}")))?;
-    let worker = play.vm.worker().map_err(|why| Violation::new(format!("a worker: {why}")))?;
-    Ok(Guest { actor: actor(play, settings, number)?, vcpu, worker, number, role: Role::PLAIN })
-}
-
-fn keeper<'p, 'r, 'vm>(
-    play: &'p Play<'r, 'vm>,
-    settings: &Settings,
-    number: usize,
-) -> Result<Keeper<'p, 'r, 'vm>, Violation> {
-    let worker = play.vm.worker().map_err(|why| Violation::new(format!("a worker: {why}")))?;
-    let actor = actor(play, settings, number)?;
-    Ok(keeper::new(actor, worker))
-}
-
 /// A slot for the guest's own tables, and one in every site but one.
 fn set_up(play: &Play<'_, '_>, settings: &Settings) -> Result<(), Violation> {
-    let mut keeper = keeper(play, settings, play.vcpus)?;
+    let mut keeper = thread::keeper(play, settings, play.vcpus)?;
     let made = keeper.worker.create_slot(&guest_tables::slot());
     made.map_err(|why| Violation::new(format!("the slot of the guest's tables: {why}")))?;
     for _ in 1..SITES.len() {
@@ -446,101 +235,9 @@ fn set_up(play: &Play<'_, '_>, settings: &Settings) -> Result<(), Violation> {
     Ok(())
 }
 
-/// Runs every thread to its end, and gives what it counted and did last.
-fn all_threads(
-    play: &Play<'_, '_>,
-    settings: &Settings,
-    sources: Vec<Source>,
-    progress: &mut dyn FnMut(u64),
-) -> Vec<(Tally, Vec<Op>)> {
-    let actors = sources.into_iter().enumerate();
-    let actors = actors.map(|(n, source)| move || one_thread(play, settings, n, source));
-    play.turns.run(actors.collect(), &mut || {
-        let done = play.done.load(Ordering::Relaxed);
-        progress(done);
-        done
-    })
-}
-
-fn one_thread(
-    play: &Play<'_, '_>,
-    settings: &Settings,
-    n: usize,
-    source: Source,
-) -> (Tally, Vec<Op>) {
-    let mut kept = VecDeque::new();
-    let patient = || {
-        while play.is_ahead(true) {
-            play.turns.relax();
-        }
-    };
-    let result = match Kind::of(n, play.vcpus) {
-        Kind::Guest => {
-            let ended = guest(play, settings, n).and_then(|mut guest| {
-                work(play, settings, source, &mut kept, |op| guest.act(op))?;
-                Ok(guest.actor.tally.take())
-            });
-            play.guests.fetch_sub(1, Ordering::Relaxed);
-            ended
-        }
-        Kind::Keeper => {
-            let ended = keeper(play, settings, n).and_then(|mut keeper| {
-                work(play, settings, source, &mut kept, |op| {
-                    patient();
-                    keeper.act(op)
-                })?;
-                Ok(keeper)
-            });
-            play.hosts.fetch_sub(1, Ordering::Relaxed);
-            ended.and_then(keeper::finish)
-        }
-        Kind::Notifier => {
-            let ended = actor(play, settings, n).and_then(|notifier| {
-                work(play, settings, source, &mut kept, |op| {
-                    patient();
-                    notifier.notifies(op)
-                })?;
-                Ok(notifier.tally.take())
-            });
-            play.hosts.fetch_sub(1, Ordering::Relaxed);
-            ended
-        }
-    };
-    let tally = result.unwrap_or_else(|violation| {
-        play.turns.fail(violation);
-        Tally::default()
-    });
-    (tally, kept.into())
-}
-
-fn work(
-    play: &Play<'_, '_>,
-    settings: &Settings,
-    mut source: Source,
-    kept: &mut VecDeque<Op>,
-    mut act: impl FnMut(&Op) -> Result<(), Violation>,
-) -> Result<(), Violation> {
-    while let done = play.done.load(Ordering::Relaxed)
-        && done < settings.steps
-        && !play.turns.is_over()
-        && let Some(op) = source.next(settings, done)
-    {
-        if kept.len() == KEPT {
-            kept.pop_front();
-        }
-        kept.push_back(op.clone());
-        act(&op)?;
-        if let Some(broken) = play.vm.broken() {
-            return Err(Violation::new(format!("the MMU is dead: {broken}")));
-        }
-        play.turns.point();
-    }
-    Ok(())
-}
-
 /// Nothing else runs: every page that can be had is had at once.
 fn at_rest(play: &Play<'_, '_>, settings: &Settings) -> Result<(), Violation> {
-    let mut guest = guest(play, settings, 0)?;
+    let mut guest = thread::guest(play, settings, 0)?;
     // Above everything it wrote before.
     guest.actor.value = 1 << 40;
     for role in 0..3 {
@@ -593,6 +290,7 @@ fn after(host: &Host, store: &Store, model: &Model) -> Result<(), Violation> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Tables;
 
     fn settings(deterministic: bool) -> Settings {
         Settings { seed: 7, steps: 3000, vcpus: 2, tables: Tables::Ept, deterministic }

@@ -1,7 +1,8 @@
 //! Shortening: the fewest operations that still fail.
 
 use crate::op::Op;
-use crate::run::{Failure, Plan, Settings, replay};
+use crate::plan::{Plan, Settings};
+use crate::run::{Failure, replay};
 
 /// How often a plan is run before it counts as one that does not fail: with free threads, which
 /// go another way every time; by turns, with as many seeds, because one operation less changes
