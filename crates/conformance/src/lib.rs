@@ -54,4 +54,6 @@ pub use backing::{BackingOptions, check_backing};
 pub use cpus::{CpusOptions, check_cpus};
 pub use pages::{PagesOptions, check_table_pages};
 pub use report::{Finding, Report, Rule, Verdict};
-pub use together::{Judged, Tables, TogetherOptions, check_together};
+pub use together::check_together;
+pub use together::judged::Judged;
+pub use together::options::{Tables, TogetherOptions};
