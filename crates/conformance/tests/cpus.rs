@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conformance::{CpusOptions, Report, check_cpus};
-use support::{BadKicks, Lines, assert_broken, assert_kept};
+use support::{BadKicks, Lines, assert_broken, assert_kept, assert_only_broken};
 use vmmu::host::VcpuId;
 
 fn check(bad: BadKicks, options: &CpusOptions) -> Report {
@@ -39,6 +39,7 @@ fn each_bad_host_is_caught() {
         (BadKicks::LostNowAndThen, "C8"),
         (BadKicks::NeverRelax, "C9"),
         (BadKicks::WaitLonger, "C10"),
+        (BadKicks::WaitToBeWoken, "C10"),
     ];
     std::thread::scope(|scope| {
         for (bad, rule) in cases {
@@ -46,4 +47,12 @@ fn each_bad_host_is_caught() {
             scope.spawn(move || assert_broken(&check(bad, options), rule));
         }
     });
+}
+
+/// Kicks and single waits of such a host are as they should be.
+#[test]
+fn a_host_that_waits_to_be_woken_is_caught_by_that_alone() {
+    let patience = Duration::from_secs(2);
+    let options = CpusOptions { patience, ..CpusOptions::default() };
+    assert_only_broken(&check(BadKicks::WaitToBeWoken, &options), "C10");
 }
