@@ -9,12 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
+use support::hooked::{Hooked, Hooks};
 use support::{Frames, TestHost, backed, enter, fault_at, npt, pages, range};
-use vmmu::addr::{Level, Pfn};
+use vmmu::addr::Level;
 use vmmu::entry::Access;
-use vmmu::host::{
-    Cpus, FrameQuery, Observer, Placement, Resolution, TablePage, TablePages, VcpuId, Wait,
-};
+use vmmu::host::{Event, FrameQuery, Resolution, VcpuId, Wait};
 use vmmu::slot::AddressSpace;
 use vmmu::{
     Broken, Config, EnterError, FaultStep, Flush, HandleError, Mmu, NotCompleted, Outcome,
@@ -124,28 +123,20 @@ fn a_parked_request_is_refused_after_an_invalidation_of_its_page() {
 
 #[test]
 fn the_last_share_that_is_dropped_gives_every_table_back() {
-    struct Counted(Arc<AtomicU64>, TestHost);
-    // SAFETY: as the pages of the tests' host.
-    unsafe impl TablePages for Counted {
-        fn window(&self) -> u64 {
-            self.1.window()
-        }
-        fn take(&self, placement: Placement) -> Option<TablePage> {
+    #[derive(Debug)]
+    struct Counted(Arc<AtomicU64>);
+    impl Hooks for Counted {
+        fn taking(&self) {
             self.0.fetch_add(1, Ordering::SeqCst);
-            self.1.take(placement)
         }
-        fn release(&self, page: Pfn) {
+
+        fn released(&self) {
             self.0.fetch_sub(1, Ordering::SeqCst);
-            self.1.release(page);
         }
     }
-    impl Cpus for Counted {
-        fn kick(&self, _: VcpuId) {}
-    }
-    impl Observer for Counted {}
     let out = Arc::new(AtomicU64::new(0));
-    let host = Counted(Arc::clone(&out), TestHost::default());
-    let mmu = Arc::new(Mmu::new(host, &Config::new(npt(), 1)).unwrap_or_else(|_| panic!("an MMU")));
+    let host = Hooked::new(Counted(Arc::clone(&out)));
+    let mmu = Arc::new(Mmu::new(host, &Config::new(npt(), 1)).unwrap());
     let mut vcpu = VcpuMmu::new(Arc::clone(&mmu), VcpuId(0)).unwrap();
     Worker::new(Arc::clone(&mmu)).unwrap().create_slot(&backed(0, range(0, 8))).unwrap();
     let frames = Frames::new(Level::Size4K);
@@ -175,10 +166,9 @@ fn handles_that_cannot_be_made_say_why() {
     mmu.invalidate_end(pages(0, 1)).unwrap();
 }
 
-/// A host whose hooks may not be called for a while.
-#[derive(Default)]
+/// No hook may be called for a while.
+#[derive(Debug, Default)]
 struct Quiet {
-    pages: TestHost,
     quiet: AtomicBool,
 }
 
@@ -188,46 +178,37 @@ impl Quiet {
     }
 }
 
-// SAFETY: as the pages of the tests' host.
-unsafe impl TablePages for Quiet {
-    fn window(&self) -> u64 {
-        self.pages.window()
-    }
-    fn take(&self, placement: Placement) -> Option<TablePage> {
+impl Hooks for Quiet {
+    fn taking(&self) {
         self.called("take");
-        self.pages.take(placement)
     }
-    fn release(&self, page: Pfn) {
-        self.called("release");
-        self.pages.release(page);
-    }
-}
 
-impl Cpus for Quiet {
+    fn released(&self) {
+        self.called("release");
+    }
+
     fn kick(&self, _: VcpuId) {
         self.called("kick");
     }
+
     fn wait(&self, _: Wait) {
         self.called("wait");
     }
-}
 
-impl Observer for Quiet {
-    fn event(&self, _: vmmu::host::Event) {
+    fn event(&self, _: Event) {
         self.called("event");
     }
 }
 
 #[test]
 fn entering_calls_no_hook_and_asks_for_a_root_that_has_gone() {
-    let mmu =
-        Mmu::new(Quiet::default(), &Config::new(npt(), 1)).unwrap_or_else(|_| panic!("an MMU"));
+    let mmu = Mmu::new(Hooked::<Quiet>::default(), &Config::new(npt(), 1)).unwrap();
     let mut vcpu = mmu.vcpu(VcpuId(0)).unwrap();
     let mut worker = mmu.worker().unwrap();
-    let quietly = |vcpu: &mut VcpuMmu<&Mmu<Quiet>>| {
-        mmu.host().quiet.store(true, Ordering::SeqCst);
+    let quietly = |vcpu: &mut VcpuMmu<&Mmu<Hooked<Quiet>>>| {
+        mmu.host().hooks.quiet.store(true, Ordering::SeqCst);
         let entered = vcpu.before_enter(Processor(0)).map(|inside| inside.after_exit());
-        mmu.host().quiet.store(false, Ordering::SeqCst);
+        mmu.host().hooks.quiet.store(false, Ordering::SeqCst);
         entered
     };
     assert_eq!(quietly(&mut vcpu), Err(EnterError::LoadRoot), "nothing was loaded yet");
@@ -291,40 +272,23 @@ fn an_entry_kept_as_a_value_counts_as_being_in_the_guest_until_it_is_left() {
     mmu.invalidate_begin(pages(2, 1));
 }
 
-/// A host that says on which thread it is.
-#[derive(Default)]
-struct Numbered(TestHost);
+/// Says on which thread it is.
+#[derive(Debug, Default)]
+struct Numbered;
 
 std::thread_local! {
     static HERE: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
 }
 
-// SAFETY: as the pages of the tests' host.
-unsafe impl TablePages for Numbered {
-    fn window(&self) -> u64 {
-        self.0.window()
-    }
-    fn take(&self, placement: Placement) -> Option<TablePage> {
-        self.0.take(placement)
-    }
-    fn release(&self, page: Pfn) {
-        self.0.release(page);
-    }
-}
-
-impl Cpus for Numbered {
-    fn kick(&self, _: VcpuId) {}
+impl Hooks for Numbered {
     fn here(&self) -> Option<u32> {
         Some(HERE.get())
     }
 }
 
-impl Observer for Numbered {}
-
 #[test]
 fn a_flush_by_a_thread_that_has_the_vcpu_in_the_guest_is_found_and_ends() {
-    let mmu =
-        Mmu::new(Numbered::default(), &Config::new(npt(), 1)).unwrap_or_else(|_| panic!("an MMU"));
+    let mmu = Mmu::new(Hooked::<Numbered>::default(), &Config::new(npt(), 1)).unwrap();
     let mut vcpu = mmu.vcpu(VcpuId(0)).unwrap();
     mmu.worker().unwrap().create_slot(&backed(0, range(0, 8))).unwrap();
     let frames = Frames::new(Level::Size4K);

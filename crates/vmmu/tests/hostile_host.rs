@@ -3,12 +3,12 @@
 
 mod support;
 
-use support::{Frames, TestHost, backed, fault_at, linear, npt, range};
+use support::{Frames, TestHost, backed, fault_at, linear, npt, range, ready};
 use vmmu::addr::{Gfn, GfnRange, Gpa, Level, Pfn};
 use vmmu::entry::{Access, MemoryType};
-use vmmu::host::{HostFrame, VcpuId};
+use vmmu::host::HostFrame;
 use vmmu::slot::{AddressSpace, SlotId, SlotSpec, Source};
-use vmmu::{Broken, Config, HostRange, Mmu, Processor, Role, VcpuMmu};
+use vmmu::{Broken, Config, HostRange, Mmu, Role};
 use vmmu::{FaultStep, MemoryFault, Outcome, PageFault};
 
 fn vm(vcpus: u32) -> Mmu<TestHost> {
@@ -17,15 +17,6 @@ fn vm(vcpus: u32) -> Mmu<TestHost> {
 
 fn read(gfn: u64) -> PageFault {
     fault_at(gfn, Access::READ)
-}
-
-/// A vCPU with a root and table pages in stock.
-fn ready(vm: &Mmu<TestHost>, id: u32) -> VcpuMmu<&Mmu<TestHost>> {
-    let mut vcpu = vm.vcpu(VcpuId(id)).unwrap();
-    vcpu.reserve(8).unwrap();
-    vcpu.load_root().unwrap();
-    drop(vcpu.before_enter(Processor(id)).unwrap());
-    vcpu
 }
 
 /// Completes one request with what a host has made up.

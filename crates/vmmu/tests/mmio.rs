@@ -5,14 +5,15 @@
 mod support;
 
 use std::sync::Mutex;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
+use support::hooked::{Hooked, Hooks};
+use support::puppet::{Puppet, puppet};
 use support::{Frames, TestHost, backed, fault_at, finish, formats, range};
-use vmmu::addr::{Gfn, Level, Pfn};
+use vmmu::addr::{Gfn, Level};
 use vmmu::check::Witness;
 use vmmu::entry::{Access, Format};
-use vmmu::host::{Cpus, Event, Observer, Placement, TablePage, TablePages, VcpuId};
+use vmmu::host::{Event, VcpuId};
 use vmmu::slot::SlotId;
 use vmmu::{Busy, Config, FaultStep, Mmu, Outcome, Processor, Progress, Role, VcpuMmu};
 
@@ -193,38 +194,18 @@ fn a_wrap_while_dropped_drains_hold_all_places_ends() {
     }
 }
 
-/// A host that lets a vCPU of another thread fault each time a grace period has ended.
+/// A vCPU of another thread faults each time a grace period has ended.
+#[derive(Debug, Default)]
 struct Gaps {
-    pages: TestHost,
-    fault: Mutex<Option<(SyncSender<()>, Receiver<()>)>>,
+    faulting: Mutex<Option<Puppet>>,
 }
 
-// SAFETY: the pages are those of the other host.
-unsafe impl TablePages for Gaps {
-    fn window(&self) -> u64 {
-        self.pages.window()
-    }
-
-    fn take(&self, placement: Placement) -> Option<TablePage> {
-        self.pages.take(placement)
-    }
-
-    fn release(&self, page: Pfn) {
-        self.pages.release(page);
-    }
-}
-
-impl Cpus for Gaps {
-    fn kick(&self, _: VcpuId) {}
-}
-
-impl Observer for Gaps {
+impl Hooks for Gaps {
     fn event(&self, event: Event) {
         if event == Event::GracePeriod
-            && let Some((ask, done)) = &*self.fault.lock().unwrap()
+            && let Some(faulting) = &*self.faulting.lock().unwrap()
         {
-            ask.send(()).unwrap();
-            done.recv().unwrap();
+            faulting.step(());
         }
     }
 }
@@ -234,8 +215,7 @@ impl Observer for Gaps {
 #[test]
 fn a_fault_between_the_wrap_and_the_renewal_finds_memory() {
     for (name, format) in formats() {
-        let host = Gaps { pages: TestHost::default(), fault: Mutex::new(None) };
-        let mut vm = Mmu::new(host, &Config::new(format, 1)).map_err(|e| e.why).unwrap();
+        let mut vm = Mmu::new(Hooked::<Gaps>::default(), &Config::new(format, 1)).unwrap();
         let frames = Frames::new(Level::Size4K);
         let fault = fault_at(HERE, Access::READ);
         {
@@ -245,21 +225,20 @@ fn a_fault_between_the_wrap_and_the_renewal_finds_memory() {
             vm.worker().unwrap().create_slot(&backed(1, range(HERE, 1))).unwrap();
         }
         vm.set_generation(ROUND - 1);
-        let (ask, asked) = sync_channel(0);
-        let (answer, done) = sync_channel(0);
-        *vm.host().fault.lock().unwrap() = Some((ask, done));
+        let (faulting, strings) = puppet();
+        *vm.host().hooks.faulting.lock().unwrap() = Some(faulting);
         let mut met = Vec::new();
         thread::scope(|scope| {
             let (mut vcpu, mut worker) = (vm.vcpu(VcpuId(0)).unwrap(), vm.worker().unwrap());
             let (frames, met) = (&frames, &mut met);
             scope.spawn(move || {
-                while asked.recv().is_ok() {
+                while strings.cue().is_some() {
                     met.push(vcpu.handle_fault(frames, fault));
-                    answer.send(()).unwrap();
+                    strings.done(());
                 }
             });
             worker.create_slot(&backed(2, range(0x8000, 1))).unwrap();
-            *vm.host().fault.lock().unwrap() = None;
+            *vm.host().hooks.faulting.lock().unwrap() = None;
         });
         assert!(met.len() > 2, "{name}: {met:?}");
         assert_eq!(met[0], FIXED, "{name}: {met:?}");

@@ -8,12 +8,12 @@
 mod support;
 
 use support::{Frames, TestHost, backed, fault_at, npt, range};
-use vmmu::addr::{Gfn, Level};
+use vmmu::addr::{Gfn, GfnRange, Level};
 use vmmu::entry::Access;
 use vmmu::host::VcpuId;
 use vmmu::internals::{HostPages, Walk};
 use vmmu::slot::{AddressSpace, SlotId, SlotSpec, Source};
-use vmmu::{Config, HostRange, Mmu, Outcome, Progress, Role, VcpuMmu, Worker};
+use vmmu::{Config, HostRange, Mmu, Outcome, Progress, Role, Stats, VcpuMmu, Worker};
 
 const SPACE: AddressSpace = AddressSpace::Normal;
 
@@ -90,62 +90,61 @@ fn steps(
     panic!("not done after {most} steps, with {change:?} after each");
 }
 
-#[test]
-fn a_zap_ends_beside_changes_of_slots() {
+/// A walk over so many tables takes a step for each and a few more, whatever is changed after each
+/// step, and leaves no leaf.
+fn ends_beside_changes<W>(
+    tables: u64,
+    begin: fn(&mut Worker<&Mmu<TestHost>>, GfnRange) -> W,
+    step: fn(&mut Worker<&Mmu<TestHost>>, &mut W) -> Progress,
+    is_done: fn(&Stats) -> bool,
+) {
     for change in CHANGES {
         let vm = vm();
         let (mut vcpu, mut worker) = (vm.vcpu(VcpuId(0)).unwrap(), vm.worker().unwrap());
         let mut changer = vm.worker().unwrap();
-        let tables = 8192;
-        worker.create_slot(&backed(1, range(0, tables * TABLE))).unwrap();
+        let all = range(0, tables * TABLE);
+        worker.create_slot(&backed(1, all)).unwrap();
         change.prepare(&mut changer);
         fill(&mut vcpu, tables);
-        let mut zap = worker.begin_zap(SPACE, range(0, tables * TABLE));
-        let taken = steps(change, &mut changer, tables + 8, || worker.zap_some(&mut zap, 1));
+        let mut walk = begin(&mut worker, all);
+        let taken = steps(change, &mut changer, tables + 8, || step(&mut worker, &mut walk));
         assert!(taken >= tables, "{taken} steps");
-        assert_eq!(vm.stats().leaves, [0; 3]);
+        let stats = vm.stats();
+        assert_eq!(stats.leaves, [0; 3]);
+        assert!(is_done(&stats), "{stats:?}");
         drop((vcpu, worker, changer));
         support::finish(vm);
     }
+}
+
+#[test]
+fn a_zap_ends_beside_changes_of_slots() {
+    ends_beside_changes(
+        8192,
+        |worker, all| worker.begin_zap(SPACE, all),
+        |worker, zap| worker.zap_some(zap, 1),
+        |_| true,
+    );
 }
 
 #[test]
 fn a_deletion_ends_beside_changes_of_slots() {
-    for change in CHANGES {
-        let vm = vm();
-        let (mut vcpu, mut worker) = (vm.vcpu(VcpuId(0)).unwrap(), vm.worker().unwrap());
-        let mut changer = vm.worker().unwrap();
-        let tables = 64;
-        worker.create_slot(&backed(1, range(0, tables * TABLE))).unwrap();
-        change.prepare(&mut changer);
-        fill(&mut vcpu, tables);
-        let mut deletion = worker.begin_delete(SlotId(1)).unwrap();
-        let step = || worker.delete_some(&mut deletion, 1);
-        let taken = steps(change, &mut changer, tables + 8, step);
-        assert!(taken >= tables, "{taken} steps");
-        assert_eq!(vm.stats().leaves, [0; 3]);
-        drop((vcpu, worker, changer));
-        support::finish(vm);
-    }
+    ends_beside_changes(
+        64,
+        |worker, _| worker.begin_delete(SlotId(1)).unwrap(),
+        |worker, deletion| worker.delete_some(deletion, 1),
+        |_| true,
+    );
 }
 
 #[test]
 fn a_drain_ends_beside_changes_of_slots() {
-    for change in CHANGES {
-        let vm = vm();
-        let (mut vcpu, mut worker) = (vm.vcpu(VcpuId(0)).unwrap(), vm.worker().unwrap());
-        let mut changer = vm.worker().unwrap();
-        let tables = 64;
-        worker.create_slot(&backed(1, range(0, tables * TABLE))).unwrap();
-        change.prepare(&mut changer);
-        fill(&mut vcpu, tables);
-        let mut drain = worker.invalidate_roots();
-        let taken = steps(change, &mut changer, tables + 8, || worker.drain(&mut drain, 1));
-        assert!(taken >= tables, "{taken} steps");
-        assert_eq!((vm.stats().tables, vm.stats().roots), (0, 0));
-        drop((vcpu, worker, changer));
-        support::finish(vm);
-    }
+    ends_beside_changes(
+        64,
+        |worker, _| worker.invalidate_roots(),
+        |worker, drain| worker.drain(drain, 1),
+        |stats| (stats.tables, stats.roots) == (0, 0),
+    );
 }
 
 /// A zap beside somebody who invalidates all roots between any two of its steps, and a vCPU that

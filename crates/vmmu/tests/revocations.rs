@@ -4,12 +4,13 @@ mod support;
 
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender, channel};
 
+use support::hooked::{Hooked, Hooks};
+use support::puppet::{Puppet, puppet};
 use support::{Frames, TestHost, backed, ept, fault_at, finish, half, npt, pages, range};
 use vmmu::addr::{Gpa, Level, Pfn};
 use vmmu::entry::Access;
-use vmmu::host::{Cpus, Observer, Placement, TablePage, TablePages, VcpuId};
+use vmmu::host::VcpuId;
 use vmmu::slot::{AddressSpace, SlotSpec, Source};
 use vmmu::{Busy, Outcome};
 use vmmu::{Config, Flush, HostRange, Mmu, NotInvalidating, Processor, Progress, Role};
@@ -472,44 +473,24 @@ fn an_empty_debt_concerns_no_promise_and_an_empty_promise_no_debt() {
     finish(vm);
 }
 
-/// A host that lets another thread act while a table page is given back.
+/// Another thread acts while a table page is given back, once.
 #[derive(Debug, Default)]
 struct Beside {
-    pages: TestHost,
-    other: Mutex<Option<(Sender<()>, Receiver<()>)>>,
+    other: Mutex<Option<Puppet>>,
 }
 
-// SAFETY: as for the host within.
-unsafe impl TablePages for Beside {
-    fn window(&self) -> u64 {
-        self.pages.window()
-    }
-
-    fn take(&self, placement: Placement) -> Option<TablePage> {
-        self.pages.take(placement)
-    }
-
-    fn release(&self, page: Pfn) {
-        self.pages.release(page);
-        if let Some((go, done)) = self.other.lock().unwrap().take() {
-            go.send(()).unwrap();
-            done.recv().unwrap();
+impl Hooks for Beside {
+    fn released(&self) {
+        if let Some(other) = self.other.lock().unwrap().take() {
+            other.step(());
         }
     }
 }
 
-impl Cpus for Beside {
-    fn kick(&self, vcpu: VcpuId) {
-        self.pages.kick(vcpu);
-    }
-}
-
-impl Observer for Beside {}
-
 /// A drain owes no flush, so nobody need do one for it.
 #[test]
 fn an_invalidation_beside_a_drain_flushes_for_itself_only() {
-    let vm = Mmu::new(Beside::default(), &Config::new(npt(), 1)).unwrap();
+    let vm = Mmu::new(Hooked::<Beside>::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size4K);
     let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 0x1000))).unwrap();
@@ -517,21 +498,20 @@ fn an_invalidation_beside_a_drain_flushes_for_itself_only() {
     let outcome = vcpu.handle_fault(&frames, fault_at(3, Access::READ));
     assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
     let mut drain = worker.invalidate_roots();
-    let (go, going) = channel();
-    let (done, ended) = channel();
-    *vm.host().other.lock().unwrap() = Some((go, ended));
+    let (other, strings) = puppet();
+    *vm.host().hooks.other.lock().unwrap() = Some(other);
     std::thread::scope(|scope| {
         let vm = &vm;
         scope.spawn(move || {
-            going.recv().unwrap();
+            strings.cue().unwrap();
             let mut beside = vm.worker().unwrap();
             drop(beside.invalidate_range(pages(3, 1)));
             beside.zap(AddressSpace::Normal, range(0, 0x1000));
-            done.send(()).unwrap();
+            strings.done(());
         });
         while worker.drain(&mut drain, 1) == Progress::More {}
     });
-    assert!(vm.host().other.lock().unwrap().is_none(), "somebody acted");
+    assert!(vm.host().hooks.other.lock().unwrap().is_none(), "somebody acted");
     let stats = vm.stats();
     assert_eq!((stats.flushes, stats.foreign_debts), (0, 0));
     drop((vcpu, worker));

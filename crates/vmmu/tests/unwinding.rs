@@ -9,14 +9,12 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 
-use support::{Frames, TestHost, backed, enter, fault_at, linear, npt, pages, range};
+use support::hooked::{Hooked, Hooks};
+use support::{Frames, backed, enter, fault_at, linear, npt, pages, range};
 use vmmu::addr::{Gfn, Gpa, Level, Pfn};
 use vmmu::check::{Invariant, Witness};
 use vmmu::entry::Access;
-use vmmu::host::{
-    Backing, Cpus, Event, FrameQuery, GuestMemory, GuestPage, Observer, Placement, Resolution,
-    TablePage, TablePages, VcpuId, Wait,
-};
+use vmmu::host::{Backing, Event, FrameQuery, GuestMemory, GuestPage, Resolution, VcpuId, Wait};
 use vmmu::slot::{AddressSpace, SlotId};
 use vmmu::{Config, Mmu, Outcome, Processor, Progress, Role, VcpuMmu, Worker};
 
@@ -39,44 +37,39 @@ fn hook() {
     }
 }
 
-#[derive(Default)]
-struct Host(TestHost);
+/// Counts every hook of the host.
+#[derive(Debug, Default)]
+struct Counted;
 
-// SAFETY: as the pages of the tests' host. A hook that unwinds has done its work, or nothing.
-unsafe impl TablePages for Host {
-    fn window(&self) -> u64 {
-        self.0.window()
-    }
-    fn take(&self, placement: Placement) -> Option<TablePage> {
-        hook();
-        self.0.take(placement)
-    }
-    fn release(&self, page: Pfn) {
-        self.0.release(page);
+impl Hooks for Counted {
+    fn taking(&self) {
         hook();
     }
-}
 
-impl Cpus for Host {
-    fn kick(&self, vcpu: VcpuId) {
+    fn released(&self) {
         hook();
-        self.0.kick(vcpu);
     }
+
+    fn kick(&self, _: VcpuId) {
+        hook();
+    }
+
     fn wait(&self, _: Wait) {
         hook();
         thread::yield_now();
     }
+
     fn here(&self) -> Option<u32> {
         hook();
         None
     }
-}
 
-impl Observer for Host {
     fn event(&self, _: Event) {
         hook();
     }
 }
+
+type Host = Hooked<Counted>;
 
 struct Memory(Frames);
 
@@ -205,7 +198,7 @@ fn run_on(world: &mut World<'_>) {
 /// Lets the n-th hook of one operation unwind. `false`: it calls fewer.
 fn unwinds(operation: &Operation, n: u64) -> bool {
     let config = Config { workers: 4, ..Config::new(npt(), 2) };
-    let mut mmu = Mmu::new(Host::default(), &config).unwrap_or_else(|_| panic!("an MMU"));
+    let mut mmu = Mmu::new(Host::default(), &config).unwrap();
     let did = {
         let mmu = &mmu;
         let (mut vcpu, mut worker) = (mmu.vcpu(VcpuId(0)).unwrap(), mmu.worker().unwrap());
@@ -253,7 +246,7 @@ fn unwinds(operation: &Operation, n: u64) -> bool {
         );
     }
     assert_eq!(mmu.broken(), None);
-    assert_eq!(mmu.teardown().0.in_use(), 0, "{}, {n}: table pages lost", operation.0);
+    assert_eq!(mmu.teardown().pages.in_use(), 0, "{}, {n}: table pages lost", operation.0);
     did
 }
 

@@ -12,10 +12,11 @@ use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use support::{Frames, TestHost, backed, enter, fault_at, npt, pages, range};
-use vmmu::addr::{Gpa, Level, Pfn};
+use support::hooked::{Hooked, Hooks};
+use support::{Frames, backed, enter, fault_at, npt, pages, range};
+use vmmu::addr::{Gpa, Level};
 use vmmu::entry::Access;
-use vmmu::host::{Cpus, Event, Observer, Placement, TablePage, TablePages, VcpuId, Wait, WaitFor};
+use vmmu::host::{Event, VcpuId, Wait, WaitFor};
 use vmmu::slot::AddressSpace;
 use vmmu::{Config, LoadError, Mmu, Outcome, Progress, Role};
 
@@ -48,10 +49,9 @@ impl Baton {
     }
 }
 
-/// The tests' host with the baton.
+/// Two threads with the baton.
 #[derive(Debug)]
-struct Host {
-    pages: TestHost,
+struct Turns {
     baton: Baton,
     /// The largest `asked` of each kind of wait, plus one.
     seen: Mutex<BTreeMap<String, u64>>,
@@ -67,11 +67,12 @@ fn other(me: Thread) -> Thread {
     if me == Thread::A { Thread::B } else { Thread::A }
 }
 
-impl Host {
+type Host = Hooked<Turns>;
+
+impl Turns {
     fn new() -> Self {
         let baton = Baton { holder: Mutex::new(Thread::B), passed: Condvar::new() };
-        let pages = TestHost::default();
-        Host { pages, baton, seen: Mutex::default(), preempted: Mutex::default() }
+        Turns { baton, seen: Mutex::default(), preempted: Mutex::default() }
     }
 
     /// Lets the other thread run until it gives the baton back.
@@ -82,24 +83,7 @@ impl Host {
     }
 }
 
-// SAFETY: as the pages of the tests' host.
-unsafe impl TablePages for Host {
-    fn window(&self) -> u64 {
-        self.pages.window()
-    }
-
-    fn take(&self, placement: Placement) -> Option<TablePage> {
-        self.pages.take(placement)
-    }
-
-    fn release(&self, page: Pfn) {
-        self.pages.release(page);
-    }
-}
-
-impl Cpus for Host {
-    fn kick(&self, _: VcpuId) {}
-
+impl Hooks for Turns {
     fn wait(&self, wait: Wait) {
         let mut seen = self.seen.lock().unwrap();
         let kind = format!("{:?}", wait.on);
@@ -108,9 +92,7 @@ impl Cpus for Host {
         drop(seen);
         self.step_aside();
     }
-}
 
-impl Observer for Host {
     fn event(&self, event: Event) {
         let mut preempted = self.preempted.lock().unwrap();
         if *preempted == Some((ME.get(), event)) {
@@ -124,29 +106,29 @@ impl Observer for Host {
 /// `b` runs first until it steps aside, then `a`, which must meet a wait of that kind.
 fn meet(on: WaitFor, b: impl FnOnce(&Mmu<Host>) + Send, a: impl FnOnce(&Mmu<Host>) + Send) {
     let config = Config { notifiers: 1, workers: 4, ..Config::new(npt(), 2) };
-    let mmu = Mmu::new(Host::new(), &config).unwrap();
+    let mmu = Mmu::new(Host::new(Turns::new()), &config).unwrap();
     mmu.worker().unwrap().create_slot(&backed(0, range(0, 16))).unwrap();
     thread::scope(|scope| {
         scope.spawn(|| {
             ME.set(Thread::B);
-            mmu.host().baton.take(Thread::B);
+            mmu.host().hooks.baton.take(Thread::B);
             b(&mmu);
-            mmu.host().baton.pass(Thread::A);
+            mmu.host().hooks.baton.pass(Thread::A);
         });
         scope.spawn(|| {
             ME.set(Thread::A);
-            mmu.host().baton.take(Thread::A);
+            mmu.host().hooks.baton.take(Thread::A);
             a(&mmu);
-            mmu.host().baton.pass(Thread::B);
+            mmu.host().hooks.baton.pass(Thread::B);
         });
     });
-    let seen = mmu.host().seen.lock().unwrap().clone();
+    let seen = mmu.host().hooks.seen.lock().unwrap().clone();
     assert!(seen.contains_key(&format!("{on:?}")), "{on:?} was not waited for: {seen:?}");
 }
 
 /// Passes the baton on when this thread meets the next event of that kind.
 fn preempt_at(mmu: &Mmu<Host>, event: Event) {
-    *mmu.host().preempted.lock().unwrap() = Some((ME.get(), event));
+    *mmu.host().hooks.preempted.lock().unwrap() = Some((ME.get(), event));
 }
 
 #[test]
@@ -156,7 +138,7 @@ fn a_grace_period_lets_the_thread_run_that_is_in_a_section() {
         |mmu| {
             let mut participant = mmu.participant().unwrap();
             let section = participant.section();
-            mmu.host().step_aside();
+            mmu.host().hooks.step_aside();
             drop(section);
         },
         |mmu| mmu.worker().unwrap().zap(AddressSpace::Normal, range(0, 1)),
@@ -173,7 +155,7 @@ fn a_flush_lets_the_vcpu_run_that_is_in_the_guest() {
             let outcome = vcpu.handle_fault(&frames, fault_at(0, Access::READ));
             assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
             let inside = enter(&mut vcpu);
-            mmu.host().step_aside();
+            mmu.host().hooks.step_aside();
             inside.after_exit();
         },
         |mmu| mmu.invalidate_begin(pages(0, 1)),
@@ -221,7 +203,7 @@ fn a_vcpu_without_a_place_for_its_root_lets_the_thread_run_that_drains_one() {
 #[test]
 fn reading_a_slot_waits_for_nobody() {
     let config = Config::new(npt(), 1);
-    let mmu = Mmu::new(Host::new(), &config).unwrap();
+    let mmu = Mmu::new(Host::new(Turns::new()), &config).unwrap();
     mmu.worker().unwrap().create_slot(&backed(0, range(0, 16))).unwrap();
     let mut changing = mmu.participant().unwrap();
     let guard = changing.slots();

@@ -11,6 +11,7 @@ use vmmu::{Config, Mmu, Progress, Role};
 use crate::catch::{Verdict, catches, ensure};
 use crate::processor::{Met, Processor};
 use crate::stage::Stage;
+use crate::support::hooked::Hooked;
 use crate::support::{Frames, TestHost, backed, npt, range};
 
 const SPACE: AddressSpace = AddressSpace::Normal;
@@ -38,7 +39,7 @@ fn flush_reaches_nobody() {
 
 /// A VM is made for four vCPUs, of which one was never made, one is gone, and one is in its guest.
 fn only_vcpus_that_exist_are_counted() -> Verdict {
-    let vm = Mmu::new(Stage::default(), &Config::new(npt(), 4)).unwrap();
+    let vm = Mmu::new(Hooked::<Stage>::default(), &Config::new(npt(), 4)).unwrap();
     let frames = Frames::new(Level::Size4K);
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(1)).unwrap());
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
@@ -50,9 +51,9 @@ fn only_vcpus_that_exist_are_counted() -> Verdict {
         let before = vm.stats();
         std::thread::scope(|scope| {
             if sent == 1 {
-                let (actor, vcpu, cpu) = (vm.host().cast(), &mut vcpu, &mut cpu);
+                let (actor, vcpu, cpu) = (vm.host().hooks.cast(), &mut vcpu, &mut cpu);
                 scope.spawn(move || actor.play(vcpu, cpu, 3));
-                vm.host().raise();
+                vm.host().hooks.raise();
             }
             worker.zap(SPACE, range(3, 1));
         });
@@ -109,19 +110,19 @@ fn drops_flush_at_pause() {
 /// A table is taken away under a processor that is in the guest and has it in its
 /// paging-structure cache.
 fn a_table_outlives_the_walkers() -> Verdict {
-    let vm = Mmu::new(Stage::default(), &Config::new(npt(), 1)).unwrap();
+    let vm = Mmu::new(Hooked::<Stage>::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size4K);
     let mut participant = vm.participant().unwrap();
     let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
     vm.worker().unwrap().create_slot(&backed(1, range(0, 0x400))).unwrap();
     let mut cpu = Processor::new(0, vm.host());
     cpu.touch(&mut vcpu, &frames, 3, Access::READ)?;
-    let actor = vm.host().cast();
+    let actor = vm.host().hooks.cast();
     std::thread::scope(|scope| {
         scope.spawn(move || {
             actor.play(&mut vcpu, &mut cpu, 3);
         });
-        vm.host().raise();
+        vm.host().hooks.raise();
         let mut debt = participant.debt(Gfn(3).leaf(Level::Size2M));
         {
             let section = debt.section();
@@ -130,9 +131,9 @@ fn a_table_outlives_the_walkers() -> Verdict {
             assert_eq!(entry.detach().unwrap(), Detach::Done);
         }
         debt.settle();
-        vm.host().drop_curtain();
+        vm.host().hooks.drop_curtain();
     });
-    let seen = vm.host().seen();
+    let seen = vm.host().hooks.seen();
     ensure(vm.stats().tables == 2, || "no table went".to_owned())?;
     ensure(seen.is_empty(), || {
         format!("a table came back while a processor had it cached, and then met {seen:?}")

@@ -1,17 +1,18 @@
 //! Changes of the slots that do not wait for those who still see the slots as they were.
 
 use std::sync::Mutex;
-use std::sync::mpsc::{Receiver, Sender, channel};
 
-use vmmu::addr::{Gfn, Level, Pfn};
+use vmmu::addr::{Gfn, Level};
 use vmmu::entry::Access;
-use vmmu::host::{Cpus, Event, Observer, Placement, TablePage, TablePages, VcpuId, Wait, WaitFor};
+use vmmu::host::{Event, VcpuId, Wait, WaitFor};
 use vmmu::internals::{Defect, Participant};
 use vmmu::slot::SlotId;
 use vmmu::{Config, Mmu, Outcome, Progress, Role};
 
 use crate::catch::{Verdict, catches, ensure};
-use crate::support::{Frames, TestHost, backed, fault_at, npt, range};
+use crate::support::hooked::{Hooked, Hooks};
+use crate::support::puppet::{Puppet, Strings, puppet};
+use crate::support::{Frames, backed, fault_at, npt, range};
 
 /// What the reader is told.
 #[derive(Clone, Copy, Debug)]
@@ -25,30 +26,29 @@ enum Cue {
 /// Where the slot comes.
 const HERE: u64 = 0x1000;
 
-/// The two ends of the reader's thread, as the host has them, and what the reader has seen in the
-/// section that it has open.
+/// The reader's thread, as the host has it, and what the reader has seen in the section that it has
+/// open.
 #[derive(Debug)]
 struct Reader {
-    cues: Sender<Cue>,
-    answers: Receiver<bool>,
+    thread: Puppet<Cue, bool>,
     open: Option<bool>,
 }
 
-/// A host with a reader: whenever a grace period has ended the reader opens a section, which stays
+/// A reader beside a host: whenever a grace period has ended the reader opens a section, which stays
 /// open until somebody waits for it. So every run is the same.
 #[derive(Debug, Default)]
 struct Library {
-    pages: TestHost,
     reader: Mutex<Option<Reader>>,
 }
+
+type Host = Hooked<Library>;
 
 impl Library {
     /// Closes the section that is open, and opens another one.
     fn open(&self) {
         self.close();
         if let Some(reader) = &mut *self.reader.lock().unwrap() {
-            reader.cues.send(Cue::Open).unwrap();
-            reader.open = Some(reader.answers.recv().unwrap());
+            reader.open = Some(reader.thread.step(Cue::Open));
         }
     }
 
@@ -56,8 +56,7 @@ impl Library {
         if let Some(reader) = &mut *self.reader.lock().unwrap()
             && reader.open.take().is_some()
         {
-            reader.cues.send(Cue::Close).unwrap();
-            let _closed = reader.answers.recv().unwrap();
+            let _closed = reader.thread.step(Cue::Close);
         }
     }
 
@@ -68,45 +67,26 @@ impl Library {
 }
 
 /// The reader's thread.
-fn read(vm: &Mmu<Library>, cues: &Receiver<Cue>, answers: &Sender<bool>) {
-    let mut participant: Participant<'_, Library> = vm.participant().unwrap();
-    while let Ok(cue) = cues.recv() {
+fn read(vm: &Mmu<Host>, strings: &Strings<Cue, bool>) {
+    let mut participant: Participant<'_, Host> = vm.participant().unwrap();
+    while let Some(cue) = strings.cue() {
         let Cue::Open = cue else { continue };
         let section = participant.section();
         let root = section.root(Role::PLAIN).unwrap();
         let nothing = section.permit_mmio(root, fault_at(HERE, Access::READ)).is_ok();
-        answers.send(!nothing).unwrap();
-        let _close = cues.recv();
+        strings.done(!nothing);
+        let _close = strings.cue();
         drop(section);
-        answers.send(false).ok();
+        strings.done(false);
     }
 }
 
-// SAFETY: as for the host within.
-unsafe impl TablePages for Library {
-    fn window(&self) -> u64 {
-        self.pages.window()
-    }
-
-    fn take(&self, placement: Placement) -> Option<TablePage> {
-        self.pages.take(placement)
-    }
-
-    fn release(&self, page: Pfn) {
-        self.pages.release(page);
-    }
-}
-
-impl Cpus for Library {
-    fn kick(&self, _: VcpuId) {}
-
+impl Hooks for Library {
     fn wait(&self, wait: Wait) {
         assert_eq!(wait.on, WaitFor::GracePeriod);
         self.close();
     }
-}
 
-impl Observer for Library {
     fn event(&self, event: Event) {
         if event == Event::GracePeriod {
             self.open();
@@ -116,8 +96,8 @@ impl Observer for Library {
 
 /// Changes the slots beside the reader. When the change is over, no section is open that sees, at
 /// [`HERE`], the contrary of what the change has made of it.
-fn beside_a_reader(change: fn(&mut vmmu::Worker<&Mmu<Library>>), is_memory_then: bool) -> Verdict {
-    let vm = Mmu::new(Library::default(), &Config::new(npt(), 1)).unwrap();
+fn beside_a_reader(change: fn(&mut vmmu::Worker<&Mmu<Host>>), is_memory_then: bool) -> Verdict {
+    let vm = Mmu::new(Host::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size4K);
     let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
     // A slot beside it, where the watch of a fault reaches.
@@ -127,17 +107,16 @@ fn beside_a_reader(change: fn(&mut vmmu::Worker<&Mmu<Library>>), is_memory_then:
     let outcome = vcpu.handle_fault(&frames, fault_at(0x8000, Access::READ));
     assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
     std::thread::scope(|scope| {
-        let (cues, cued) = channel();
-        let (answering, answers) = channel();
-        let vm = &vm;
-        scope.spawn(move || read(vm, &cued, &answering));
-        *vm.host().reader.lock().unwrap() = Some(Reader { cues, answers, open: None });
-        vm.host().open();
+        let (thread, strings) = puppet();
+        let (vm, library) = (&vm, &vm.host().hooks);
+        scope.spawn(move || read(vm, &strings));
+        *library.reader.lock().unwrap() = Some(Reader { thread, open: None });
+        library.open();
         change(&mut worker);
-        let sees = vm.host().still_sees();
+        let sees = library.still_sees();
         let outcome = vcpu.handle_fault(&frames, fault_at(HERE, Access::READ));
-        vm.host().close();
-        *vm.host().reader.lock().unwrap() = None;
+        library.close();
+        *library.reader.lock().unwrap() = None;
         let is_memory = matches!(outcome, Outcome::Fixed(_));
         ensure(is_memory == is_memory_then, || format!("after the change: {outcome:?}"))?;
         ensure(sees != Some(!is_memory), || {
@@ -152,7 +131,7 @@ fn no_section_outlives_what_it_sees() -> Verdict {
     beside_a_reader(|worker| worker.move_slot(SlotId(1), Gfn(HERE)).unwrap(), true)?;
     beside_a_reader(|worker| worker.move_slot(SlotId(1), Gfn(0x3000)).unwrap(), false)?;
     beside_a_reader(|worker| worker.delete_slot(SlotId(1)).unwrap(), false)?;
-    let in_steps = |worker: &mut vmmu::Worker<&Mmu<Library>>| {
+    let in_steps = |worker: &mut vmmu::Worker<&Mmu<Host>>| {
         let mut deletion = worker.begin_delete(SlotId(1)).unwrap();
         while worker.delete_some(&mut deletion, 1) == Progress::More {}
     };

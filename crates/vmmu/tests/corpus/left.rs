@@ -3,14 +3,15 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use vmmu::addr::{Level, Pfn};
+use vmmu::addr::Level;
 use vmmu::entry::Access;
-use vmmu::host::{Cpus, Event, Observer, Placement, TablePage, TablePages, VcpuId};
+use vmmu::host::{Event, VcpuId};
 use vmmu::internals::Defect;
 use vmmu::slot::SlotId;
 use vmmu::{Config, LoadError, Mmu, Processor, Progress, Role};
 
 use crate::catch::{Verdict, catches, ensure};
+use crate::support::hooked::{Hooked, Hooks};
 use crate::support::{Frames, TestHost, backed, fault_at, npt, range};
 
 fn mmu() -> Mmu<TestHost> {
@@ -118,10 +119,9 @@ fn removes_successor() {
     catches(Defect::RemovesSuccessor, a_late_deletion_leaves_the_successor);
 }
 
-/// A host of which one hook unwinds, once.
-#[derive(Default)]
+/// One hook unwinds, once.
+#[derive(Debug, Default)]
 struct Unwinding {
-    pages: TestHost,
     at_grace_period: AtomicBool,
     at_release: AtomicBool,
     grace_periods: AtomicU64,
@@ -133,25 +133,11 @@ fn unwind_once(armed: &AtomicBool) {
     }
 }
 
-// SAFETY: as the pages of the tests' host.
-unsafe impl TablePages for Unwinding {
-    fn window(&self) -> u64 {
-        self.pages.window()
-    }
-    fn take(&self, placement: Placement) -> Option<TablePage> {
-        self.pages.take(placement)
-    }
-    fn release(&self, page: Pfn) {
-        self.pages.release(page);
+impl Hooks for Unwinding {
+    fn released(&self) {
         unwind_once(&self.at_release);
     }
-}
 
-impl Cpus for Unwinding {
-    fn kick(&self, _: VcpuId) {}
-}
-
-impl Observer for Unwinding {
     fn event(&self, event: Event) {
         if event == Event::GracePeriod {
             unwind_once(&self.at_grace_period);
@@ -163,18 +149,17 @@ impl Observer for Unwinding {
 /// A hook unwinds out of the grace period that follows a swap of the slot sets: the next change waits
 /// for one before it edits, and the slot that did not come to life is gone.
 fn an_owed_grace_period_is_waited_for() -> Verdict {
-    let mmu =
-        Mmu::new(Unwinding::default(), &Config::new(npt(), 1)).unwrap_or_else(|_| panic!("an MMU"));
+    let mmu = Mmu::new(Hooked::<Unwinding>::default(), &Config::new(npt(), 1)).unwrap();
     let mut worker = mmu.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 8))).unwrap();
     worker.create_slot(&backed(2, range(8, 8))).unwrap();
     worker.delete_slot(SlotId(2)).unwrap();
-    mmu.host().at_grace_period.store(true, Ordering::SeqCst);
+    mmu.host().hooks.at_grace_period.store(true, Ordering::SeqCst);
     let unwound = catch_unwind(AssertUnwindSafe(|| worker.create_slot(&backed(2, range(8, 8)))));
     assert!(unwound.is_err());
-    let before = mmu.host().grace_periods.load(Ordering::SeqCst);
+    let before = mmu.host().hooks.grace_periods.load(Ordering::SeqCst);
     drop(mmu.participant().unwrap().slots());
-    let waited = mmu.host().grace_periods.load(Ordering::SeqCst) - before;
+    let waited = mmu.host().hooks.grace_periods.load(Ordering::SeqCst) - before;
     ensure(waited > 0, || "nobody waited before the next edit".into())?;
     let made = worker.create_slot(&backed(2, range(8, 8)));
     ensure(made.is_ok(), || format!("the slot that did not come to life: {made:?}"))
@@ -190,15 +175,14 @@ fn forgets_grace_period() {
 
 /// `release` unwinds out of the end of a drain: the page was given back once, and is not again.
 fn a_top_table_is_released_once() -> Verdict {
-    let mmu =
-        Mmu::new(Unwinding::default(), &Config::new(npt(), 1)).unwrap_or_else(|_| panic!("an MMU"));
+    let mmu = Mmu::new(Hooked::<Unwinding>::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size4K);
     {
         let mut vcpu = mmu.vcpu(VcpuId(0)).unwrap();
         let mut worker = mmu.worker().unwrap();
         worker.create_slot(&backed(1, range(0, 8))).unwrap();
         assert_ne!(vcpu.load_root(), Err(LoadError::OutOfMemory));
-        mmu.host().at_release.store(true, Ordering::SeqCst);
+        mmu.host().hooks.at_release.store(true, Ordering::SeqCst);
         let unwound = catch_unwind(AssertUnwindSafe(|| {
             let mut drain = worker.invalidate_roots();
             while worker.drain(&mut drain, 8) == Progress::More {}

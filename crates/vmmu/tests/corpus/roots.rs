@@ -3,15 +3,15 @@
 
 use vmmu::addr::Level;
 use vmmu::entry::Access;
-use vmmu::host::{Backing, Resolution, VcpuId};
+use vmmu::host::VcpuId;
 use vmmu::internals::Defect;
 use vmmu::slot::{AddressSpace, SlotId, SlotSpec};
-use vmmu::{Config, HostRange, Mmu, Processor as Number, Progress, Role};
+use vmmu::{Config, HostRange, Mmu, Progress, Role};
 use vmmu::{FaultStep, Outcome};
 
 use crate::catch::{Verdict, catches, ensure};
 use crate::processor::{Met, Processor};
-use crate::support::{Frames, TestHost, backed, fault_at, npt, range};
+use crate::support::{Frames, TestHost, backed, fault_at, half_of, npt, range, ready, resolve};
 
 /// Scenario S3: a vCPU has found its frame when every root becomes invalid; it goes on before the
 /// drain has begun. Nothing is put into the old tables, also not by a vCPU that faults anew on a
@@ -19,19 +19,12 @@ use crate::support::{Frames, TestHost, backed, fault_at, npt, range};
 fn an_invalid_root_is_not_populated() -> Verdict {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size4K);
-    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+    let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
-    vcpu.reserve(16).unwrap();
-    vcpu.load_root().unwrap();
-    drop(vcpu.before_enter(Number(0)).unwrap());
-    let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(3, Access::WRITE)) else {
-        return Err("no request".to_owned());
-    };
-    let Resolution::Frame(found) = frames.find(&request.query()) else {
-        return Err("no frame".to_owned());
-    };
+    let mut vcpu = ready(&vm, 0);
+    let (request, found) = half_of(&mut vcpu, &frames, fault_at(3, Access::WRITE));
     let mut drain = worker.invalidate_roots();
-    let outcome = vcpu.complete(crate::support::resolve(request, found)).unwrap();
+    let outcome = vcpu.complete(resolve(request, found)).unwrap();
     ensure(outcome == Outcome::Retry, || format!("insert into an invalid root: {outcome:?}"))?;
     let anew = vcpu.begin_fault(fault_at(0x203, Access::WRITE));
     ensure(matches!(anew, FaultStep::LoadRoot), || format!("a fault on it: {anew:?}"))?;

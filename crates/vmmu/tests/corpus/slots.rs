@@ -5,12 +5,14 @@ use vmmu::entry::Access;
 use vmmu::host::VcpuId;
 use vmmu::internals::Defect;
 use vmmu::slot::{AddressSpace, SlotError, SlotId, SlotSpec, Source};
-use vmmu::{AccessFailure, Busy, FaultStep, MemoryFault, Outcome};
-use vmmu::{Config, HostRange, Mmu, Processor as Number, Progress};
+use vmmu::{AccessFailure, Busy, MemoryFault, Outcome};
+use vmmu::{Config, HostRange, Mmu, Progress};
 
 use crate::catch::{Verdict, catches, ensure};
 use crate::processor::{Met, Processor};
-use crate::support::{Frames, TestHost, backed, fault_at, linear, npt, range};
+use crate::support::{
+    Frames, TestHost, backed, fault_at, half_of, linear, npt, range, ready, resolve,
+};
 
 /// No linear slot has a frame that the hypervisor has reserved for itself.
 fn reserved_frames_are_refused() -> Verdict {
@@ -185,22 +187,14 @@ fn announces_in_guest_frames() {
 fn a_frame_of_an_earlier_slot_is_refused() -> Verdict {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size4K);
-    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+    let mut worker = vm.worker().unwrap();
     worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
-    vcpu.reserve(8).unwrap();
-    vcpu.load_root().unwrap();
-    drop(vcpu.before_enter(Number(0)).unwrap());
-    let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(3, Access::READ)) else {
-        return Err("no request".to_owned());
-    };
-    let vmmu::host::Resolution::Frame(found) = vmmu::host::Backing::find(&frames, &request.query())
-    else {
-        return Err("no frame".to_owned());
-    };
+    let mut vcpu = ready(&vm, 0);
+    let (request, found) = half_of(&mut vcpu, &frames, fault_at(3, Access::READ));
     worker.delete_slot(SlotId(1)).unwrap();
     let source = Source::Backed { backing: 8, first: 0x100 };
     worker.create_slot(&SlotSpec { source, ..backed(1, range(0, 0x400)) }).unwrap();
-    let outcome = vcpu.complete(crate::support::resolve(request, found)).unwrap();
+    let outcome = vcpu.complete(resolve(request, found)).unwrap();
     ensure(outcome == Outcome::Retry, || format!("a frame of a slot that is gone: {outcome:?}"))
 }
 

@@ -8,11 +8,11 @@ use vmmu::entry::Access;
 use vmmu::host::{Backing, FrameQuery, Resolution, VcpuId};
 use vmmu::internals::Defect;
 use vmmu::slot::AddressSpace;
-use vmmu::{Config, HostRange, Mmu, Processor as Number, Worker};
+use vmmu::{Config, HostRange, Mmu, Worker};
 use vmmu::{FaultStep, Outcome};
 
 use crate::catch::{Verdict, catches, ensure};
-use crate::support::{Frames, TestHost, backed, fault_at, npt, range};
+use crate::support::{Frames, TestHost, backed, fault_at, half_of, npt, range, ready, resolve};
 
 const TAKEN: HostRange = HostRange { backing: 7, first: 3, pages: 1 };
 
@@ -21,19 +21,11 @@ const TAKEN: HostRange = HostRange { backing: 7, first: 3, pages: 1 };
 fn a_frame_from_before_an_invalidation_is_refused() -> Verdict {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size4K);
-    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
-    worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
-    vcpu.reserve(8).unwrap();
-    vcpu.load_root().unwrap();
-    drop(vcpu.before_enter(Number(0)).unwrap());
-    let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(3, Access::READ)) else {
-        return Err("no request".to_owned());
-    };
-    let Resolution::Frame(found) = frames.find(&request.query()) else {
-        return Err("no frame".to_owned());
-    };
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x400))).unwrap();
+    let mut vcpu = ready(&vm, 0);
+    let (request, found) = half_of(&mut vcpu, &frames, fault_at(3, Access::READ));
     drop(vm.invalidate_range(TAKEN));
-    let outcome = vcpu.complete(crate::support::resolve(request, found)).unwrap();
+    let outcome = vcpu.complete(resolve(request, found)).unwrap();
     ensure(outcome == Outcome::Retry, || format!("an old frame: {outcome:?}"))
 }
 
@@ -49,21 +41,14 @@ fn hits_no_watch() {
 fn a_zap_refuses_requests_wherever_it_reaches() -> Verdict {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size4K);
-    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
+    let mut worker = vm.worker().unwrap();
     let block = Level::Size1G.pages();
     worker.create_slot(&backed(1, range(0, 4 * block))).unwrap();
-    vcpu.reserve(8).unwrap();
-    vcpu.load_root().unwrap();
-    drop(vcpu.before_enter(Number(0)).unwrap());
+    let mut vcpu = ready(&vm, 0);
     for gfn in [0, block + 3, 2 * block, 3 * block - 1] {
-        let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(gfn, Access::READ)) else {
-            return Err("no request".to_owned());
-        };
-        let Resolution::Frame(found) = frames.find(&request.query()) else {
-            return Err("no frame".to_owned());
-        };
+        let (request, found) = half_of(&mut vcpu, &frames, fault_at(gfn, Access::READ));
         worker.zap(AddressSpace::Normal, range(0, 3 * block));
-        let outcome = vcpu.complete(crate::support::resolve(request, found)).unwrap();
+        let outcome = vcpu.complete(resolve(request, found)).unwrap();
         ensure(outcome == Outcome::Retry, || {
             format!("what was found for {gfn:#x} before a zap is mapped after it: {outcome:?}")
         })?;
@@ -83,11 +68,8 @@ fn hits_around_first_frame() {
 fn a_page_under_invalidation_is_not_resolved() -> Verdict {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size4K);
-    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
-    worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
-    vcpu.reserve(8).unwrap();
-    vcpu.load_root().unwrap();
-    drop(vcpu.before_enter(Number(0)).unwrap());
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x400))).unwrap();
+    let mut vcpu = ready(&vm, 0);
     let taken = vm.invalidate_range(TAKEN);
     let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(3, Access::READ)) else {
         return Ok(());
@@ -97,7 +79,7 @@ fn a_page_under_invalidation_is_not_resolved() -> Verdict {
     };
     frames.move_page(3, 0x90_0000);
     drop(taken);
-    let outcome = vcpu.complete(crate::support::resolve(request, found)).unwrap();
+    let outcome = vcpu.complete(resolve(request, found)).unwrap();
     ensure(outcome == Outcome::Retry, || format!("a frame found under invalidation: {outcome:?}"))
 }
 
@@ -113,21 +95,14 @@ fn admits_under_invalidation() {
 fn a_block_is_not_believed_whole() -> Verdict {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size2M);
-    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
-    worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
-    vcpu.reserve(8).unwrap();
-    vcpu.load_root().unwrap();
-    drop(vcpu.before_enter(Number(0)).unwrap());
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x400))).unwrap();
+    let mut vcpu = ready(&vm, 0);
     let taken = vm.invalidate_range(TAKEN);
-    let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(4, Access::READ)) else {
-        return Err("a page beside the range is refused".to_owned());
-    };
-    let Resolution::Frame(found) = frames.find(&request.query()) else {
-        return Err("no frame".to_owned());
-    };
+    // A page beside the range is not refused.
+    let (request, found) = half_of(&mut vcpu, &frames, fault_at(4, Access::READ));
     frames.move_page(3, 0x90_0000);
     drop(taken);
-    let outcome = vcpu.complete(crate::support::resolve(request, found)).unwrap();
+    let outcome = vcpu.complete(resolve(request, found)).unwrap();
     ensure(outcome == Outcome::Fixed(Level::Size4K), || {
         format!("a block found while a page of it was taken back: {outcome:?}")
     })
@@ -203,10 +178,8 @@ fn watch_stays_wide() {
 fn an_answer_to_another_request_is_given_back() -> Verdict {
     let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
     let frames = Frames::new(Level::Size4K);
-    let (mut worker, mut vcpu) = (vm.worker().unwrap(), vm.vcpu(VcpuId(0)).unwrap());
-    worker.create_slot(&backed(1, range(0, 0x400))).unwrap();
-    vcpu.reserve(8).unwrap();
-    vcpu.load_root().unwrap();
+    vm.worker().unwrap().create_slot(&backed(1, range(0, 0x400))).unwrap();
+    let mut vcpu = ready(&vm, 0);
     let mut begin = |gfn| match vcpu.begin_fault(fault_at(gfn, Access::READ)) {
         FaultStep::Resolve(request) => Ok(request),
         other => Err(format!("no request: {other:?}")),

@@ -2,6 +2,9 @@
 //! demand; and a backing whose frames can be moved, taken away and broken.
 #![allow(dead_code, reason = "every test binary uses a part of it")]
 
+pub mod hooked;
+pub mod puppet;
+
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ptr::NonNull;
@@ -312,6 +315,14 @@ pub fn resolve(request: Request<'_>, found: HostFrame) -> ResolvedFault<'_> {
     request.resolve(answer).unwrap()
 }
 
+/// A vCPU with a root and table pages in stock, that has been in the guest.
+pub fn ready(vm: &Mmu<TestHost>, id: u32) -> VcpuMmu<&Mmu<TestHost>> {
+    let mut vcpu = vm.vcpu(VcpuId(id)).unwrap();
+    vcpu.reserve(8).unwrap();
+    enter(&mut vcpu).after_exit();
+    vcpu
+}
+
 /// A request for a page that is mapped by nobody yet, with the frame the host has for it now.
 pub fn half<'vm>(
     vcpu: &mut VcpuMmu<&'vm Mmu<TestHost>>,
@@ -319,9 +330,16 @@ pub fn half<'vm>(
     gfn: u64,
 ) -> (Request<'vm>, HostFrame) {
     vcpu.load_root().unwrap();
-    let FaultStep::Resolve(request) = vcpu.begin_fault(fault_at(gfn, Access::WRITE)) else {
-        panic!("no request")
-    };
+    half_of(vcpu, frames, fault_at(gfn, Access::WRITE))
+}
+
+/// The same for any fault, on whatever root the vCPU has.
+pub fn half_of<'vm>(
+    vcpu: &mut VcpuMmu<&'vm Mmu<TestHost>>,
+    frames: &Frames,
+    fault: PageFault,
+) -> (Request<'vm>, HostFrame) {
+    let FaultStep::Resolve(request) = vcpu.begin_fault(fault) else { panic!("no request") };
     let Resolution::Frame(found) = frames.find(&request.query()) else { panic!("no frame") };
     (request, found)
 }
