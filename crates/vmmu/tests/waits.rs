@@ -200,6 +200,38 @@ fn a_vcpu_without_a_place_for_its_root_lets_the_thread_run_that_drains_one() {
     );
 }
 
+/// Of a drain in steps, a step that has waited does less of the rest.
+#[test]
+fn a_wait_for_a_drain_that_somebody_else_is_at_is_part_of_the_budget() {
+    const BUDGET: u64 = 3;
+    let begun = Mutex::new(None);
+    meet(
+        WaitFor::Drain,
+        |mmu| {
+            let frames = Frames::new(Level::Size4K);
+            let (mut vcpu, mut worker) = (mmu.vcpu(VcpuId(0)).unwrap(), mmu.worker().unwrap());
+            for flavour in 0..16 {
+                vcpu.set_role(Role { flavour, ..Role::PLAIN });
+                let outcome = vcpu.handle_fault(&frames, fault_at(0, Access::READ));
+                assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
+            }
+            *begun.lock().unwrap() = Some(worker.invalidate_roots());
+            // There is no place for another root, so the vCPU empties one. Its tables are gone
+            // when the grace period ends, and its place is not free yet.
+            vcpu.set_role(Role { flavour: 16, ..Role::PLAIN });
+            preempt_at(mmu, Event::GracePeriod);
+            vcpu.load_root().unwrap();
+        },
+        |mmu| {
+            let mut drain = begun.lock().unwrap().take().unwrap();
+            let before = mmu.stats().tables;
+            assert_eq!(mmu.worker().unwrap().drain(&mut drain, BUDGET), Progress::More);
+            let waits = mmu.host().hooks.seen.lock().unwrap()[&format!("{:?}", WaitFor::Drain)];
+            assert_eq!((waits, before - mmu.stats().tables), (1, BUDGET - 1));
+        },
+    );
+}
+
 #[test]
 fn reading_a_slot_waits_for_nobody() {
     let config = Config::new(npt(), 1);
