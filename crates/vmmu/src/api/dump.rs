@@ -169,7 +169,7 @@ impl<M: Hold> Worker<M> {
                         }
                     }
                 }
-                if step == WalkStep::Done {
+                if matches!(step, WalkStep::Done | WalkStep::VisitedLast) {
                     break;
                 }
             }

@@ -264,10 +264,13 @@ impl<'p, H: Host, P: Revocation> Quiesced<'p, H, P> {
                 WalkStep::Done => break Progress::Done,
                 WalkStep::Pause => break Progress::More,
                 WalkStep::Wait => waiting.pass(host),
-                WalkStep::Visited => {}
+                WalkStep::Visited | WalkStep::VisitedLast => {}
             }
             // Waiting spends the budget too, or whoever is waited for decides when the call returns.
             *left = left.saturating_sub(1);
+            if step == WalkStep::VisitedLast {
+                break Progress::Done;
+            }
             if *left == 0 {
                 break Progress::More;
             }

@@ -193,9 +193,10 @@ impl Roots {
     pub(crate) fn at(&self, place: usize) -> Option<Root> {
         let words = self.places.get(place)?;
         let state = words.state.load(Ordering::Acquire);
+        let phase = phase(state)?;
         Some(Root {
             name: RootName { place: place as u8, generation: state >> PHASE_BITS },
-            phase: phase(state)?,
+            phase,
             role: Role::unpack(words.role.load(Ordering::Relaxed)),
             top: Pfn(words.top.load(Ordering::Relaxed)),
         })

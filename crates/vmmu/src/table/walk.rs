@@ -160,6 +160,8 @@ impl Cursor {
 pub(crate) enum WalkStep {
     /// A page was visited.
     Visited,
+    /// A page was visited, and nothing is left.
+    VisitedLast,
     /// Something was frozen: let its owner run.
     Wait,
     /// The visitor wants to stop.
@@ -208,7 +210,8 @@ impl<'s, L: Liability> Section<'s, L> {
                 cursor.gfn = range.start();
             }
             let inside: Inside<'_, L> = self.inside;
-            let page = match target.order() {
+            let order = target.order();
+            let page = match order {
                 Order::Leaves => leaves(inside, &root, cursor.gfn, range.end()),
                 Order::TablesBottomUp => deepest_table(inside, &root),
             };
@@ -226,8 +229,25 @@ impl<'s, L: Liability> Section<'s, L> {
                 cursor.gfn = first.range().end();
                 return WalkStep::Visited;
             }
-            return go_on(cursor, page, visit);
+            let step = go_on(cursor, page, visit);
+            let is_through = order == Order::Leaves && cursor.gfn >= range.end();
+            if is_through && step == WalkStep::Visited && self.is_last(cursor, space, target) {
+                return WalkStep::VisitedLast;
+            }
+            return step;
         }
+    }
+
+    /// Passes on to what comes after a root that is done, and says whether that is nothing: it saves
+    /// a section that would find out no more.
+    fn is_last(&self, cursor: &mut Cursor, space: AddressSpace, target: &dyn Target) -> bool {
+        cursor.root += 1;
+        cursor.name = None;
+        if self.next_root(cursor, space, target).is_some() {
+            return false;
+        }
+        cursor.enter(cursor.piece.next());
+        target.piece(self.slots(), cursor.piece).is_none()
     }
 
     fn next_root(
@@ -236,16 +256,19 @@ impl<'s, L: Liability> Section<'s, L> {
         space: AddressSpace,
         target: &dyn Target,
     ) -> Option<Root> {
-        while cursor.root < PLACES {
-            let root = self.inside.core.roots.at(cursor.root);
-            let root = root.filter(|root| root.phase != Phase::Retiring);
-            let is_old =
-                |root: &Root| root.name.generation <= cursor.newest || defect!(DrainsNewRoots);
-            let root = root.filter(is_old);
+        let newest = cursor.newest;
+        let is_meant = |root: &Root| {
             let is_left_out = space != AddressSpace::Normal && defect!(ForgetsSecondSpace);
-            let root = root.filter(|_| !is_left_out);
-            if let Some(root) = root.filter(|r| r.role.space == space && target.wants(r)) {
-                return Some(root);
+            root.phase != Phase::Retiring
+                && (root.name.generation <= newest || defect!(DrainsNewRoots))
+                && root.role.space == space
+                && !is_left_out
+                && target.wants(root)
+        };
+        while cursor.root < PLACES {
+            let root = self.inside.core.roots.at(cursor.root).filter(is_meant);
+            if root.is_some() {
+                return root;
             }
             cursor.root += 1;
             cursor.name = None;

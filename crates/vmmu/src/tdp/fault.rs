@@ -186,7 +186,7 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
             Ok(full) => full,
             Err(missing) => return Err(NeedsPages { missing, resolved: frame }),
         };
-        let (root, fault) = (frame.admission.root, frame.admission.fault);
+        let fault = frame.admission.fault;
         // A frame of another VM is judged by that one; the permit refuses it here.
         if core::ptr::eq(core, frame.watch.core) {
             if !is_usable(&core.format, &frame.found) {
@@ -201,13 +201,19 @@ impl<'p, H: Host> Faulter<'_, 'p, H> {
                 return Ok(counted(words, Outcome::Fault(MemoryFault::Denied)));
             }
         }
-        let mut mapped = map_frame(self.local, &frame, full);
-        if mapped == Ok(Mapped::Conflict) {
-            self.zap_conflicting_leaf(root, fault);
-            // What the first try split has its table by now.
-            mapped = map_frame(self.local, &frame, self.cache.in_stock());
-        }
+        let mapped = match map_frame(self.local, &frame, full) {
+            Ok(Mapped::Conflict) => self.replace_conflicting_leaf(&frame),
+            mapped => mapped,
+        };
         Ok(counted(words, mapped.map_or_else(|why| refused(why, frame.admission.word), outcome)))
+    }
+
+    /// Maps a frame in place of what stands in its way. What the first try split has its table by
+    /// now, so what is left in stock is enough.
+    #[cold]
+    fn replace_conflicting_leaf(&mut self, frame: &ResolvedFault<'_>) -> Result<Mapped, Refused> {
+        self.zap_conflicting_leaf(frame.admission.root, frame.admission.fault);
+        map_frame(self.local, frame, self.cache.in_stock())
     }
 
     /// Takes away a leaf that stands in the way of what the host says now: another frame, or a
@@ -312,11 +318,21 @@ fn map_frame<H: Host>(
 ) -> Result<Mapped, Refused> {
     let section = local.section();
     let level = frame.level();
-    let smaller = |refused: Refused| match refused {
-        Refused::Invalidation if level > Level::Size4K => section.permit(frame, Level::Size4K),
-        refused => Err(refused),
-    };
-    section.permit(frame, level).or_else(smaller).map(|permit| permit.map(pages))
+    match section.permit(frame, level) {
+        Ok(permit) => Ok(permit.map(pages)),
+        Err(Refused::Invalidation) if level > Level::Size4K => map_small(&section, frame, pages),
+        Err(why) => Err(why),
+    }
+}
+
+/// Maps only the page, because the rest of the leaf is being taken back.
+#[cold]
+fn map_small(
+    section: &Section<'_>,
+    frame: &ResolvedFault<'_>,
+    pages: ReservedPages<'_>,
+) -> Result<Mapped, Refused> {
+    Ok(section.permit(frame, Level::Size4K)?.map(pages))
 }
 
 /// What the entry that is there already says, if it settles the matter.
