@@ -119,11 +119,7 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
             }
             Op::ZapSome { at, pages, budget } => {
                 if !self.walks.is_zapping() {
-                    let (spot, pages) = (Spot::of(at.site & 1, *at), u64::from(*pages));
-                    let range = GfnRange::sized(Gfn(spot.gfn), pages).expect("short");
-                    let zap = self.worker.begin_zap(spot.space(), range);
-                    self.walks.begin_zap(zap, pages, play.places);
-                    self.actor.note_space(spot.space, SECOND_ZAPS);
+                    self.begin_zap(*at, u64::from(*pages));
                 }
                 self.walks.zap_some(&self.actor, &mut self.worker, u64::from(*budget))?
             }
@@ -182,12 +178,23 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
 
     /// Leaves something half done.
     fn abandon(&mut self, what: Begun, how: Leaving) -> Result<bool, Violation> {
-        if what == Begun::Deletion && !self.walks.is_deleting() {
-            // There is seldom one just then.
-            let play = self.actor.play;
-            let _guard = play.turns.guard();
-            let site = play.done.load(std::sync::atomic::Ordering::Relaxed) as usize % SITES.len();
-            self.delete_some(site, 1)?;
+        // There is seldom one just then.
+        let play = self.actor.play;
+        let any = play.done.load(std::sync::atomic::Ordering::Relaxed);
+        match what {
+            Begun::Deletion if !self.walks.is_deleting() => {
+                let _guard = play.turns.guard();
+                self.delete_some(any as usize % SITES.len(), 1)?;
+            }
+            Begun::Drain if !self.walks.is_draining() => {
+                let _guard = play.turns.guard();
+                let drain = self.worker.invalidate_roots();
+                self.walks.begin_drain(drain, play.places);
+            }
+            Begun::Zap if !self.walks.is_zapping() => {
+                self.begin_zap(op::At { site: any as u8, page: any as u32 }, 1000);
+            }
+            _ => {}
         }
         Ok(match what {
             Begun::Zap => self.walks.leave_zap(how),
@@ -195,6 +202,15 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
             Begun::Deletion => self.walks.leave_deletion(how),
             Begun::Parked => self.actor.leave_parked(how),
         })
+    }
+
+    /// Begins a zap that is done in steps.
+    fn begin_zap(&mut self, at: op::At, pages: u64) {
+        let spot = Spot::of(at.site & 1, at);
+        let range = GfnRange::sized(Gfn(spot.gfn), pages).expect("short");
+        let zap = self.worker.begin_zap(spot.space(), range);
+        self.walks.begin_zap(zap, pages, self.actor.play.places);
+        self.actor.note_space(spot.space, SECOND_ZAPS);
     }
 
     /// A walk with the smallest steps and a change of the slots between any two: it ends all the
@@ -220,10 +236,7 @@ impl<'r, 'vm> Keeper<'_, 'r, 'vm> {
         if self.walks.is_zapping() {
             return Ok(false);
         }
-        let spot = Spot::of(at.site & 1, at);
-        let range = GfnRange::sized(Gfn(spot.gfn), pages).expect("short");
-        let zap = self.worker.begin_zap(spot.space(), range);
-        self.walks.begin_zap(zap, pages, play.places);
+        self.begin_zap(at, pages);
         while self.walks.zap_some(&self.actor, &mut self.worker, 1)? && self.walks.is_zapping() {
             self.come_and_go()?;
         }

@@ -335,13 +335,17 @@ impl Op {
 
     /// Something that was begun is left half done; whoever needs its place finishes it.
     fn leaves(rng: &mut Rng) -> Op {
-        let how = [Leaving::Drop, Leaving::Forget, Leaving::Aside][rng.usize(..3)];
-        let what = match rng.u8(..4) {
+        let what = match rng.u8(..6) {
             1 => Begun::Drain,
             2 => Begun::Deletion,
-            3 => Begun::Parked,
+            // More often, because there is not always one.
+            3..=5 => Begun::Parked,
             // Nobody needs to finish it: what it has not come to stays mapped.
             _ => Begun::Zap,
+        };
+        let how = match what {
+            Begun::Parked => [Leaving::Drop, Leaving::Forget][rng.usize(..2)],
+            _ => [Leaving::Drop, Leaving::Forget, Leaving::Aside][rng.usize(..3)],
         };
         Op::Abandon { what, how }
     }

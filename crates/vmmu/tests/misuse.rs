@@ -339,7 +339,9 @@ fn the_name_of_another_vms_root_names_nothing() {
 
 #[test]
 fn a_walk_paused_in_another_vm_is_given_back_and_can_go_on_at_home() {
-    with_twins(|a, b, _| {
+    with_twins(|a, b, ram| {
+        // A table, and what lies beside it.
+        assert!(matches!(ready(a, 0).handle_fault(ram, read(3)), Outcome::Fixed(_)));
         let (mut theirs, mut mine) = (a.participant().unwrap(), b.participant().unwrap());
         let all = GuestFrames::new(SPACE, range(0, 0x400));
         let Walk::More(paused) =
