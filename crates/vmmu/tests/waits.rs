@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use support::hooked::{Hooked, Hooks};
-use support::{Frames, backed, enter, fault_at, npt, pages, range};
+use support::{Frames, backed, enter, fault_at, linear, npt, pages, range};
 use vmmu::addr::{Gpa, Level};
 use vmmu::entry::Access;
 use vmmu::host::{Event, VcpuId, Wait, WaitFor};
@@ -281,6 +281,28 @@ fn a_read_of_a_slot_that_is_coming_lets_the_thread_run_that_makes_it() {
             assert_eq!(word, [0; 8]);
         },
     );
+}
+
+#[test]
+fn a_fault_in_a_slot_that_is_coming_lets_the_thread_run_that_makes_it() {
+    for slot in [backed(1, range(0x100, 1)), linear(1, range(0x100, 1), 0x5000)] {
+        meet(
+            WaitFor::PageChange,
+            |mmu| {
+                let mut worker = mmu.worker().unwrap();
+                worker.create_slot(&slot).unwrap();
+                worker.delete_slot(vmmu::slot::SlotId(1)).unwrap();
+                preempt_at(mmu, Event::GracePeriod);
+                worker.create_slot(&slot).unwrap();
+            },
+            |mmu| {
+                let mut vcpu = mmu.vcpu(VcpuId(1)).unwrap();
+                let frames = Frames::new(Level::Size4K);
+                let outcome = vcpu.handle_fault(&frames, fault_at(0x100, Access::READ));
+                assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
+            },
+        );
+    }
 }
 
 /// What the tests above cannot meet, because nothing of the host is called while it lasts, must not
