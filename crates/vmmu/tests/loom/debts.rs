@@ -78,6 +78,7 @@ fn one_debt_after_the_other(taken: u64) {
     let mut config = Config::new(format(), 1);
     // So that a promise about one page does not concern the others.
     (config.workers, config.notifiers, config.slots) = (2, 0, 2);
+    config.invalidations = 1;
     config.largest = Level::Size4K;
     let vm = Mmu::new(Machine::new(), &config).expect("a small VM");
     vm.worker().expect("a place").create_slot(&memory()).expect("the first slot");
@@ -113,8 +114,8 @@ fn one_debt_after_the_other(taken: u64) {
     rig.end();
 }
 
-const B8: Model = Model { name: "b8", preemptions: 2, run: || one_debt_after_the_other(0) };
-const B10: Model = Model { name: "b10", preemptions: 2, run: || one_debt_after_the_other(1) };
+const B8: Model = Model::new("b8", 2, || one_debt_after_the_other(0));
+const B10: Model = Model::new("b10", 2, || one_debt_after_the_other(1));
 
 #[test]
 fn the_words_of_two_debts_may_be_read_together() {
@@ -164,7 +165,7 @@ fn two_zaps_of_a_block() {
     rig.end();
 }
 
-const B6: Model = Model { name: "b6", preemptions: 2, run: two_zaps_of_a_block };
+const B6: Model = Model::new("b6", 2, two_zaps_of_a_block);
 
 #[test]
 fn a_block_that_goes_for_one_page_is_owed_for_all_of_them() {
@@ -176,8 +177,8 @@ fn a_zap_that_owes_only_what_was_asked_for_hides_the_rest() {
     B6.fails("b7", Defect::ZapsBlockForPage, REACHED);
 }
 
-const B2: Model = Model { name: "b2", preemptions: 2, run: || two_debtors(Keeps::Leaf, zap) };
-const N2: Model = Model { name: "n2", preemptions: 2, run: || two_debtors(Keeps::Table, detach) };
+const B2: Model = Model::new("b2", 2, || two_debtors(Keeps::Leaf, zap));
+const N2: Model = Model::new("n2", 2, || two_debtors(Keeps::Table, detach));
 
 #[test]
 fn who_finds_an_entry_clear_flushes_for_its_debtor() {

@@ -74,9 +74,10 @@ fn invalidations_of_root_and_page() {
     let _ = guest.run(PAGE, 1);
     let (mut drainer, mut host) = (rig.worker(), rig.worker());
     let running = spawn(move || {
-        saw(match guest.run(PAGE, 1) {
-            Met::Page => "reached",
-            Met::Nothing => "gone",
+        saw(match guest.try_run(PAGE, 1) {
+            Some(Met::Page) => "reached",
+            Some(Met::Nothing) => "gone",
+            None => "no entry",
         });
         guest
     });
@@ -136,9 +137,10 @@ fn drain_beside_invalidation() {
     let _ = guest.run(PAGE, 1);
     let (mut drainer, mut host) = (rig.worker(), rig.worker());
     let running = spawn(move || {
-        saw(match guest.run(PAGE, 1) {
-            Met::Page => "reached",
-            Met::Nothing => "gone",
+        saw(match guest.try_run(PAGE, 1) {
+            Some(Met::Page) => "reached",
+            Some(Met::Nothing) => "gone",
+            None => "no entry",
         });
         guest
     });
@@ -163,7 +165,7 @@ fn drain_beside_invalidation() {
     rig.end();
 }
 
-const G12: Model = Model { name: "g12", preemptions: 2, run: drain_beside_invalidation };
+const G12: Model = Model::new("g12", 2, drain_beside_invalidation);
 
 #[test]
 fn an_invalidation_need_not_flush_for_a_drain_beside_it() {
@@ -175,8 +177,8 @@ fn it_would_have_to_if_vcpus_were_waited_for_after_the_clear() {
     G12.fails("g13", Defect::WaivesBeforeUnload, REACHED);
 }
 
-const G11: Model = Model { name: "g11", preemptions: 3, run: drain_then_invalidation };
-const G4: Model = Model { name: "g4", preemptions: 2, run: invalidations_of_root_and_page };
+const G11: Model = Model::new("g11", 3, drain_then_invalidation);
+const G4: Model = Model::new("g4", 2, invalidations_of_root_and_page);
 
 #[test]
 fn a_page_below_a_root_that_is_invalidated_is_taken_back_like_any_other() {
@@ -198,8 +200,8 @@ fn below_a_root_that_invalidations_pass_over_it_is_not() {
     G4.fails("g8", Defect::SkipsInvalidRoots, REACHED);
 }
 
-const G2: Model = Model { name: "g2", preemptions: 3, run: entry_against_drain };
-const G5: Model = Model { name: "g5", preemptions: 3, run: entry_against_flush };
+const G2: Model = Model::new("g2", 3, entry_against_drain);
+const G5: Model = Model::new("g5", 3, entry_against_flush);
 
 #[test]
 fn no_vcpu_runs_on_a_released_root() {

@@ -8,13 +8,14 @@ use vmmu::internals::Defect;
 use crate::debts::zap;
 use crate::explore::Model;
 use crate::guest::{read, write};
-use crate::rig::{self, PAGE, Rig};
+use crate::rig::{self, PAGE, Rig, TABLES};
 
 /// A write splits a huge leaf that may only be read, while somebody zaps it.
 fn split_against_zap() {
     let rig = Rig::new(1, 1);
     let mut guest = rig.guest();
     let _ = guest.fault(read(PAGE), Level::Size2M);
+    guest.vcpu.reserve(TABLES).expect("pages");
     let mut debtor = rig.participant();
     let faulting = spawn(move || {
         let _ = guest.fault(write(PAGE), Level::Size4K);
@@ -48,7 +49,7 @@ fn fault_against_fault() {
     rig.end();
 }
 
-const H3: Model = Model { name: "h3", preemptions: 4, run: fault_against_fault };
+const H3: Model = Model::new("h3", 4, fault_against_fault);
 
 #[test]
 fn of_two_who_link_a_table_one_keeps_his() {
@@ -60,7 +61,7 @@ fn two_that_link_blindly_lose_one() {
     H3.fails("h4", Defect::OverwritesBlindly, "not one leaf in three tables");
 }
 
-const H2: Model = Model { name: "h2", preemptions: 3, run: split_against_zap };
+const H2: Model = Model::new("h2", 3, split_against_zap);
 
 #[test]
 fn an_exchange_takes_only_what_was_seen() {

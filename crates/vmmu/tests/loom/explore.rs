@@ -26,16 +26,20 @@ static TURN: Mutex<()> = Mutex::new(());
 /// that blocks, or has ended, is not preempted.
 #[derive(Clone, Copy)]
 pub struct Model {
-    pub name: &'static str,
-    pub preemptions: usize,
-    pub run: fn(),
+    name: &'static str,
+    preemptions: usize,
+    run: fn(),
 }
 
 impl Model {
+    pub const fn new(name: &'static str, preemptions: usize, run: fn()) -> Model {
+        Model { name, preemptions, run }
+    }
+
     /// Every execution ends as it should, and each of `sights` is seen in one of them.
     pub fn holds(self, sights: &[&str]) {
         let (ended, executions, seconds, seen) = self.explore(None);
-        let Model { name, preemptions, .. } = self;
+        let (name, preemptions) = (self.name, self.preemptions);
         match ended {
             Ok(()) => println!(
                 "{name} holds: {executions} executions, {seconds:.2} s, {preemptions} preemptions, \

@@ -9,7 +9,7 @@ use vmmu::{Outcome, Role};
 use crate::debts::detach;
 use crate::explore::{Model, saw};
 use crate::guest::{look, read};
-use crate::rig::{PAGE, Rig, pages};
+use crate::rig::{PAGE, Rig, TABLES, pages};
 
 /// The page that is mapped while its table is taken away.
 const OTHER: Gfn = Gfn(1);
@@ -27,6 +27,7 @@ fn fault_against_detach() {
     let machine = rig.vm.host();
     let mut guest = rig.guest();
     let _ = guest.fault(read(PAGE), Level::Size4K);
+    guest.vcpu.reserve(TABLES + 1).expect("pages");
     let mut debtor = rig.participant();
     let faulting = spawn(move || {
         let mut tries = 0;
@@ -116,7 +117,7 @@ fn claim_against_detach() {
     rig.end();
 }
 
-const M6: Model = Model { name: "m6", preemptions: 3, run: claim_against_detach };
+const M6: Model = Model::new("m6", 3, claim_against_detach);
 
 #[test]
 fn a_table_with_a_claim_is_left_until_it_is_given_back() {
@@ -133,8 +134,8 @@ fn a_claim_in_a_table_that_is_gone_is_waited_for_for_ever() {
     M6.fails("m8", Defect::ClaimsUnlinkedEntry, NO_END);
 }
 
-const M2: Model = Model { name: "m2", preemptions: 3, run: fault_against_detach };
-const M4: Model = Model { name: "m4", preemptions: 3, run: walk_against_detach };
+const M2: Model = Model::new("m2", 3, fault_against_detach);
+const M4: Model = Model::new("m4", 3, walk_against_detach);
 
 #[test]
 fn a_fault_that_meets_a_dead_entry_comes_back() {

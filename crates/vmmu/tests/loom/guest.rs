@@ -70,20 +70,28 @@ impl<'vm> Guest<'vm> {
     /// Runs the guest: enters, reads `gfn` so many times or until there is no translation, and
     /// leaves. Kicks are not looked at: a kick may come as late as it likes.
     pub fn run(&mut self, gfn: Gfn, times: usize) -> Met {
-        let Guest { vcpu, machine, keeps, tlb, upper } = self;
-        let inside = loop {
-            if let Err(why) = vcpu.load_root() {
-                machine.complain(&format!("no entry: {why}"));
+        loop {
+            if let Err(why) = self.vcpu.load_root() {
+                self.machine.complain(&format!("no entry: {why}"));
                 return Met::Nothing;
             }
-            match vcpu.before_enter(Processor(0)) {
-                Ok(inside) => break inside,
-                // Another round of `load_root`; it ends, because models invalidate so often only.
-                Err(EnterError::LoadRoot) => {}
-                Err(why) => {
-                    machine.complain(&format!("no entry: {why}"));
-                    return Met::Nothing;
-                }
+            // Another round of `load_root` ends, because models invalidate so often only.
+            if let Some(met) = self.try_run(gfn, times) {
+                return met;
+            }
+        }
+    }
+
+    /// The same once, on the root the vCPU has: a new one, on which nothing is mapped, is nothing to
+    /// the model. `None` if that root is not valid any more.
+    pub fn try_run(&mut self, gfn: Gfn, times: usize) -> Option<Met> {
+        let Guest { vcpu, machine, keeps, tlb, upper } = self;
+        let inside = match vcpu.before_enter(Processor(0)) {
+            Ok(inside) => inside,
+            Err(EnterError::LoadRoot) => return None,
+            Err(why) => {
+                machine.complain(&format!("no entry: {why}"));
+                return Some(Met::Nothing);
             }
         };
         if inside.flush() == Flush::Needed {
@@ -111,7 +119,7 @@ impl<'vm> Guest<'vm> {
             }
         }
         inside.after_exit();
-        met
+        Some(met)
     }
 
     /// One try to resolve a fault: both halves, with the host in between.

@@ -11,9 +11,6 @@ use vmmu::host::{
     Contents, Cpus, FrameQuery, HostFrame, Observer, Placement, TablePage, TablePages, VcpuId, Wait,
 };
 
-/// Frames of guest memory: three blocks of one huge leaf each.
-const FRAMES: usize = 3 * ENTRIES;
-
 /// The block the guest's memory is in at first.
 pub const OLD: Pfn = Pfn(0);
 
@@ -46,10 +43,11 @@ enum Owner {
 pub struct Machine {
     format: Format,
     tables: Mutex<Vec<(*mut TableWords, Owner)>>,
-    /// What stands in each frame, as far as the models care: who owns it.
-    contents: [AtomicU64; FRAMES],
-    /// The bytes of each frame.
-    bytes: [UnsafeCell<()>; FRAMES],
+    /// What stands in each frame of the old block, as far as the models care: who owns it. What is not
+    /// taken from the guest needs no word: each costs the checker time in every execution.
+    contents: [AtomicU64; ENTRIES],
+    /// The bytes of each of these frames.
+    bytes: [UnsafeCell<()>; ENTRIES],
     /// First frame of the block that backs the guest's memory now: the host's own page table.
     block: AtomicU64,
     /// How often anybody has looked in vain in this execution.
@@ -79,9 +77,7 @@ impl Machine {
         Machine {
             format: format(),
             tables: Mutex::new(Vec::new()),
-            contents: std::array::from_fn(|n| {
-                AtomicU64::new(if n as u64 >= TRAP.0 { TAKEN } else { OWNED })
-            }),
+            contents: std::array::from_fn(|_| AtomicU64::new(OWNED)),
             bytes: std::array::from_fn(|_| UnsafeCell::new(())),
             block: AtomicU64::new(OLD.0),
             waits: std::sync::atomic::AtomicU64::new(0),
@@ -134,14 +130,18 @@ impl Machine {
     /// The guest reads memory. Reading what the host wrote for itself is always an error: a load
     /// returns nothing from the future.
     pub fn guest_reads(&self, frame: Pfn) {
-        let contents = self.contents.get(frame.0 as usize);
-        match contents.map(|contents| contents.load(Ordering::Relaxed)) {
-            Some(OWNED) => self.bytes[frame.0 as usize].with(|_| ()),
-            Some(_) if frame.0 < TRAP.0 => {
-                self.complain(REACHED);
+        let owned = match self.contents.get(frame.0 as usize) {
+            Some(contents) => contents.load(Ordering::Relaxed) == OWNED,
+            None if frame.0 < TRAP.0 => return,
+            None if frame.0 < TRAP.0 + ENTRIES as u64 => {
+                return self.complain("the guest's walk reaches a released table");
             }
-            Some(_) => self.complain("the guest's walk reaches a released table"),
-            None => self.complain("the guest reaches memory that is not its own"),
+            None => return self.complain("the guest reaches memory that is not its own"),
+        };
+        if owned {
+            self.bytes[frame.0 as usize].with(|_| ());
+        } else {
+            self.complain(REACHED);
         }
     }
 

@@ -109,8 +109,8 @@ fn birth_against_wrap() {
 const TAKEN_FOR_MMIO: &str = "memory is taken for a device";
 const FORGETS: &str = "a root of now remembers no MMIO";
 
-const I1: Model = Model { name: "i1", preemptions: 3, run: fault_against_wrap };
-const I4: Model = Model { name: "i4", preemptions: 3, run: birth_against_wrap };
+const I1: Model = Model::new("i1", 3, fault_against_wrap);
+const I4: Model = Model::new("i4", 3, birth_against_wrap);
 
 #[test]
 fn memory_is_memory_while_the_tag_comes_round() {

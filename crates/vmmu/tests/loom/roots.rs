@@ -32,7 +32,7 @@ fn fault_against_drain() {
     rig.end();
 }
 
-const R1: Model = Model { name: "r1", preemptions: 3, run: fault_against_drain };
+const R1: Model = Model::new("r1", 3, fault_against_drain);
 
 #[test]
 fn an_invalid_root_is_not_populated_behind_its_drain() {

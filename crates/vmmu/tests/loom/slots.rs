@@ -118,8 +118,8 @@ fn deletion_against_fault() {
 const SURVIVOR: &str = "a leaf of a deleted slot is mapped";
 const TOO_LARGE: &str = "a leaf is larger than the slot's limit";
 
-const E3: Model = Model { name: "e3", preemptions: 4, run: deletion_against_fault };
-const E1: Model = Model { name: "e1", preemptions: 4, run: limit };
+const E3: Model = Model::new("e3", 4, deletion_against_fault);
+const E1: Model = Model::new("e1", 4, limit);
 
 #[test]
 fn a_lowered_limit_is_kept() {
@@ -141,8 +141,8 @@ fn a_walk_without_exclusion_leaves_a_larger_one() {
     E1.fails("e4", Defect::WalkWithoutGracePeriod, TOO_LARGE);
 }
 
-const K2: Model = Model { name: "k2", preemptions: 3, run: deletion };
-const K6: Model = Model { name: "k6", preemptions: 2, run: creation };
+const K2: Model = Model::new("k2", 3, deletion);
+const K6: Model = Model::new("k6", 2, creation);
 
 #[test]
 fn a_dying_slot_is_found_by_invalidations() {

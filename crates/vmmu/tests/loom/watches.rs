@@ -9,7 +9,7 @@ use vmmu::internals::{Defect, HostPages};
 use crate::explore::{Model, saw};
 use crate::guest::{Guest, look, read};
 use crate::machine::{Machine, NEW, OLD};
-use crate::rig::{self, PAGE, Rig, pages};
+use crate::rig::{self, PAGE, Rig, TABLES, pages};
 use vmmu::{HostRange, Mmu, Outcome, Worker};
 
 pub const COMPLAINT: &str = "an old page is mapped after the end of its invalidation";
@@ -60,7 +60,7 @@ fn fault_on_a_spare() {
 /// Two hosts' callbacks at once: the second begins to take pages back that include the first's. It
 /// has nothing to walk; what it could spoil is what it announces and hits.
 fn fault_beside_a_beginning() {
-    let rig = Rig::new(1, 2);
+    let rig = Rig::with_places(1, 2, 2);
     let (mut guest, mut second) = (with_tables(&rig), rig.participant());
     let fault = move || {
         let _ = guest.fault(read(PAGE), Level::Size4K);
@@ -75,7 +75,7 @@ fn fault_beside_a_beginning() {
 
 /// The same for a fault that has been admitted before.
 fn completion_beside_a_beginning() {
-    let rig = Rig::new(1, 2);
+    let rig = Rig::with_places(1, 2, 2);
     let (mut guest, mut second) = (with_tables(&rig), rig.participant());
     let step = guest.vcpu.begin_fault(read(PAGE));
     let fault = move || {
@@ -96,7 +96,7 @@ fn completion_beside_a_beginning() {
 
 /// The same for the other half: the frame is found beside both, and completed when both are over.
 fn admission_beside_a_beginning() {
-    let rig = Rig::new(1, 2);
+    let rig = Rig::with_places(1, 2, 2);
     let machine = rig.vm.host();
     let (mut guest, mut first, mut second) = (with_tables(&rig), rig.worker(), rig.participant());
     let faulting = spawn(move || {
@@ -130,7 +130,7 @@ fn admission_beside_a_beginning() {
 
 /// The second began before, and ends.
 fn fault_beside_an_end() {
-    let rig = Rig::new(1, 2);
+    let rig = Rig::with_places(1, 2, 2);
     let (mut guest, mut second) = (with_tables(&rig), rig.worker());
     second.invalidate_begin(pages(0, 2));
     let fault = move || {
@@ -146,7 +146,7 @@ fn fault_beside_an_end() {
 
 /// Two callbacks begin with the same range, and end at once: each ends one.
 fn two_ends() {
-    two_ends_in(Rig::new(1, 2));
+    two_ends_in(Rig::with_places(1, 2, 2));
 }
 
 fn two_ends_in(rig: Rig) {
@@ -173,7 +173,7 @@ fn two_ends_in(rig: Rig) {
 
 const UNENDED: &str = "an invalidation that was ended is under way";
 
-const A17: Model = Model { name: "a17", preemptions: 4, run: two_ends };
+const A17: Model = Model::new("a17", 4, two_ends);
 
 #[test]
 fn two_ends_of_one_name_end_two() {
@@ -237,8 +237,8 @@ fn fault_beside_another_without_a_place() {
     rig.end();
 }
 
-const A21: Model = Model { name: "a21", preemptions: 3, run: fault_against_one_without_a_place };
-const A25: Model = Model { name: "a25", preemptions: 1, run: fault_beside_another_without_a_place };
+const A21: Model = Model::new("a21", 3, fault_against_one_without_a_place);
+const A25: Model = Model::new("a25", 1, fault_beside_another_without_a_place);
 
 #[test]
 fn an_invalidation_without_a_place_is_seen_too() {
@@ -270,7 +270,7 @@ fn two_ends_without_places() {
     two_ends_in(Rig::with_places(1, 2, 0));
 }
 
-const A23: Model = Model { name: "a23", preemptions: 4, run: two_ends_without_places };
+const A23: Model = Model::new("a23", 4, two_ends_without_places);
 
 #[test]
 fn two_ends_without_a_place_end_two() {
@@ -286,6 +286,7 @@ fn two_ends_without_a_place_that_do_not_compare_end_one() {
 fn with_tables(rig: &Rig) -> Guest<'static> {
     let mut guest = rig.guest();
     let _ = guest.fault(read(Gfn(3)), Level::Size4K);
+    guest.vcpu.reserve(TABLES).expect("pages");
     guest
 }
 
@@ -362,7 +363,7 @@ fn completed_elsewhere() {
     let machine = rig.vm.host();
     let mut guest = rig.guest();
     let (mut helper, worker) = (rig.worker(), rig.worker());
-    helper.reserve(4).expect("pages");
+    helper.reserve(TABLES).expect("pages");
     let faulting = spawn(move || {
         if let FaultStep::Resolve(request) = guest.vcpu.begin_fault(read(PAGE)) {
             let found = machine.find(&request.query(), Level::Size4K);
@@ -421,7 +422,7 @@ fn parked_beside_an_invalidation() {
         Err(_) => machine.complain("a parked request was lost"),
         Ok(request) => {
             let found = machine.find(&request.query(), Level::Size4K);
-            worker.reserve(8).expect("pages");
+            worker.reserve(TABLES).expect("pages");
             let outcome = worker.complete(crate::guest::resolve(request, found)).expect("enough");
             saw(outcome.name());
             if outcome != Outcome::Retry {
@@ -435,7 +436,7 @@ fn parked_beside_an_invalidation() {
 
 const TWICE: &str = "not one of two has got the watch of a parked request";
 
-const X7: Model = Model { name: "x7", preemptions: 4, run: parked_beside_another_fault };
+const X7: Model = Model::new("x7", 4, parked_beside_another_fault);
 
 #[test]
 fn a_parked_request_is_unparked_or_revoked() {
@@ -447,14 +448,14 @@ fn a_parked_request_that_is_taken_without_a_comparison_is_taken_twice() {
     X7.fails("x8", Defect::TakesParkedBlindly, TWICE);
 }
 
-const X9: Model = Model { name: "x9", preemptions: 4, run: parked_beside_an_invalidation };
+const X9: Model = Model::new("x9", 4, parked_beside_an_invalidation);
 
 #[test]
 fn a_parked_request_is_hit_and_not_lost() {
     X9.holds(&["retry"]);
 }
 
-const X1: Model = Model { name: "x1", preemptions: 4, run: completed_elsewhere };
+const X1: Model = Model::new("x1", 4, completed_elsewhere);
 
 #[test]
 fn anybody_may_complete_a_fault() {
@@ -481,7 +482,7 @@ fn elsewhere_a_section_without_fence_is_no_better() {
     X1.fails("x6", Defect::SectionWithoutFence, COMPLAINT);
 }
 
-const Q1: Model = Model { name: "q1", preemptions: 3, run: newcomer };
+const Q1: Model = Model::new("q1", 3, newcomer);
 
 #[test]
 fn a_newcomer_is_no_exception() {
@@ -493,9 +494,9 @@ fn a_newcomer_without_fence_slips_through() {
     Q1.fails("q2", Defect::SectionWithoutFence, COMPLAINT);
 }
 
-const A4: Model = Model { name: "a4", preemptions: 4, run: fault_against_one };
+const A4: Model = Model::new("a4", 4, fault_against_one);
 
-const A8: Model = Model { name: "a8", preemptions: 3, run: fault_on_a_spare };
+const A8: Model = Model::new("a8", 3, fault_on_a_spare);
 
 #[test]
 fn a_spare_watch_is_as_good_as_ones_own() {
@@ -512,10 +513,10 @@ fn a_spare_watch_admitted_in_the_section_it_was_opened_in_is_no_better() {
     A8.fails("a28", Defect::AdmitsWhereOpened, COMPLAINT);
 }
 
-const A7: Model = Model { name: "a7", preemptions: 1, run: fault_beside_a_beginning };
-const A12: Model = Model { name: "a12", preemptions: 2, run: fault_beside_an_end };
-const A19: Model = Model { name: "a19", preemptions: 2, run: admission_beside_a_beginning };
-const A15: Model = Model { name: "a15", preemptions: 2, run: completion_beside_a_beginning };
+const A7: Model = Model::new("a7", 1, fault_beside_a_beginning);
+const A12: Model = Model::new("a12", 2, fault_beside_an_end);
+const A19: Model = Model::new("a19", 2, admission_beside_a_beginning);
+const A15: Model = Model::new("a15", 2, completion_beside_a_beginning);
 
 #[test]
 fn a_fault_never_maps_what_was_invalidated_meanwhile() {
@@ -583,7 +584,7 @@ fn a_watch_admitted_under_invalidation_does() {
     A4.fails("a6", Defect::AdmitsUnderInvalidation, COMPLAINT);
 }
 
-const A11: Model = Model { name: "a11", preemptions: 3, run: fault_beside };
+const A11: Model = Model::new("a11", 3, fault_beside);
 
 #[test]
 fn a_block_is_not_believed_whole_while_a_page_of_it_is_taken_back() {

@@ -8,13 +8,14 @@ use crate::debts::zap;
 use crate::explore::{Model, saw};
 use crate::guest::{Met, read};
 use crate::machine::{NEW, OLD, REACHED};
-use crate::rig::{PAGE, Rig, pages};
+use crate::rig::{PAGE, Rig, TABLES, pages};
 
 fn whole() {
     let rig = Rig::new(1, 2);
     let machine = rig.vm.host();
     let mut guest = rig.guest();
     let _ = guest.fault(read(PAGE), Level::Size4K);
+    guest.vcpu.reserve(TABLES).expect("pages");
     let (mut zapper, mut host) = (rig.participant(), rig.worker());
     let running = spawn(move || {
         // Twice: by the walk, and by the TLB.
@@ -45,7 +46,7 @@ fn whole() {
     rig.end();
 }
 
-const W1: Model = Model { name: "w1", preemptions: 2, run: whole };
+const W1: Model = Model::new("w1", 2, whole);
 
 #[test]
 fn no_guest_reaches_a_page_the_host_has_taken_back() {
