@@ -115,7 +115,7 @@ fn one_debt_after_the_other(taken: u64) {
 }
 
 const B8: Model = Model::new("b8", 2, || one_debt_after_the_other(0));
-const B10: Model = Model::new("b10", 2, || one_debt_after_the_other(1));
+const B10: Model = Model::new("b10", 1, || one_debt_after_the_other(1)).long(2);
 
 #[test]
 fn the_words_of_two_debts_may_be_read_together() {
@@ -165,7 +165,7 @@ fn two_zaps_of_a_block() {
     rig.end();
 }
 
-const B6: Model = Model::new("b6", 2, two_zaps_of_a_block);
+const B6: Model = Model::new("b6", 1, two_zaps_of_a_block).long(2);
 
 #[test]
 fn a_block_that_goes_for_one_page_is_owed_for_all_of_them() {

@@ -178,7 +178,7 @@ fn it_would_have_to_if_vcpus_were_waited_for_after_the_clear() {
 }
 
 const G11: Model = Model::new("g11", 3, drain_then_invalidation);
-const G4: Model = Model::new("g4", 2, invalidations_of_root_and_page);
+const G4: Model = Model::new("g4", 1, invalidations_of_root_and_page).long(2);
 
 #[test]
 fn a_page_below_a_root_that_is_invalidated_is_taken_back_like_any_other() {
@@ -200,7 +200,7 @@ fn below_a_root_that_invalidations_pass_over_it_is_not() {
     G4.fails("g8", Defect::SkipsInvalidRoots, REACHED);
 }
 
-const G2: Model = Model::new("g2", 3, entry_against_drain);
+const G2: Model = Model::new("g2", 2, entry_against_drain).long(3);
 const G5: Model = Model::new("g5", 3, entry_against_flush);
 
 #[test]

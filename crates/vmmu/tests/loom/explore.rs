@@ -1,6 +1,7 @@
 //! Runs one model through all its executions, and says what came of it.
 
 use std::collections::BTreeMap;
+use std::env;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,24 +23,39 @@ pub fn saw(what: &'static str) {
 /// One model at a time: a defect is switched in for the whole process.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// A model: its name in the protocol's list, and the most preemptions in one execution. A thread
-/// that blocks, or has ended, is not preempted.
+/// A model: its name in the protocol's list, and the most preemptions in one execution, in the usual
+/// form and in the long one. A thread that blocks, or has ended, is not preempted.
 #[derive(Clone, Copy)]
 pub struct Model {
     name: &'static str,
     preemptions: usize,
+    long: usize,
     run: fn(),
 }
 
+/// Says `long` for the long form: the preemptions of [`Model::long`].
+const FORM: &str = "VMMU_PREEMPTIONS";
+
 impl Model {
+    /// So many preemptions in both forms: what its neighbours need, and what every run can bear.
     pub const fn new(name: &'static str, preemptions: usize, run: fn()) -> Model {
-        Model { name, preemptions, run }
+        Model { name, preemptions, long: preemptions, run }
+    }
+
+    /// The same with more preemptions in the long form.
+    pub const fn long(self, preemptions: usize) -> Model {
+        Model { long: preemptions, ..self }
+    }
+
+    fn bound(self) -> usize {
+        let is_long = env::var_os(FORM).is_some_and(|form| form == "long");
+        if is_long { self.long } else { self.preemptions }
     }
 
     /// Every execution ends as it should, and each of `sights` is seen in one of them.
     pub fn holds(self, sights: &[&str]) {
         let (ended, executions, seconds, seen) = self.explore(None);
-        let (name, preemptions) = (self.name, self.preemptions);
+        let (name, preemptions) = (self.name, self.bound());
         match ended {
             Ok(()) => println!(
                 "{name} holds: {executions} executions, {seconds:.2} s, {preemptions} preemptions, \
@@ -68,7 +84,7 @@ impl Model {
     fn explore(self, defect: Option<Defect>) -> (Result<(), String>, u64, f64, Seen) {
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(self.preemptions);
+        builder.preemption_bound = Some(self.bound());
         builder.max_branches = 20_000;
         let executions = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&executions);

@@ -8,6 +8,9 @@
 //! RUSTFLAGS="--cfg loom" cargo test --release -p vmmu --features protocol,defects --test loom -- --nocapture
 //! ```
 //!
+//! With `VMMU_PREEMPTIONS=long` the larger models are explored with one preemption more, which takes
+//! several times as long. Their neighbours fail in both forms.
+//!
 //! Under `--cfg loom` tables have four entries and all fixed arrays of the library are short
 //! (`addr::INDEX_BITS`, `PLACES`, `SPARES`): smaller, not different.
 #![cfg(all(loom, feature = "protocol", feature = "defects"))]

@@ -32,7 +32,7 @@ fn fault_against_drain() {
     rig.end();
 }
 
-const R1: Model = Model::new("r1", 3, fault_against_drain);
+const R1: Model = Model::new("r1", 2, fault_against_drain).long(3);
 
 #[test]
 fn an_invalid_root_is_not_populated_behind_its_drain() {

@@ -141,8 +141,8 @@ fn a_walk_without_exclusion_leaves_a_larger_one() {
     E1.fails("e4", Defect::WalkWithoutGracePeriod, TOO_LARGE);
 }
 
-const K2: Model = Model::new("k2", 3, deletion);
-const K6: Model = Model::new("k6", 2, creation);
+const K2: Model = Model::new("k2", 2, deletion).long(3);
+const K6: Model = Model::new("k6", 1, creation).long(2);
 
 #[test]
 fn a_dying_slot_is_found_by_invalidations() {

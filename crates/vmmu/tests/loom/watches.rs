@@ -238,7 +238,7 @@ fn fault_beside_another_without_a_place() {
 }
 
 const A21: Model = Model::new("a21", 3, fault_against_one_without_a_place);
-const A25: Model = Model::new("a25", 1, fault_beside_another_without_a_place);
+const A25: Model = Model::new("a25", 1, fault_beside_another_without_a_place).long(2);
 
 #[test]
 fn an_invalidation_without_a_place_is_seen_too() {
@@ -455,7 +455,7 @@ fn a_parked_request_is_hit_and_not_lost() {
     X9.holds(&["retry"]);
 }
 
-const X1: Model = Model::new("x1", 4, completed_elsewhere);
+const X1: Model = Model::new("x1", 3, completed_elsewhere).long(4);
 
 #[test]
 fn anybody_may_complete_a_fault() {
@@ -482,7 +482,7 @@ fn elsewhere_a_section_without_fence_is_no_better() {
     X1.fails("x6", Defect::SectionWithoutFence, COMPLAINT);
 }
 
-const Q1: Model = Model::new("q1", 3, newcomer);
+const Q1: Model = Model::new("q1", 2, newcomer).long(3);
 
 #[test]
 fn a_newcomer_is_no_exception() {
@@ -494,9 +494,9 @@ fn a_newcomer_without_fence_slips_through() {
     Q1.fails("q2", Defect::SectionWithoutFence, COMPLAINT);
 }
 
-const A4: Model = Model::new("a4", 4, fault_against_one);
+const A4: Model = Model::new("a4", 3, fault_against_one).long(4);
 
-const A8: Model = Model::new("a8", 3, fault_on_a_spare);
+const A8: Model = Model::new("a8", 2, fault_on_a_spare).long(3);
 
 #[test]
 fn a_spare_watch_is_as_good_as_ones_own() {
@@ -513,10 +513,10 @@ fn a_spare_watch_admitted_in_the_section_it_was_opened_in_is_no_better() {
     A8.fails("a28", Defect::AdmitsWhereOpened, COMPLAINT);
 }
 
-const A7: Model = Model::new("a7", 1, fault_beside_a_beginning);
+const A7: Model = Model::new("a7", 1, fault_beside_a_beginning).long(2);
 const A12: Model = Model::new("a12", 2, fault_beside_an_end);
-const A19: Model = Model::new("a19", 2, admission_beside_a_beginning);
-const A15: Model = Model::new("a15", 2, completion_beside_a_beginning);
+const A19: Model = Model::new("a19", 1, admission_beside_a_beginning).long(2);
+const A15: Model = Model::new("a15", 1, completion_beside_a_beginning).long(2);
 
 #[test]
 fn a_fault_never_maps_what_was_invalidated_meanwhile() {
@@ -584,7 +584,7 @@ fn a_watch_admitted_under_invalidation_does() {
     A4.fails("a6", Defect::AdmitsUnderInvalidation, COMPLAINT);
 }
 
-const A11: Model = Model::new("a11", 3, fault_beside);
+const A11: Model = Model::new("a11", 2, fault_beside).long(3);
 
 #[test]
 fn a_block_is_not_believed_whole_while_a_page_of_it_is_taken_back() {
