@@ -8,24 +8,15 @@
 //! caught skips_after_restart by corpus::skips_after_restart: a zap in steps leaves [8, 0, 0]
 //! ```
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, iter};
 
 use anyhow::Result;
 use comfy_table::{ContentArrangement, Table, presets};
 
-use super::{
-    context::Context,
-    models::{self, LOOM, SHUTTLE},
-    source::tests,
-    tally::Tally,
-    torture,
-};
+use super::{context::Context, models, source::tests, tally::Tally, torture};
 
 /// The tests that put one defect back each.
 const CORPUS: &str = "corpus";
-
-/// What is run under these names is looked through, if it has been run.
-const SOURCES: &[&str] = &[CORPUS, LOOM, SHUTTLE];
 
 /// Whoever catches something and is called so, or begins so, has a column of his own.
 const TORTURE: &str = "torture";
@@ -65,10 +56,11 @@ pub fn corpus(context: &Context) -> Result<Tally> {
         "--nocapture",
     ];
     let mut tally = tests(context, CORPUS, context.cargo(&arguments))?;
-    if context.output(LOOM).is_none() || context.output(SHUTTLE).is_none() {
+    if models::names().iter().any(|name| context.output(name).is_none()) {
         tally += models::models(context)?;
     }
-    let mut outputs: Vec<String> = SOURCES.iter().filter_map(|name| context.output(name)).collect();
+    let looked_through = iter::once(CORPUS).chain(models::names());
+    let mut outputs: Vec<String> = looked_through.filter_map(|name| context.output(name)).collect();
     let (hunted, lines) = torture::hunts(context)?;
     tally += hunted;
     outputs.push(lines);
