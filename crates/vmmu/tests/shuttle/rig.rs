@@ -8,6 +8,7 @@ use vmmu::host::VcpuId;
 use vmmu::slot::{AddressSpace, Mutability, SlotId, SlotSpec, Source};
 use vmmu::{Config, Mmu, Worker};
 
+use crate::explore::saw;
 use crate::guest::Guest;
 use crate::machine::{BLOCK, MEMORY, Machine, OTHER, PAGES, format};
 
@@ -70,6 +71,9 @@ impl Rig {
         let mut vm = *unsafe { Box::from_raw(self.raw) };
         if let Some(broken) = vm.broken() {
             vm.host().complain(&format!("the MMU is dead: {broken}"));
+        }
+        if vm.stats().retries > 0 {
+            saw("tried again");
         }
         let frames: Vec<u64> = (0..PAGES).map(|page| vm.host().frame(page)).collect();
         let witness = |_, page| Witness::Frame(Pfn(frames[page as usize]), Access::all());

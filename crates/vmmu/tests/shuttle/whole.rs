@@ -186,7 +186,8 @@ fn four_vcpus_reach_only_what_is_theirs() {
     FOUR.holds(&[
         "fixed",
         "spurious",
-        "retry",
+        "tried again",
+        "busy",
         "emulate",
         "read",
         "kick",
@@ -199,22 +200,22 @@ fn four_vcpus_reach_only_what_is_theirs() {
 
 #[test]
 fn eight_vcpus_reach_only_what_is_theirs() {
-    EIGHT.holds(&["fixed", "spurious", "retry", "emulate", "read", "kick"]);
+    EIGHT.holds(&["fixed", "spurious", "tried again", "emulate", "read", "kick"]);
 }
 
 #[test]
 fn beside_zaps_nothing_is_reached_that_was_taken_back() {
-    DEBTS.holds(&["fixed", "retry", "read", "kick", "zapped"]);
+    DEBTS.holds(&["fixed", "tried again", "read", "kick", "zapped"]);
 }
 
 #[test]
 fn below_roots_that_come_and_go_nothing_is_reached_that_was_taken_back() {
-    ROOTS.holds(&["fixed", "retry", "read", "kick", "drained"]);
+    ROOTS.holds(&["fixed", "tried again", "read", "kick", "drained"]);
 }
 
 #[test]
 fn in_slots_that_come_and_go_nothing_is_reached_that_was_taken_back() {
-    SLOTS.holds(&["fixed", "retry", "emulate", "read", "kick", "slots changed"]);
+    SLOTS.holds(&["fixed", "tried again", "emulate", "read", "kick", "slots changed"]);
 }
 
 /// The same with a defect in the library: some schedule fails.
