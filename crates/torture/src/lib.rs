@@ -7,13 +7,13 @@
 //! failure when
 //!
 //! - a guest reaches a frame that is not, or no longer, the page that is there; reads what nobody
-//!   wrote; or loses what it wrote ([`model`]);
-//! - anybody uses a table or a page after its release ([`arena`]);
+//!   wrote; or loses what it wrote (`model`);
+//! - anybody uses a table or a page after its release (`arena`);
 //! - a fault, a slot change or an access by the library ends in a way that nothing explains;
 //! - a table is lost, or the library's own checker finds something at the end;
 //! - an operation never ran: then nothing was shown about it.
 //!
-//! With [`Settings::deterministic`] threads take [turns] by seed, and a seed repeats
+//! With [`Settings::deterministic`] threads take turns by seed, and a seed repeats
 //! exactly. With free threads the operations are what repeats: those that led to a failure are
 //! written down, [shortened](mod@shrink) and can be run again.
 

@@ -12,7 +12,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use support::{Frames, TestHost, backed, fault_at, linear, npt, range};
+use support::{Frames, TestHost, backed, fault_at, linear, npt, range, ready};
 use vmmu::addr::{Gfn, Level};
 use vmmu::entry::Access;
 use vmmu::host::{Backing, HostFrame, Resolution, VcpuId};
@@ -32,15 +32,6 @@ fn vm(vcpus: u32) -> Mmu<TestHost> {
 
 fn read(gfn: u64) -> PageFault {
     fault_at(gfn, Access::READ)
-}
-
-/// A vCPU with a root and table pages in stock.
-fn ready(vm: &Mmu<TestHost>, id: u32) -> VcpuMmu<&Mmu<TestHost>> {
-    let mut vcpu = vm.vcpu(VcpuId(id)).unwrap();
-    vcpu.reserve(8).unwrap();
-    vcpu.load_root().unwrap();
-    drop(vcpu.before_enter(Processor(id)).unwrap());
-    vcpu
 }
 
 fn root(vm: &Mmu<TestHost>) -> RootName {

@@ -6,7 +6,7 @@ use vmmu::addr::Level;
 use vmmu::internals::Defect;
 
 use crate::explore::{Model, saw};
-use crate::guest::{Met, read};
+use crate::guest::{Guest, Met, read};
 use crate::machine::{OLD, REACHED};
 use crate::rig::{PAGE, Rig, pages};
 
@@ -64,6 +64,16 @@ fn entry_against_flush() {
     rig.end();
 }
 
+/// A vCPU runs the guest once, if its root still lets it.
+fn runs_once(mut guest: Guest<'static>) -> Guest<'static> {
+    saw(match guest.try_run(PAGE, 1) {
+        Some(Met::Page) => "reached",
+        Some(Met::Nothing) => "gone",
+        None => "no entry",
+    });
+    guest
+}
+
 /// The host takes a page back that is mapped below a root that is being invalidated, while a vCPU
 /// may still run on that root.
 fn invalidations_of_root_and_page() {
@@ -73,14 +83,7 @@ fn invalidations_of_root_and_page() {
     let _ = guest.fault(read(PAGE), Level::Size4K);
     let _ = guest.run(PAGE, 1);
     let (mut drainer, mut host) = (rig.worker(), rig.worker());
-    let running = spawn(move || {
-        saw(match guest.try_run(PAGE, 1) {
-            Some(Met::Page) => "reached",
-            Some(Met::Nothing) => "gone",
-            None => "no entry",
-        });
-        guest
-    });
+    let running = spawn(move || runs_once(guest));
     let draining = spawn(move || {
         let drain = drainer.invalidate_roots();
         (drainer, drain)
@@ -136,14 +139,7 @@ fn drain_beside_invalidation() {
     let _ = guest.fault(read(PAGE), Level::Size4K);
     let _ = guest.run(PAGE, 1);
     let (mut drainer, mut host) = (rig.worker(), rig.worker());
-    let running = spawn(move || {
-        saw(match guest.try_run(PAGE, 1) {
-            Some(Met::Page) => "reached",
-            Some(Met::Nothing) => "gone",
-            None => "no entry",
-        });
-        guest
-    });
+    let running = spawn(move || runs_once(guest));
     let draining = spawn(move || {
         let mut drain = drainer.invalidate_roots();
         let _more = drainer.drain(&mut drain, 1);
