@@ -13,6 +13,7 @@ pub fn run(machine: &Machine) {
     cpu::start_others(machine);
     processor::exceptions();
     processor::pit();
+    processor::late_delivery(machine);
     processor::apic_timer(machine);
     processor::shoulders(machine);
     processor::floating_point();

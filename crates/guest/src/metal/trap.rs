@@ -129,6 +129,7 @@ struct Local {
     slot: UnsafeCell<Slot>,
     counts: [AtomicU64; 256],
     last: AtomicU64,
+    linger: AtomicU64,
 }
 
 // SAFETY: each processor uses only its own slot.
@@ -139,6 +140,7 @@ static LOCAL: [Local; MAX_CPUS] = [const {
         slot: UnsafeCell::new(Slot { resume: 0, stack: 0, taken: None }),
         counts: [const { AtomicU64::new(0) }; 256],
         last: AtomicU64::new(0),
+        linger: AtomicU64::new(0),
     }
 }; MAX_CPUS];
 
@@ -240,12 +242,35 @@ macro_rules! attempt {
 }
 pub(crate) use attempt;
 
+/// How long each interrupt is in service before its handler ends it, in ticks of the counter.
+pub fn linger(ticks: u64) {
+    LOCAL[cpu::index()].linger.store(ticks, Ordering::Release);
+}
+
+/// An interrupt comes only while interrupts are on: not, for instance, within a handler of another.
+fn serve(local: &Local, frame: &Frame) {
+    if frame.flags & 0x200 == 0 {
+        let Frame { vector, rip, flags, .. } = frame;
+        fail(
+            exit::TIMER,
+            format_args!("vector {vector:#x} came at {rip:#x}, with interrupts off ({flags:#x})"),
+        );
+    }
+    let ticks = local.linger.load(Ordering::Acquire);
+    let start = cpu::ticks();
+    // No PAUSE: it may end a processor's turn, or the guest's run, and with it what is to be seen.
+    while cpu::ticks().wrapping_sub(start) < ticks {}
+}
+
 #[unsafe(no_mangle)]
 extern "C" fn trap_handler(frame: &mut Frame) {
     let local = &LOCAL[cpu::index()];
     let vector = frame.vector as u8;
     local.counts[usize::from(vector)].fetch_add(1, Ordering::AcqRel);
     local.last.store(frame.rip, Ordering::Release);
+    if vector >= PIC && vector != SOFTWARE {
+        serve(local, frame);
+    }
     match vector {
         PIC..=0x2f => interrupt::end(vector),
         1 | 2 | 3 | SOFTWARE | SPURIOUS => {}

@@ -9,7 +9,7 @@ use alloc::{boxed::Box, format, string::String};
 use core::arch::asm;
 use core::sync::atomic::Ordering;
 use hypervisor::cpuid::{self, Answer};
-use hypervisor::events::{self, Completion};
+use hypervisor::events::{self, Completion, Undelivered};
 use hypervisor::exit::code;
 use hypervisor::guest_walk::Paging;
 use hypervisor::mtrr::Mtrr;
@@ -94,6 +94,7 @@ pub struct Vcpu<'m> {
     pub nested: Handle<'m>,
     nmi_mask: NmiMask,
     nmi_waits: bool,
+    undelivered: Undelivered,
     flush: bool,
     host: u64,
 }
@@ -131,6 +132,7 @@ impl<'m> Vcpu<'m> {
             nested,
             nmi_mask: NmiMask::Open,
             nmi_waits: false,
+            undelivered: Undelivered::NONE,
             flush: true,
             host,
         };
@@ -221,6 +223,7 @@ impl<'m> Vcpu<'m> {
         self.halted_at = None;
         self.nmi_mask = NmiMask::Open;
         self.nmi_waits = false;
+        self.undelivered = Undelivered::NONE;
         self.flush = true;
         if self.features.xcr0 != 0 {
             self.set_xcr0(1);
@@ -402,6 +405,7 @@ impl<'m> Vcpu<'m> {
         self.vmcb.n_cr3 = entry.root().0;
         self.vmcb.tlb_control = u32::from(flush);
         self.flush = false;
+        (self.vmcb.int_ctl, self.vmcb.int_vector) = self.undelivered.offer();
         // SAFETY: the control block is this vCPU's own; the nested tables are the library's, the
         // permission maps the machine's; `host` was filled on this processor.
         unsafe {
@@ -415,6 +419,7 @@ impl<'m> Vcpu<'m> {
         entry.after_exit();
         let exit = self.vmcb.exit_code;
         self.vmcb.event_inj = 0;
+        self.undelivered.ended(self.vmcb.int_ctl);
         svm::open_gate();
         if self.vmcb.is_lost() {
             let what = "the processor stored the hypervisor's state as the guest's (QEMU does so, \
@@ -429,8 +434,15 @@ impl<'m> Vcpu<'m> {
     fn finish_delivery(&mut self) {
         let mode =
             if self.vmcb.cr0 & cr0::PE == 0 { events::Mode::Real } else { events::Mode::Protected };
-        if let Completion::Inject(event) = events::complete(self.vmcb.exit_int_info, mode) {
-            self.vmcb.event_inj = event;
+        match events::complete(self.vmcb.exit_int_info, mode) {
+            Completion::Nothing | Completion::ExecuteAgain => {}
+            Completion::Inject(event) => self.vmcb.event_inj = event,
+            Completion::Offer(vector) => {
+                if !self.undelivered.add(vector) {
+                    let what = String::from("more interrupts in service than there are priorities");
+                    self.machine.finish(End::Broken { what });
+                }
+            }
         }
     }
 
@@ -493,6 +505,12 @@ impl<'m> Vcpu<'m> {
 
     /// HLT: waits for an interrupt by executing it, or, with interrupts off, for ever.
     pub fn halt(&mut self) {
+        if !self.undelivered.is_empty() && self.vmcb.rflags >> 9 & 1 == 1 {
+            // It ends the halt before it begins: see `woken`.
+            let next = self.vmcb.rip + 1;
+            self.advance_to(next);
+            return;
+        }
         if self.vmcb.rflags >> 9 & 1 == 0 {
             let next = self.vmcb.rip + 1;
             self.advance_to(next);
