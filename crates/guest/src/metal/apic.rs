@@ -66,13 +66,6 @@ pub fn timer_once(count: u32) {
     write(INITIAL, count);
 }
 
-/// Lets the timer interrupt every `count` of its ticks, until its vector is masked.
-pub fn timer_periodic(count: u32) {
-    write(DIVIDE, 3);
-    write(TIMER, 0x2_0000 | u32::from(trap::APIC_TIMER));
-    write(INITIAL, count);
-}
-
 /// Ends the interrupt in service.
 pub fn end() {
     write(EOI, 0);

@@ -36,9 +36,13 @@ pub fn end(vector: u8) {
     out(0x20, 0x20);
 }
 
-/// Lets the timer interrupt every `count` ticks of 1.193 MHz and unmasks it.
-pub fn timer(count: u16) {
-    out(0x43, 0x34);
+/// Lets the timer interrupt once, in `count` ticks of 1.193 MHz, and unmasks it.
+///
+/// A timer that interrupts again and again might leave no time for anything but its handler: how many
+/// instructions a processor executes between two interrupts is up to whoever else wants the machine.
+pub fn timer_once(count: u16) {
+    // Mode 0: the output goes low here, and high at the end of the count.
+    out(0x43, 0x30);
     out(0x40, count as u8);
     out(0x40, (count >> 8) as u8);
     mask(0xfe);

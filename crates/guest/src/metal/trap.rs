@@ -242,6 +242,14 @@ macro_rules! attempt {
 }
 pub(crate) use attempt;
 
+/// Halts until vector `vector` has come, since it had come `before` times.
+pub fn halt_until(vector: u8, before: u64) {
+    while count(vector) == before {
+        // SAFETY: an interrupt taken here runs on its own stack and returns.
+        unsafe { asm!("sti", "hlt", "cli") };
+    }
+}
+
 /// How long each interrupt is in service before its handler ends it, in ticks of the counter.
 pub fn linger(ticks: u64) {
     LOCAL[cpu::index()].linger.store(ticks, Ordering::Release);

@@ -3,7 +3,8 @@
 use crate::metal::console::say;
 use crate::metal::paging::{PRESENT, Window};
 use crate::metal::trap::{self, Fault, attempt};
-use crate::metal::{Machine, apic, cpu, interrupt};
+use crate::metal::{Machine, apic, check, cpu, interrupt};
+use guest::exit;
 
 /// Random values in all registers but the interrupt command, which could start or stop
 /// processors. Interrupts are off meanwhile.
@@ -59,7 +60,8 @@ pub fn absent() {
 pub fn nmi() {
     let before = trap::count(2);
     apic::write(apic::COMMAND, 0x4_4400);
-    cpu::wait(50_000_000, || trap::count(2) > before);
+    let came = cpu::wait(cpu::PATIENCE, || trap::count(2) > before);
+    check!(came, exit::EXCEPTIONS, "an NMI to itself does not come");
     say!("{} came", trap::count(2) - before);
 }
 

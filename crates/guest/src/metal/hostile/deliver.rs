@@ -188,7 +188,7 @@ fn fire(event: Event, stack: u64) -> (Result<(), Fault>, u64) {
         Event::Int3 => fire!("int3"),
         Event::Int80 => fire!("int 0x80"),
         Event::Pit => {
-            interrupt::timer(1193);
+            interrupt::timer_once(1193);
             fire!("sti", "hlt")
         }
     };
@@ -198,7 +198,6 @@ fn fire(event: Event, stack: u64) -> (Result<(), Fault>, u64) {
 fn judge(delivery: Delivery, bad: u64, result: Result<(), Fault>, came: u64) {
     let Delivery { table, place, .. } = delivery;
     let right = match (table, place, result) {
-        (_, Place::Cold, Ok(())) if delivery.event == Event::Pit => came >= 1,
         (_, Place::Cold, Ok(())) => came == 1,
         (Table::Tss, Place::Unmapped, Err(fault)) => {
             // The entry of stack 4: three stacks of 8 bytes behind offset 36.
@@ -226,12 +225,12 @@ const PAGES: usize = 10;
 static STORM: Once<(Ram, u64)> = Once::new();
 
 /// Interrupts of both timers and of the other processors, on stacks that move to untouched pages
-/// all the time, while the interrupted code touches untouched pages. On all processors.
+/// all the time, while the interrupted code touches untouched pages. On all processors. Each timer
+/// interrupts once a round: see [`interrupt::timer_once`].
 pub fn storm(machine: &Machine) {
     STORM.call_once(|| (machine.free.clone(), machine.cpus as u64));
     let ticks = trap::count(trap::PIC);
     apic::enable();
-    interrupt::timer(600);
     cpu::on_all(machine, storm_here);
     interrupt::quiet();
     say!("{} interrupts of the PIT", trap::count(trap::PIC) - ticks);
@@ -249,7 +248,7 @@ fn storm_here(index: usize) {
         .skip(index)
         .step_by(*cpus as usize);
     let before = trap::count(trap::APIC_TIMER);
-    apic::timer_periodic(20_000);
+    let mut random = fastrand::Rng::with_seed(index as u64);
     for round in 0..ROUNDS {
         let taken: [u64; PAGES] = core::array::from_fn(|_| pages.next().unwrap_or(0));
         if taken[PAGES - 1] == 0 {
@@ -262,6 +261,11 @@ fn storm_here(index: usize) {
         if round % 4 == 0 {
             apic::send(apic::FIXED_OTHERS | u32::from(trap::SHOULDER));
         }
+        if index == 0 {
+            interrupt::timer_once(random.u16(100..1200));
+        }
+        let last = trap::count(trap::APIC_TIMER);
+        apic::timer_once(random.u32(1_000..40_000));
         // SAFETY: the interrupts' stack is two pages of free RAM, and the pages touched are free
         // RAM; both are this processor's.
         unsafe {
@@ -273,13 +277,13 @@ fn storm_here(index: usize) {
                 "mov [{page} + 8], {page}",
                 "dec {left}",
                 "jnz 2b",
-                "hlt",
                 "cli",
                 page = out(reg) _,
                 touched = in(reg) touched.as_ptr(),
                 left = inout(reg) touched.len() => _,
             );
         }
+        trap::halt_until(trap::APIC_TIMER, last);
         for &page in touched {
             // SAFETY: free RAM, just written.
             let found = unsafe { ((page + 8) as *const u64).read_volatile() };
