@@ -260,6 +260,8 @@ const OTHERS: &[Case] = cases! {
     "hostile-mmio-bits", OR_REFUSED, OK, "bt, bts, bsf, shl and rol on a hole";
     "hostile-mmio-divide", OR_REFUSED, OK, "mul and div with an operand in a hole";
     "hostile-mmio-descriptor", OR_REFUSED, OK, "sgdt and sidt to a hole";
+    "hostile-mmio-store", SURVIVES, OK,
+        "smsw, str, sldt, stmxcsr, fnstcw and fnstsw to a hole, lmsw from a hole and from RAM";
     "hostile-mmio-cross", OR_REFUSED, OK, "reads and writes across the border of RAM and a hole";
     "hostile-mmio-unaligned", OR_REFUSED, OK, "unaligned reads and writes inside a hole";
     "hostile-apic", SURVIVES, OK,
@@ -286,6 +288,8 @@ const OTHERS: &[Case] = cases! {
         "breakpoints inside the breakpoint's handler until a large untouched stack is used up";
     "hostile-single-step", SURVIVES, OK,
         "single steps over instructions that a hypervisor carries out: none may be left out";
+    "hostile-resume-flag", SURVIVES, LAX,
+        "faults that a hypervisor may make up: the flags on the handler's stack have RF set";
     "hostile-self-modifying", SURVIVES, OK,
         "code that changes itself, also through a second mapping";
     "hostile-storm", SURVIVES, OK,

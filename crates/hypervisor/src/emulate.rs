@@ -1,5 +1,12 @@
 //! Carrying out one instruction whose memory operand lies where the guest has no plain memory.
 //!
+//! Known are: moves of general registers with all their extensions, of SSE registers (MOVAPS, MOVUPS,
+//! MOVDQA, MOVQ, MOVD and their kin, MOVNTI); ADD, ADC, SUB, SBB, AND, OR, XOR, CMP, TEST, NEG, NOT, INC,
+//! DEC, XCHG, XADD, CMPXCHG, IMUL with two or three operands; BT, BTS, BTR and BTC with a constant; PUSH
+//! and POP; SETcc and CMOVcc; all string instructions with their prefixes, INS and OUTS among them; and
+//! what stores system registers: SMSW, STR, SLDT, SGDT, SIDT, STMXCSR, FNSTCW, FNSTSW. Everything else
+//! ends the guest, and the report names it.
+//!
 //! The decoding is iced-x86's; here the operands are read and written through a [`Bus`]. An
 //! instruction that faults or is not carried out leaves the registers as they were, except that a
 //! repeated string instruction keeps what its finished elements did, as on a processor.
@@ -9,6 +16,21 @@ use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register}
 
 /// Elements of a repeated string instruction done in one go; more need another exit.
 const ELEMENTS: u64 = 4096;
+
+/// System registers that instructions can store.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct System {
+    /// CR0.
+    pub cr0: u64,
+    /// Selector of the task register.
+    pub tr: u16,
+    /// Selector of the local descriptor table.
+    pub ldtr: u16,
+    /// Limit and base of the global descriptor table.
+    pub gdtr: (u16, u64),
+    /// Limit and base of the interrupt descriptor table.
+    pub idtr: (u16, u64),
+}
 
 /// The registers an instruction may use.
 pub struct Cpu<'a> {
@@ -26,6 +48,8 @@ pub struct Cpu<'a> {
     pub bases: [u64; 6],
     /// x87 and SSE registers as FXSAVE64 stores them.
     pub sse: &'a mut [u8; 512],
+    /// What can only be stored.
+    pub system: System,
 }
 
 /// Why an instruction was not finished.
@@ -103,6 +127,19 @@ pub fn step(cpu: &mut Cpu<'_>, code: &[u8], bus: &mut impl Bus) -> Result<(), St
         Finished::No => {}
     }
     Ok(())
+}
+
+/// The value of an operand, which is a register, memory or a constant.
+///
+/// # Errors
+/// What kept it from being read.
+pub fn operand(
+    cpu: &Cpu<'_>,
+    instruction: &Instruction,
+    operand: u32,
+    bus: &mut impl Bus,
+) -> Result<u64, Stop> {
+    read(cpu, instruction, operand, bus)
 }
 
 enum Finished {
@@ -362,6 +399,36 @@ fn single(cpu: &mut Cpu<'_>, ins: &Instruction, bus: &mut impl Bus) -> Result<()
             let overflow = if wide(result) == product { 0 } else { alu::CF | alu::OF };
             cpu.rflags = cpu.rflags & !(alu::CF | alu::OF) | overflow;
             Ok(())
+        }
+        Mnemonic::Smsw if is_memory(ins.op_kind(0)) => {
+            let word = cpu.system.cr0;
+            write(cpu, ins, 0, word & 0xffff, bus)
+        }
+        Mnemonic::Str if is_memory(ins.op_kind(0)) => {
+            let selector = u64::from(cpu.system.tr);
+            write(cpu, ins, 0, selector, bus)
+        }
+        Mnemonic::Sldt if is_memory(ins.op_kind(0)) => {
+            let selector = u64::from(cpu.system.ldtr);
+            write(cpu, ins, 0, selector, bus)
+        }
+        Mnemonic::Sgdt | Mnemonic::Sidt => {
+            let is_global = ins.mnemonic() == Mnemonic::Sgdt;
+            let (limit, base) = if is_global { cpu.system.gdtr } else { cpu.system.idtr };
+            let mut pointer = [0; 10];
+            pointer[..2].copy_from_slice(&limit.to_le_bytes());
+            pointer[2..].copy_from_slice(&base.to_le_bytes());
+            let bytes = if cpu.bits == 64 { 10 } else { 6 };
+            bus.write(cpu.address(ins, 0, bytes)?, &pointer[..bytes])
+        }
+        Mnemonic::Stmxcsr => {
+            let word = [24, 25, 26, 27].map(|n| cpu.sse[n]);
+            bus.write(cpu.address(ins, 0, 4)?, &word)
+        }
+        Mnemonic::Fnstcw | Mnemonic::Fnstsw if is_memory(ins.op_kind(0)) => {
+            let at = if ins.mnemonic() == Mnemonic::Fnstcw { 0 } else { 2 };
+            let word = [cpu.sse[at], cpu.sse[at + 1]];
+            bus.write(cpu.address(ins, 0, 2)?, &word)
         }
         _ if operation.is_some() => {
             let (a, b) = (read(cpu, ins, 0, bus)?, read(cpu, ins, 1, bus)?);

@@ -63,6 +63,7 @@ pub fn run(machine: &Machine, name: &str) {
         "hostile-gdt-limit" => shutdown::gdt_limit(),
         "hostile-stack-zero" => shutdown::stack_zero(),
         "hostile-recursion" => shutdown::recursion(machine),
+        "hostile-resume-flag" => instruction::resume_flag(),
         "hostile-self-modifying" => instruction::self_modifying(),
         "hostile-storm" => deliver::storm(machine),
         _ => {

@@ -114,6 +114,8 @@ pub struct Fault {
     pub address: u64,
     /// Where it happened.
     pub rip: u64,
+    /// The flags on the handler's stack.
+    pub flags: u64,
 }
 
 /// What a processor is trying. The first two words are written by [`attempt`].
@@ -129,6 +131,7 @@ struct Local {
     slot: UnsafeCell<Slot>,
     counts: [AtomicU64; 256],
     last: AtomicU64,
+    flags: AtomicU64,
     linger: AtomicU64,
 }
 
@@ -140,6 +143,7 @@ static LOCAL: [Local; MAX_CPUS] = [const {
         slot: UnsafeCell::new(Slot { resume: 0, stack: 0, taken: None }),
         counts: [const { AtomicU64::new(0) }; 256],
         last: AtomicU64::new(0),
+        flags: AtomicU64::new(0),
         linger: AtomicU64::new(0),
     }
 }; MAX_CPUS];
@@ -203,6 +207,11 @@ pub fn count(vector: u8) -> u64 {
 /// Where the last event of this processor returned to.
 pub fn last_return() -> u64 {
     LOCAL[cpu::index()].last.load(Ordering::Acquire)
+}
+
+/// The flags that the last event of this processor found.
+pub fn last_flags() -> u64 {
+    LOCAL[cpu::index()].flags.load(Ordering::Acquire)
 }
 
 /// This processor's slot, for [`attempt`].
@@ -276,6 +285,7 @@ extern "C" fn trap_handler(frame: &mut Frame) {
     let vector = frame.vector as u8;
     local.counts[usize::from(vector)].fetch_add(1, Ordering::AcqRel);
     local.last.store(frame.rip, Ordering::Release);
+    local.flags.store(frame.flags, Ordering::Release);
     if vector >= PIC && vector != SOFTWARE {
         serve(local, frame);
     }
@@ -291,7 +301,8 @@ fn exception(frame: &mut Frame, vector: u8) {
     let address: u64;
     // SAFETY: reads a register.
     unsafe { asm!("mov {}, cr2", out(reg) address, options(nomem, nostack, preserves_flags)) };
-    let fault = Fault { vector, error: frame.error, address, rip: frame.rip };
+    let Frame { error, rip, flags, .. } = *frame;
+    let fault = Fault { vector, error, address, rip, flags };
     // SAFETY: this processor's slot; its attempt is interrupted.
     let slot = unsafe { &mut *slot() };
     if slot.resume == 0 {

@@ -52,6 +52,13 @@ fn run(bits: u32, code: &[u8], change: impl FnOnce(&mut Cpu<'_>), bus: &mut Flat
         linear_bits: 48,
         bases: [0; 6],
         sse: &mut sse,
+        system: System {
+            cr0: 0x8005_0033,
+            tr: 0x28,
+            ldtr: 0x30,
+            gdtr: (0x7f, 0x1234_5678_9abc),
+            idtr: (0xfff, 0xffff_8000_0000_1000),
+        },
     };
     change(&mut cpu);
     let result = step(&mut cpu, code, bus);
@@ -330,4 +337,28 @@ fn a_stack_beyond_what_is_canonical_is_a_stack_fault() {
         assert_eq!(ran.result, Err(Stop::Fault { vector: 12, error: Some(0), cr2: None }));
         assert_eq!(ran.general[4], 1 << 62);
     }
+}
+
+#[test]
+fn system_registers_are_stored() {
+    let store = |bits, code: &[u8]| {
+        let mut bus = flat();
+        let ran = run(bits, code, |cpu| cpu.sse[..28].fill(0x5a), &mut bus);
+        assert_eq!((ran.result, ran.advance), (Ok(()), code.len() as u64), "{code:x?}");
+        bus.memory[0x100..0x10c].to_vec()
+    };
+    // The operand is [0x100]; what lies behind what was written is as it was.
+    let with = |reg: u8, code: &[u8]| [code, &[0x04 | reg << 3, 0x25, 0, 1, 0, 0]].concat();
+    assert_eq!(store(64, &with(4, &[0x0f, 0x01]))[..3], [0x33, 0x00, 2], "SMSW");
+    assert_eq!(store(64, &with(1, &[0x0f, 0x00]))[..3], [0x28, 0, 2], "STR");
+    assert_eq!(store(64, &with(0, &[0x0f, 0x00]))[..3], [0x30, 0, 2], "SLDT");
+    let pointer = store(64, &with(0, &[0x0f, 0x01]));
+    assert_eq!(pointer[..11], [0x7f, 0, 0xbc, 0x9a, 0x78, 0x56, 0x34, 0x12, 0, 0, 10], "SGDT");
+    let pointer = store(64, &with(1, &[0x0f, 0x01]));
+    assert_eq!(pointer[..11], [0xff, 0xf, 0, 0x10, 0, 0, 0, 0x80, 0xff, 0xff, 10], "SIDT");
+    let short = store(32, &[0x0f, 0x01, 0x05, 0, 1, 0, 0]);
+    assert_eq!(short[..7], [0x7f, 0, 0xbc, 0x9a, 0x78, 0x56, 6], "SGDT of 32 bits");
+    assert_eq!(store(64, &with(3, &[0x0f, 0xae]))[..5], [0x5a, 0x5a, 0x5a, 0x5a, 4], "STMXCSR");
+    assert_eq!(store(64, &with(7, &[0xd9]))[..3], [0x5a, 0x5a, 2], "FNSTCW");
+    assert_eq!(store(64, &with(7, &[0xdd]))[..3], [0x5a, 0x5a, 2], "FNSTSW");
 }

@@ -2,18 +2,18 @@
 
 use super::machine::Machine;
 use super::nested::Handle;
-use super::svm::{Fpu, General};
+use super::svm::{Fpu, General, Segment};
 use super::vcpu::Vcpu;
 use super::{apic, io};
 use alloc::format;
 use core::sync::atomic::Ordering;
 use hypervisor::apic::Write;
-use hypervisor::emulate::{self, Bus, Cpu, Stop};
+use hypervisor::emulate::{self, Bus, Cpu, Stop, System};
 use hypervisor::guest_walk::{self, Access, Fault, Paging, Tables};
 use hypervisor::policy;
 use hypervisor::pool::FRAME;
 use hypervisor::registers::cr4;
-use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind};
+use iced_x86::{Decoder, DecoderOptions, Instruction};
 use vmmu::AccessError;
 
 /// An instruction and the bytes it was decoded from.
@@ -103,14 +103,10 @@ pub fn fetch(vcpu: &mut Vcpu<'_>) -> Option<Fetched> {
 /// The value of a register or memory operand, for instructions that write control registers.
 /// `None` with the consequence drawn.
 pub fn operand(vcpu: &mut Vcpu<'_>, instruction: &Instruction, operand: u32) -> Option<u64> {
-    if instruction.op_kind(operand) == OpKind::Register {
-        let register = instruction.op_register(operand);
-        let value = registers(vcpu)[register.full_register().number()];
-        return Some(if register.size() == 8 { value } else { value & 0xffff_ffff });
-    }
-    let what = format!("{:?} from memory", instruction.mnemonic());
-    vcpu.machine.refuse(vcpu.number, what);
-    None
+    let mut fpu = Fpu(vcpu.fpu.0);
+    let cpu = cpu(vcpu, &mut fpu);
+    let result = emulate::operand(&cpu, instruction, operand, &mut world(vcpu));
+    result.map_err(|stop| stopped(vcpu, stop, instruction)).ok()
 }
 
 /// General registers in the order of their encodings.
@@ -124,11 +120,51 @@ fn registers(vcpu: &Vcpu<'_>) -> [u64; 16] {
 /// Carries out the instruction at RIP.
 pub fn carry_out(vcpu: &mut Vcpu<'_>) {
     let Some(Fetched { code, length, instruction }) = fetch(vcpu) else { return };
+    let mut fpu = Fpu(vcpu.fpu.0);
+    let mut cpu = cpu(vcpu, &mut fpu);
+    let result = emulate::step(&mut cpu, &code[..length], &mut world(vcpu));
+    let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] =
+        cpu.general;
+    let (rip, rflags) = (cpu.rip, cpu.rflags);
+    vcpu.general = General { rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15 };
+    vcpu.vmcb.rax = rax;
+    vcpu.vmcb.rsp = rsp;
+    vcpu.vmcb.rflags = rflags;
+    vcpu.fpu.0 = fpu.0;
+    match result {
+        Ok(()) if rip != vcpu.vmcb.rip => vcpu.advance_to(rip),
+        Ok(()) => {}
+        Err(stop) => stopped(vcpu, stop, &instruction),
+    }
+}
+
+/// Draws the consequence of an instruction that was not finished.
+fn stopped(vcpu: &mut Vcpu<'_>, stop: Stop, instruction: &Instruction) {
+    match stop {
+        Stop::Fault { vector, error, cr2 } => {
+            if let Some(address) = cr2 {
+                vcpu.vmcb.cr2 = address;
+            }
+            vcpu.inject(vector, error);
+        }
+        Stop::Unsupported => {
+            let what = format!(
+                "{:?} at {:#x} on an address without RAM",
+                instruction.mnemonic(),
+                vcpu.vmcb.rip
+            );
+            vcpu.machine.refuse(vcpu.number, what);
+        }
+    }
+}
+
+/// The registers as an instruction sees them.
+fn cpu<'f>(vcpu: &Vcpu<'_>, fpu: &'f mut Fpu) -> Cpu<'f> {
     let vmcb = &vcpu.vmcb;
     let long = vcpu.bits() == 64;
     let flat = |base| if long { 0 } else { base };
-    let mut fpu = Fpu(vcpu.fpu.0);
-    let mut cpu = Cpu {
+    let table = |segment: &Segment| (segment.limit as u16, segment.base);
+    Cpu {
         general: registers(vcpu),
         rip: vmcb.rip,
         rflags: vmcb.rflags,
@@ -143,37 +179,21 @@ pub fn carry_out(vcpu: &mut Vcpu<'_>) {
             vmcb.gs.base,
         ],
         sse: &mut fpu.0,
-    };
+        system: System {
+            cr0: vmcb.cr0,
+            tr: vmcb.tr.selector,
+            ldtr: vmcb.ldtr.selector,
+            gdtr: table(&vmcb.gdtr),
+            idtr: table(&vmcb.idtr),
+        },
+    }
+}
+
+/// What it sees of the world.
+fn world<'v, 'm>(vcpu: &'v mut Vcpu<'m>) -> World<'v, 'm> {
     let paging = vcpu.paging();
     let memory = Memory { machine: vcpu.machine, handle: &mut vcpu.nested };
-    let mut world = World { machine: vcpu.machine, number: vcpu.number, paging, memory };
-    let result = emulate::step(&mut cpu, &code[..length], &mut world);
-    let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] =
-        cpu.general;
-    let (rip, rflags) = (cpu.rip, cpu.rflags);
-    vcpu.general = General { rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15 };
-    vcpu.vmcb.rax = rax;
-    vcpu.vmcb.rsp = rsp;
-    vcpu.vmcb.rflags = rflags;
-    vcpu.fpu.0 = fpu.0;
-    match result {
-        Ok(()) if rip != vcpu.vmcb.rip => vcpu.advance_to(rip),
-        Ok(()) => {}
-        Err(Stop::Fault { vector, error, cr2 }) => {
-            if let Some(address) = cr2 {
-                vcpu.vmcb.cr2 = address;
-            }
-            vcpu.inject(vector, error);
-        }
-        Err(Stop::Unsupported) => {
-            let what = format!(
-                "{:?} at {:#x} on an address without RAM",
-                instruction.mnemonic(),
-                vcpu.vmcb.rip
-            );
-            vcpu.machine.refuse(vcpu.number, what);
-        }
-    }
+    World { machine: vcpu.machine, number: vcpu.number, paging, memory }
 }
 
 /// Memory and ports as an instruction of the guest sees them.

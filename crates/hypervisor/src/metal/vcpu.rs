@@ -40,6 +40,12 @@ const MISC2: u32 = 0x7f | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14;
 /// Writes of CR0, CR3 and CR4.
 const CR: u32 = 1 << 16 | 1 << 19 | 1 << 20;
 
+/// Vector of single steps, which come after the instruction. Every other vector that is injected is that
+/// of a fault.
+const DEBUG: u8 = 1;
+/// The resume flag.
+const RF: u64 = 1 << 16;
+
 /// The register RDTSCP reads beside the counter.
 const TSC_AUX: u32 = 0xc000_0103;
 
@@ -321,6 +327,11 @@ impl<'m> Vcpu<'m> {
     /// Makes the guest take an exception at its next instruction.
     pub fn inject(&mut self, vector: u8, error: Option<u32>) {
         let real = self.vmcb.cr0 & cr0::PE == 0;
+        if vector != DEBUG {
+            // A fault: the flags on the handler's stack have RF set, so that a breakpoint on the
+            // instruction is not met again (APM vol. 2, section 3.1.6).
+            self.vmcb.rflags |= RF;
+        }
         self.vmcb.event_inj = events::exception(vector, error.filter(|_| !real));
     }
 
@@ -328,10 +339,11 @@ impl<'m> Vcpu<'m> {
     pub fn advance_to(&mut self, rip: u64) {
         self.vmcb.rip = rip;
         self.vmcb.int_state = 0;
+        self.vmcb.rflags &= !RF;
         // A single step is due after the instruction.
         if self.vmcb.rflags >> 8 & 1 == 1 && self.vmcb.event_inj & events::VALID == 0 {
             self.vmcb.dr6 |= 1 << 14;
-            self.inject(1, None);
+            self.inject(DEBUG, None);
         }
     }
 

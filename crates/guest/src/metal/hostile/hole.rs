@@ -183,6 +183,17 @@ pub fn instruction(machine: &Machine, form: &str) {
             one!(at, "movq xmm0, [rsi]");
             one!(at, "paddb xmm0, [rsi]");
         }
+        "store" => {
+            one!(at, "smsw word ptr [rsi]");
+            one!(at, "str word ptr [rsi]");
+            one!(at, "sldt word ptr [rsi]");
+            one!(at, "stmxcsr dword ptr [rsi]");
+            one!(at, "fnstcw word ptr [rsi]");
+            one!(at, "fnstsw word ptr [rsi]");
+            // All ones set TS and EM, which floating point does not survive.
+            one!(at, "mov r8, cr0", "lmsw word ptr [rsi]", "mov cr0, r8");
+            one!(edge - 16, "smsw word ptr [rsi]", "lmsw word ptr [rsi]");
+        }
         "fxsave" => {
             one!(at, "fxsave64 [rsi]");
             one!(at, "fnstcw [rsi]");

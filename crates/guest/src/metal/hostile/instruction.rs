@@ -258,3 +258,37 @@ pub fn self_modifying() {
     say!("changed code in {image:x?}");
     rules.verdict();
 }
+
+/// Faults that come from the processor or from a hypervisor: the resume flag tells a debugger's
+/// breakpoint on the instruction that it has been met already (AMD64 Architecture Programmer's Manual,
+/// volume 2, section 3.1.6).
+pub fn resume_flag() {
+    let mut rules = Rules::default();
+    let mut rule = |name: &str, vector: u8, result: Result<(), Fault>| {
+        let kept =
+            matches!(result, Err(fault) if fault.vector == vector && fault.flags >> 16 & 1 == 1);
+        rules.rule(kept, format_args!("{name}: {result:x?}"));
+    };
+    macro_rules! one {
+        ($vector:literal, $code:literal) => {{
+            // SAFETY: each instruction faults; the registers are free.
+            let result: Result<(), Fault> = unsafe {
+                attempt!($code; inout("rax") 0u64 => _, inout("rcx") 0x1234_5678u64 => _,
+                    inout("rdx") 0u64 => _)
+            };
+            rule($code, $vector, result);
+        }};
+    }
+    one!(13, "rdmsr");
+    one!(13, "wrmsr");
+    one!(13, "rdpmc");
+    // VMRUN, VMLOAD, RSM.
+    one!(6, ".byte 0x0f, 0x01, 0xd8");
+    one!(6, ".byte 0x0f, 0x01, 0xda");
+    one!(6, ".byte 0x0f, 0xaa");
+    // A trap has its instruction behind it.
+    // SAFETY: the handler counts and returns.
+    unsafe { asm!("int3") };
+    rules.rule(trap::last_flags() >> 16 & 1 == 0, format_args!("INT3: {:#x}", trap::last_flags()));
+    rules.verdict();
+}
