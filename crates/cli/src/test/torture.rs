@@ -1,8 +1,13 @@
 //! The torture: every format, both ways of running threads; and that it hears its alarms.
 
-use std::{env, fs, process::Command};
+use std::{
+    env, fs,
+    process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use serde_json::Value;
 
 use super::{
@@ -92,27 +97,44 @@ const FOUND: &[&str] = &[
     "leaves_dying_slot",
 ];
 
-/// Puts each of them back, and gives lines that say which were caught.
+/// Puts each of them back, and gives lines that say which were caught. Two at a time: each hunt is one
+/// thread.
 pub fn hunts(context: &Context) -> Result<(Tally, String)> {
-    let (mut tally, mut lines) = (Tally::default(), String::new());
-    for defect in FOUND {
-        let name = format!("torture with {defect}");
-        // Three seeds, so that a change elsewhere, which changes every turn, is no alarm.
-        let line = format!(
-            "--defect {defect} --deterministic --steps 300000 --seed 1 --rounds 3 --shrink 0"
-        );
-        let (ran, _) = run(context, &name, &line)?;
-        let found = ran.output.lines().find_map(|line| line.split_once("found after "));
-        let verdict = match (ran.status, found) {
-            (Some(1), Some((_, what))) => {
-                lines.push_str(&format!("caught {defect} by torture: after {what}\n"));
-                Ok(())
-            }
-            (status, _) => Err(format!("not found; exit status {status:?}")),
-        };
-        tally += context.check(&name, verdict, ran.took);
-    }
-    Ok((tally, lines))
+    let next = AtomicUsize::new(0);
+    let hunter = || -> Result<(Tally, String)> {
+        let (mut tally, mut lines) = (Tally::default(), String::new());
+        while let Some(defect) = FOUND.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let (found, line) = hunt(context, defect)?;
+            tally += found;
+            lines.push_str(&line);
+        }
+        Ok((tally, lines))
+    };
+    let (mine, theirs) = thread::scope(|scope| {
+        let other = scope.spawn(hunter);
+        (hunter(), other.join())
+    });
+    let (mut tally, lines) = mine?;
+    let (found, more) = theirs.map_err(|_| anyhow!("a hunt panicked"))??;
+    tally += found;
+    Ok((tally, lines + &more))
+}
+
+/// Puts one back.
+fn hunt(context: &Context, defect: &str) -> Result<(Tally, String)> {
+    let name = format!("torture with {defect}");
+    // Three seeds, so that a change elsewhere, which changes every turn, is no alarm.
+    let line =
+        format!("--defect {defect} --deterministic --steps 300000 --seed 1 --rounds 3 --shrink 0");
+    let (ran, _) = run(context, &name, &line)?;
+    let found = ran.output.lines().find_map(|line| line.split_once("found after "));
+    let (verdict, line) = match (ran.status, found) {
+        (Some(1), Some((_, what))) => {
+            (Ok(()), format!("caught {defect} by torture: after {what}\n"))
+        }
+        (status, _) => (Err(format!("not found; exit status {status:?}")), String::new()),
+    };
+    Ok((context.check(&name, verdict, ran.took), line))
 }
 
 /// What must not pass, does not.
