@@ -213,6 +213,8 @@ const OTHERS: &[Case] = cases! {
          spins";
     "hostile-efer", SURVIVES, LAX,
         "garbage in EFER: reserved bits, SVME and leaving long mode must be refused";
+    "hostile-long-mode", SURVIVES, OK,
+        "leaves long mode with LME set, clears PAE, and comes back";
     "hostile-xcr0", SURVIVES, OK,
         "garbage in XCR0: impossible combinations must be refused";
     "hostile-debug-registers", SURVIVES, OK,

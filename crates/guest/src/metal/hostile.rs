@@ -42,6 +42,7 @@ pub fn run(machine: &Machine, name: &str) {
         "hostile-cr3-garbage" => register::load_cr3(cold::page()),
         "hostile-cr4" => register::cr4(),
         "hostile-efer" => register::efer(),
+        "hostile-long-mode" => register::long_mode(),
         "hostile-xcr0" => register::xcr0(),
         "hostile-debug-registers" => register::debug(machine),
         "hostile-selectors" => register::selectors(machine),

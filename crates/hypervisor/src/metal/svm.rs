@@ -219,6 +219,14 @@ pub fn switch_on() -> Result<(), &'static str> {
     Ok(())
 }
 
+/// This program's own CR0, which every exit has to bring back.
+pub fn own_cr0() -> u64 {
+    let value: u64;
+    // SAFETY: reading the register has no effect.
+    unsafe { asm!("mov {}, cr0", out(reg) value, options(nomem, nostack)) };
+    value
+}
+
 /// Holds every interrupt of this processor off, NMIs too, until [`open_gate`] or a VMRUN.
 pub fn close_gate() {
     // SAFETY: SVM is on.

@@ -98,6 +98,8 @@ pub struct Vcpu<'m> {
     pub halted_at: Option<u64>,
     /// The library's side of it.
     pub nested: Handle<'m>,
+    /// EFER.LME, which the control block has only while paging is on: see [`Vcpu::set_control`].
+    long_mode_enabled: bool,
     nmi_mask: NmiMask,
     nmi_waits: bool,
     undelivered: Undelivered,
@@ -136,6 +138,7 @@ impl<'m> Vcpu<'m> {
             repetition: Repetition::default(),
             halted_at: None,
             nested,
+            long_mode_enabled: false,
             nmi_mask: NmiMask::Open,
             nmi_waits: false,
             undelivered: Undelivered::NONE,
@@ -227,6 +230,7 @@ impl<'m> Vcpu<'m> {
         *self.fpu = Fpu::reset();
         self.mtrr = Mtrr::new();
         self.halted_at = None;
+        self.long_mode_enabled = false;
         self.nmi_mask = NmiMask::Open;
         self.nmi_waits = false;
         self.undelivered = Undelivered::NONE;
@@ -265,6 +269,7 @@ impl<'m> Vcpu<'m> {
                 vmcb.cr3 = cr3;
                 vmcb.cr4 = hypervisor::registers::cr4::PAE;
                 vmcb.efer = svm::SVME | efer::LME | efer::LMA;
+                self.long_mode_enabled = true;
                 vmcb.gdtr =
                     Segment { limit: u32::from(gdt_limit), base: gdt, ..Segment::default() };
                 vmcb.rip = rip;
@@ -283,16 +288,26 @@ impl<'m> Vcpu<'m> {
     /// The control registers as the guest sees them.
     pub fn control(&self) -> Control {
         let vmcb = &self.vmcb;
-        Control { cr0: vmcb.cr0, cr3: vmcb.cr3, cr4: vmcb.cr4, efer: vmcb.efer & !svm::SVME }
+        let enabled = if self.long_mode_enabled { efer::LME } else { 0 };
+        let efer = vmcb.efer & !svm::SVME | enabled;
+        Control { cr0: vmcb.cr0, cr3: vmcb.cr3, cr4: vmcb.cr4, efer }
     }
 
     /// Loads control registers that were judged.
+    ///
+    /// LME changes nothing while paging is off, and the guest's reads of EFER are answered by
+    /// [`control`](Self::control). So the control block does without it then: at an exit from a guest
+    /// with LME set and PAE clear, QEMU 7.2 takes the return to the hypervisor's paging for an
+    /// attempt of the guest to enter long mode without PAE, and leaves paging off.
     pub fn set_control(&mut self, control: Control) {
         let vmcb = &mut *self.vmcb;
         vmcb.cr0 = control.cr0;
         vmcb.cr3 = control.cr3;
         vmcb.cr4 = control.cr4;
-        vmcb.efer = control.efer | svm::SVME;
+        self.long_mode_enabled = control.efer & efer::LME != 0;
+        let has_paging = control.cr0 & cr0::PG != 0;
+        let hidden = if has_paging { 0 } else { efer::LME };
+        vmcb.efer = control.efer & !hidden | svm::SVME;
         self.flush = true;
     }
 
@@ -418,6 +433,7 @@ impl<'m> Vcpu<'m> {
         self.vmcb.tlb_control = u32::from(flush);
         self.flush = false;
         (self.vmcb.int_ctl, self.vmcb.int_vector) = self.undelivered.offer();
+        let own = svm::own_cr0();
         // SAFETY: the control block is this vCPU's own; the nested tables are the library's, the
         // permission maps the machine's; `host` was filled on this processor.
         unsafe {
@@ -433,6 +449,15 @@ impl<'m> Vcpu<'m> {
         self.vmcb.event_inj = 0;
         self.undelivered.ended(self.vmcb.int_ctl);
         svm::open_gate();
+        if svm::own_cr0() != own {
+            let what = format!(
+                "the processor came back from the guest with CR0 {:#x} instead of {own:#x} (QEMU \
+                 does so for some guests that leave long mode)",
+                svm::own_cr0()
+            );
+            self.machine.finish(End::Broken { what });
+            return None;
+        }
         if self.vmcb.is_lost() {
             let what = "the processor stored the hypervisor's state as the guest's (QEMU does so, \
                         very seldom, with several CPUs); nothing of it is the guest's fault";

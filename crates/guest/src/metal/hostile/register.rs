@@ -9,8 +9,8 @@ use crate::metal::Machine;
 use crate::metal::console::say;
 use crate::metal::cpu;
 use crate::metal::trap::{Fault, attempt};
-use core::arch::asm;
 use core::arch::x86_64::{__cpuid, __cpuid_count};
+use core::arch::{asm, global_asm};
 
 /// A protection fault with error code 0.
 fn refused(result: Result<(), Fault>) -> bool {
@@ -83,6 +83,80 @@ pub fn cr0() {
 pub fn paging_off() {
     let result = try_cr0(read_cr0() & !(1 << 31));
     say!("CR0.PG off: {result:x?}");
+}
+
+global_asm!(
+    r#"
+    .section .text.long_mode, "ax"
+    .balign 16
+    .globl leave_long_mode
+leave_long_mode:
+    pushq %rbx
+    pushq %rbp
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, leave_stack(%rip)
+    pushq $0x18
+    leaq 2f(%rip), %rax
+    pushq %rax
+    lretq
+    .code32
+2:  movl %cr0, %eax
+    andl $0x7fffffff, %eax
+    movl %eax, %cr0
+    movl %cr4, %esi
+    movl %esi, %eax
+    andl $~0x20, %eax
+    movl %eax, %cr4
+    xorl %eax, %eax
+    cpuid
+    movl $0xc0000080, %ecx
+    rdmsr
+    movl %eax, %edi
+    movl %esi, %cr4
+    movl %cr0, %eax
+    orl $0x80000000, %eax
+    movl %eax, %cr0
+    pushl $0x08
+    pushl $3f
+    lret
+    .code64
+3:  movq leave_stack(%rip), %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbp
+    popq %rbx
+    movl %edi, %eax
+    ret
+    .section .bss.long_mode, "aw", @nobits
+    .balign 8
+leave_stack: .skip 8
+    .text
+    "#,
+    options(att_syntax)
+);
+
+unsafe extern "C" {
+    /// Leaves long mode, clears PAE, makes the hypervisor act, and comes back. Gives EFER as it was
+    /// read outside.
+    fn leave_long_mode() -> u32;
+}
+
+/// Out of long mode and back.
+pub fn long_mode() {
+    let before = read_cr4();
+    // SAFETY: code and stack lie in the image, below 4 GiB and mapped where they are; interrupts are
+    // off; everything the ABI wants kept is.
+    let efer = unsafe { leave_long_mode() };
+    let mut rules = Rules::default();
+    rules.rule(efer >> 8 & 1 == 1, format_args!("LME outside of long mode: {efer:#x}"));
+    rules.rule(efer >> 10 & 1 == 0, format_args!("LMA outside of long mode: {efer:#x}"));
+    rules.rule(read_cr4() == before, format_args!("CR4 {:#x} is {:#x} now", before, read_cr4()));
+    rules.verdict();
 }
 
 /// CR3 with reserved bits.
