@@ -272,6 +272,8 @@ const OTHERS: &[Case] = cases! {
         "interrupt commands of every kind to processors that do not exist";
     "hostile-apic-nmi", OR_REFUSED, OK,
         "a non-maskable interrupt to itself";
+    "hostile-nmi-chain", SURVIVES, OK,
+        "NMIs sent in the handler of the last: each comes right behind its end; and many from others";
     "hostile-apic-init", RESTARTS, Bare::Ends,
         "INIT to itself: there is no firmware at the reset vector, unless INIT is dropped";
     "hostile-apic-access", OR_REFUSED, OK,

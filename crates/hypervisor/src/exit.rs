@@ -9,6 +9,9 @@ pub mod code {
     pub const CR0_WRITE: u64 = 0x10;
     pub const CR3_WRITE: u64 = 0x13;
     pub const CR4_WRITE: u64 = 0x14;
+    /// That of vector 0; 31 others follow.
+    pub const EXCEPTION: u64 = 0x40;
+    pub const DEBUG: u64 = 0x41;
     pub const ALIGNMENT_CHECK: u64 = 0x51;
     pub const INTERRUPT: u64 = 0x60;
     pub const NMI: u64 = 0x61;
@@ -46,6 +49,7 @@ const NAMES: &[(u64, &str)] = &[
     (code::CR4_WRITE, "cr4 write"),
     (code::XSETBV, "xsetbv"),
     (code::IRET, "iret"),
+    (code::DEBUG, "step"),
     (code::INVD, "invd"),
     (code::RDPMC, "rdpmc"),
     (code::RDPRU, "rdpru"),

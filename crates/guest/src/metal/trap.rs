@@ -82,12 +82,15 @@ trap_entry:
     popq %rax
     addq $16, %rsp
     iretq
+    .globl trap_end
+trap_end:
     "#,
     options(att_syntax)
 );
 
 unsafe extern "C" {
     static vector_stubs: [[u8; 16]; 256];
+    static trap_end: u8;
 }
 
 /// What the stubs push.
@@ -133,6 +136,10 @@ struct Local {
     last: AtomicU64,
     flags: AtomicU64,
     linger: AtomicU64,
+    chain: AtomicU64,
+    /// Where the last link of a chain came; 0: there was none.
+    chained: AtomicU64,
+    in_nmi: AtomicU64,
 }
 
 // SAFETY: each processor uses only its own slot.
@@ -145,6 +152,9 @@ static LOCAL: [Local; MAX_CPUS] = [const {
         last: AtomicU64::new(0),
         flags: AtomicU64::new(0),
         linger: AtomicU64::new(0),
+        chain: AtomicU64::new(0),
+        chained: AtomicU64::new(0),
+        in_nmi: AtomicU64::new(0),
     }
 }; MAX_CPUS];
 
@@ -264,6 +274,38 @@ pub fn linger(ticks: u64) {
     LOCAL[cpu::index()].linger.store(ticks, Ordering::Release);
 }
 
+/// So many more non-maskable interrupts this processor sends to itself, each in the handler of the last.
+pub fn chain(links: u64) {
+    LOCAL[cpu::index()].chain.store(links, Ordering::Release);
+}
+
+/// A non-maskable interrupt does not come in the handler of another, and one that was sent there comes
+/// right behind its end.
+fn non_maskable(local: &Local, frame: &Frame) {
+    // SAFETY: only the addresses are taken.
+    let stubs = unsafe { &raw const vector_stubs as u64..&raw const trap_end as u64 };
+    if local.in_nmi.swap(1, Ordering::AcqRel) != 0 || stubs.contains(&frame.rip) {
+        fail(
+            exit::EXCEPTIONS,
+            format_args!("an NMI came at {:#x}, in the handler of another", frame.rip),
+        );
+    }
+    let links = local.chain.load(Ordering::Acquire);
+    if links != 0 {
+        let last = local.chained.swap(frame.rip, Ordering::AcqRel);
+        if last != 0 && last != frame.rip {
+            let rip = frame.rip;
+            fail(exit::EXCEPTIONS, format_args!("an NMI came at {rip:#x}, and not at {last:#x}"));
+        }
+        local.chain.store(links - 1, Ordering::Release);
+        // To itself.
+        apic::write(apic::COMMAND, 0x4_4400);
+    } else {
+        local.chained.store(0, Ordering::Release);
+    }
+    local.in_nmi.store(0, Ordering::Release);
+}
+
 /// An interrupt comes only while interrupts are on: not, for instance, within a handler of another.
 fn serve(local: &Local, frame: &Frame) {
     if frame.flags & 0x200 == 0 {
@@ -288,6 +330,9 @@ extern "C" fn trap_handler(frame: &mut Frame) {
     local.flags.store(frame.flags, Ordering::Release);
     if vector >= PIC && vector != SOFTWARE {
         serve(local, frame);
+    }
+    if vector == 2 {
+        non_maskable(local, frame);
     }
     match vector {
         PIC..=0x2f => interrupt::end(vector),

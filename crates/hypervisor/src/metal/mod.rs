@@ -15,6 +15,7 @@ mod memory;
 mod mmio;
 mod msr;
 mod nested;
+mod nmi;
 mod ports;
 mod probe;
 mod processor;

@@ -10,6 +10,11 @@ use hypervisor::pool::Size;
 const EFER: u32 = 0xc000_0080;
 const VM_CR: u32 = 0xc001_0114;
 const VM_HSAVE_PA: u32 = 0xc001_0117;
+/// RFLAGS.TF.
+pub const TRAP_FLAG: u64 = 1 << 8;
+/// DR6.BS: a single step.
+pub const DEBUG_STATUS_STEP: u64 = 1 << 14;
+
 /// EFER.SVME.
 pub const SVME: u64 = 1 << 12;
 

@@ -3,6 +3,7 @@
 use super::machine::{INIT, Machine, Mode, NMI, START_UP, STOP};
 use super::memory;
 use super::nested::{self, Handle};
+use super::nmi::{After, HOLD_INTERRUPTS, Nmis};
 use super::svm::{self, Fpu, General, Segment, Vmcb};
 use super::{apic, churn, exits, live, timer, traps};
 use alloc::{boxed::Box, format, string::String};
@@ -34,7 +35,6 @@ const MISC1: u32 = 1 << 1
 const HLT: u32 = 1 << 24;
 /// Physical interrupts; only while the guest is halted.
 const INTR: u32 = 1 << 0;
-const IRET: u32 = 1 << 20;
 /// Intercepts of the second word: the SVM instructions, MONITOR, MWAIT, XSETBV, RDPRU.
 const MISC2: u32 = 0x7f | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14;
 /// Writes of CR0, CR3 and CR4.
@@ -100,21 +100,10 @@ pub struct Vcpu<'m> {
     pub nested: Handle<'m>,
     /// EFER.LME, which the control block has only while paging is on: see [`Vcpu::set_control`].
     long_mode_enabled: bool,
-    nmi_mask: NmiMask,
-    nmi_waits: bool,
+    nmis: Nmis,
     undelivered: Undelivered,
     flush: bool,
     host: u64,
-}
-
-/// Whether the guest can take an NMI.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum NmiMask {
-    Open,
-    /// Its handler runs: no other until IRET.
-    Masked,
-    /// IRET is being executed; over at the next exit.
-    Ending,
 }
 
 impl<'m> Vcpu<'m> {
@@ -139,8 +128,7 @@ impl<'m> Vcpu<'m> {
             halted_at: None,
             nested,
             long_mode_enabled: false,
-            nmi_mask: NmiMask::Open,
-            nmi_waits: false,
+            nmis: Nmis::new(),
             undelivered: Undelivered::NONE,
             flush: true,
             host,
@@ -231,8 +219,7 @@ impl<'m> Vcpu<'m> {
         self.mtrr = Mtrr::new();
         self.halted_at = None;
         self.long_mode_enabled = false;
-        self.nmi_mask = NmiMask::Open;
-        self.nmi_waits = false;
+        self.nmis = Nmis::new();
         self.undelivered = Undelivered::NONE;
         self.flush = true;
         if self.features.xcr0 != 0 {
@@ -385,11 +372,14 @@ impl<'m> Vcpu<'m> {
             let Some(exit) = self.enter() else { continue };
             post.rip.store(self.vmcb.rip, Ordering::Relaxed);
             post.record.add(exit);
-            if self.nmi_mask == NmiMask::Ending {
-                self.nmi_mask = NmiMask::Open;
+            match self.nmis.exited(&mut self.vmcb, exit) {
+                After::Handle => {
+                    self.finish_delivery();
+                    exits::handle(self, exit);
+                }
+                After::Nothing => {}
+                After::Exception(vector) => self.intercepted(vector),
             }
-            self.finish_delivery();
-            exits::handle(self, exit);
             churn::tick(self);
             if self.number == 0 && exit == code::NMI {
                 live::tick(self.machine);
@@ -432,7 +422,9 @@ impl<'m> Vcpu<'m> {
         self.vmcb.n_cr3 = entry.root().0;
         self.vmcb.tlb_control = u32::from(flush);
         self.flush = false;
-        (self.vmcb.int_ctl, self.vmcb.int_vector) = self.undelivered.offer();
+        let offers = !self.nmis.is_stepping();
+        (self.vmcb.int_ctl, self.vmcb.int_vector) =
+            if offers { self.undelivered.offer() } else { (HOLD_INTERRUPTS, 0) };
         let own = svm::own_cr0();
         // SAFETY: the control block is this vCPU's own; the nested tables are the library's, the
         // permission maps the machine's; `host` was filled on this processor.
@@ -447,7 +439,9 @@ impl<'m> Vcpu<'m> {
         entry.after_exit();
         let exit = self.vmcb.exit_code;
         self.vmcb.event_inj = 0;
-        self.undelivered.ended(self.vmcb.int_ctl);
+        if offers {
+            self.undelivered.ended(self.vmcb.int_ctl);
+        }
         svm::open_gate();
         if svm::own_cr0() != own {
             let what = format!(
@@ -508,24 +502,23 @@ impl<'m> Vcpu<'m> {
             self.set_mode(Mode::Running);
         }
         if mail & NMI != 0 && !self.is(Mode::Waiting) {
-            self.nmi_waits = true;
+            self.nmis.post();
         }
     }
 
     /// Delivers an NMI that waits, if the guest can take it.
     fn deliver_nmi(&mut self) {
-        if !self.nmi_waits || self.nmi_mask != NmiMask::Open {
-            return;
-        }
         if self.vmcb.event_inj & events::VALID != 0 {
-            // Another event goes first; the signal ends the guest's run right behind it.
-            apic::send_nmi(self.number as u32);
+            if self.nmis.waits(&self.vmcb) {
+                // Another event goes first; the signal ends the guest's run right behind it.
+                apic::send_nmi(self.number as u32);
+            }
             return;
         }
-        self.nmi_waits = false;
-        self.nmi_mask = NmiMask::Masked;
+        if !self.nmis.take(&mut self.vmcb) {
+            return;
+        }
         self.vmcb.event_inj = events::VALID | events::NMI | 2;
-        self.vmcb.intercept_misc1 |= IRET;
         if let Some(rip) = self.halted_at {
             // It ends the halt.
             self.woken(code::NMI);
@@ -534,10 +527,20 @@ impl<'m> Vcpu<'m> {
         self.set_mode(Mode::Running);
     }
 
-    /// The guest executes IRET while NMIs are masked: the mask ends with it.
+    /// The guest is about to execute IRET while NMIs are masked: the mask ends with it.
     pub fn end_nmi(&mut self) {
-        self.vmcb.intercept_misc1 &= !IRET;
-        self.nmi_mask = NmiMask::Ending;
+        self.nmis.ends(&mut self.vmcb);
+    }
+
+    /// An exception of the guest's that was intercepted goes to the guest.
+    fn intercepted(&mut self, vector: u8) {
+        const PAGE_FAULT: u8 = 14;
+        if vector == PAGE_FAULT {
+            self.vmcb.cr2 = self.vmcb.exit_info2;
+        }
+        let has_error = matches!(vector, 8 | 10..=14 | 17);
+        let error = self.vmcb.exit_info1 as u32;
+        self.inject(vector, has_error.then_some(error));
     }
 
     /// HLT: waits for an interrupt by executing it, or, with interrupts off, for ever.

@@ -65,6 +65,29 @@ pub fn nmi() {
     say!("{} came", trap::count(2) - before);
 }
 
+/// NMIs that are sent while the handler of another runs.
+pub fn nmi_chain(machine: &Machine) {
+    const LINKS: u64 = 200;
+    let wanted = trap::count(2) + LINKS + 1;
+    trap::chain(LINKS);
+    apic::write(apic::COMMAND, 0x4_4400);
+    // Nothing here makes a hypervisor act, and no processor's turn ends by itself.
+    let start = cpu::ticks();
+    while trap::count(2) < wanted && cpu::ticks().wrapping_sub(start) < cpu::PATIENCE {}
+    let came = trap::count(2) + LINKS + 1 - wanted;
+    check!(came == LINKS + 1, exit::EXCEPTIONS, "{came} of {} NMIs came", LINKS + 1);
+    // Those of others merge; none comes within another.
+    cpu::on_all(machine, |index| {
+        for _ in 0..LINKS {
+            if index != 0 {
+                apic::write(apic::COMMAND_HIGH, 0);
+                apic::write(apic::COMMAND, 0x4400);
+            }
+        }
+    });
+    say!("{came} NMIs one after the other, {} in all", trap::count(2));
+}
+
 /// INIT to itself: the processor starts over at the reset vector, where there is no firmware.
 pub fn init() {
     say!("INIT to itself");
