@@ -282,8 +282,7 @@ pub fn chain(links: u64) {
 /// A non-maskable interrupt does not come in the handler of another, and one that was sent there comes
 /// right behind its end.
 fn non_maskable(local: &Local, frame: &Frame) {
-    // SAFETY: only the addresses are taken.
-    let stubs = unsafe { &raw const vector_stubs as u64..&raw const trap_end as u64 };
+    let stubs = &raw const vector_stubs as u64..&raw const trap_end as u64;
     if local.in_nmi.swap(1, Ordering::AcqRel) != 0 || stubs.contains(&frame.rip) {
         fail(
             exit::EXCEPTIONS,

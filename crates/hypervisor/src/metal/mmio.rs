@@ -2,8 +2,9 @@
 
 use super::machine::Machine;
 use super::nested::Handle;
-use super::svm::{Fpu, General, Segment};
+use super::svm::{Fpu, General};
 use super::vcpu::Vcpu;
+use super::vmcb::Segment;
 use super::{apic, io};
 use alloc::format;
 use core::sync::atomic::Ordering;

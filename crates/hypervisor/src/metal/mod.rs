@@ -26,3 +26,4 @@ mod svm;
 mod timer;
 mod traps;
 mod vcpu;
+mod vmcb;

@@ -12,7 +12,7 @@
 //! remembered. As long as the guest is found at that place its IRET is still to be executed, and an NMI
 //! that comes has it stepped; anywhere else it is done. AMD64 APM vol. 2, sections 8.2.3 and 15.13.
 
-use super::svm::{DEBUG_STATUS_STEP, TRAP_FLAG, Vmcb};
+use super::vmcb::{DEBUG_STATUS_STEP, TRAP_FLAG, Vmcb};
 use hypervisor::exit::code;
 
 /// The intercept of IRET in the first word.

@@ -1,7 +1,8 @@
 //! Runs the cases of a probe on this processor.
 
 use super::machine::Map;
-use super::svm::{self, Fpu, General, Segment, Vmcb};
+use super::svm::{self, Fpu, General};
+use super::vmcb::{Segment, Vmcb};
 use super::{control, memory};
 use alloc::{boxed::Box, format, string::String, vec::Vec};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
