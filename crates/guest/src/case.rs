@@ -272,6 +272,8 @@ const OTHERS: &[Case] = cases! {
         "interrupt commands of every kind to processors that do not exist";
     "hostile-apic-nmi", OR_REFUSED, OK,
         "a non-maskable interrupt to itself";
+    "hostile-apic-off", SURVIVES, LAX,
+        "switches the local APIC off by its MSR and on again; plain QEMU never switches it on again";
     "hostile-nmi-chain", SURVIVES, OK,
         "NMIs sent in the handler of the last: each comes right behind its end; and many from others";
     "hostile-apic-init", RESTARTS, Bare::Ends,

@@ -26,6 +26,8 @@ pub struct Guest<'a> {
     pub phys_bits: Option<u8>,
     /// Bits the run takes away.
     pub hide: &'a [CpuidBit],
+    /// Whether the processor's local APIC is on.
+    pub has_apic: bool,
 }
 
 /// The first leaf hypervisors answer.
@@ -79,6 +81,9 @@ pub fn answer(
         if leaf != 7 || subleaf == 0 {
             *answer.register(*register) &= !(1 << bit);
         }
+    }
+    if matches!(leaf, 1 | 0x8000_0001) {
+        mirror(&mut answer.edx, 9, u64::from(guest.has_apic));
     }
     match leaf {
         1 => {
@@ -141,7 +146,7 @@ mod tests {
     const ALL: Answer = Answer { eax: !0, ebx: !0, ecx: !0, edx: !0 };
 
     fn ask(leaf: u32, subleaf: u32, cr4: u64, hide: &[CpuidBit]) -> Answer {
-        let guest = Guest { cr4, cpus: 1, phys_bits: Some(36), hide };
+        let guest = Guest { cr4, cpus: 1, phys_bits: Some(36), hide, has_apic: true };
         answer(leaf, subleaf, &guest, |_, _| ALL)
     }
 
@@ -168,8 +173,20 @@ mod tests {
     }
 
     #[test]
+    fn a_local_apic_that_is_off_is_not_there() {
+        for leaf in [1, 0x8000_0001] {
+            let bit = |has_apic| {
+                let guest = Guest { cr4: 0, cpus: 1, phys_bits: None, hide: &[], has_apic };
+                answer(leaf, 0, &guest, |_, _| ALL).edx >> 9 & 1
+            };
+            assert_eq!((bit(true), bit(false)), (1, 0), "{leaf:#x}");
+        }
+    }
+
+    #[test]
     fn the_physical_width_only_shrinks() {
-        let guest = |bits| Guest { cr4: 0, cpus: 1, phys_bits: Some(bits), hide: &[] };
+        let guest =
+            |bits| Guest { cr4: 0, cpus: 1, phys_bits: Some(bits), hide: &[], has_apic: true };
         let real = |_, _| Answer { eax: 0x3028, ..Answer::default() };
         assert_eq!(answer(0x8000_0008, 0, &guest(36), real).eax, 0x3024);
         assert_eq!(answer(0x8000_0008, 0, &guest(52), real).eax, 0x3028);

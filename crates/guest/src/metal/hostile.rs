@@ -55,6 +55,7 @@ pub fn run(machine: &Machine, name: &str) {
         "hostile-single-step" => instruction::single_step(machine),
         "hostile-apic-absent" => apic_page::absent(),
         "hostile-apic-nmi" => apic_page::nmi(),
+        "hostile-apic-off" => apic_page::off(),
         "hostile-nmi-chain" => apic_page::nmi_chain(machine),
         "hostile-apic-init" => apic_page::init(),
         "hostile-apic" => apic_page::garbage(machine),

@@ -6,7 +6,7 @@ use super::guest_ram::GuestRam;
 use super::nested::Nested;
 use super::{apic, timer};
 use alloc::{boxed::Box, format, string::String, vec::Vec};
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use hypervisor::apic::{Destination, Kind, Signal};
 use hypervisor::exit::Record;
 use hypervisor::policy;
@@ -48,6 +48,8 @@ pub struct Post {
     pub mail: AtomicU32,
     /// Its logical destination register.
     pub logical: AtomicU32,
+    /// Whether its local APIC is on; nothing reaches one that is off.
+    pub has_apic: AtomicBool,
     /// Instruction pointer at the last exit.
     pub rip: AtomicU64,
     /// A [`Mode`].
@@ -115,6 +117,7 @@ impl<'a> Machine<'a> {
         let post = |number| Post {
             mail: AtomicU32::new(0),
             logical: AtomicU32::new(0),
+            has_apic: AtomicBool::new(true),
             rip: AtomicU64::new(0),
             mode: AtomicU32::new(mode(number) as u32),
             record: Record::new(),
@@ -171,7 +174,8 @@ impl<'a> Machine<'a> {
     pub fn signal(&self, sender: usize, signal: Signal) {
         for (number, post) in self.posts.iter().enumerate() {
             let logical = post.logical.load(Ordering::Relaxed);
-            if !signal.to.includes(sender as u8, number as u8, logical) {
+            let has_apic = post.has_apic.load(Ordering::Relaxed);
+            if !has_apic || !signal.to.includes(sender as u8, number as u8, logical) {
                 continue;
             }
             match signal.kind {

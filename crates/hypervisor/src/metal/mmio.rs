@@ -29,9 +29,15 @@ pub struct Fetched {
 struct Memory<'v, 'm> {
     machine: &'m Machine<'m>,
     handle: &'v mut Handle<'m>,
+    has_apic: bool,
 }
 
 impl Memory<'_, '_> {
+    /// The library would read and write this page like memory.
+    fn is_local_apic(&self, gpa: u64) -> bool {
+        self.has_apic && gpa & !(FRAME - 1) == policy::LOCAL_APIC
+    }
+
     fn read(&mut self, gpa: u64, bytes: &mut [u8]) -> Result<(), AccessError> {
         self.machine.nested.read(self.handle, gpa, bytes)
     }
@@ -43,7 +49,7 @@ impl Memory<'_, '_> {
 
 impl Tables for Memory<'_, '_> {
     fn entry(&mut self, gpa: u64, bytes: u8) -> Option<u64> {
-        if is_local_apic(gpa) {
+        if self.is_local_apic(gpa) {
             return None;
         }
         let mut entry = [0; 8];
@@ -54,11 +60,6 @@ impl Tables for Memory<'_, '_> {
     fn set(&mut self, gpa: u64, bits: u32) {
         self.machine.nested.set_bits(self.handle, gpa, bits);
     }
-}
-
-/// The library would read and write this page like memory.
-fn is_local_apic(gpa: u64) -> bool {
-    gpa & !(FRAME - 1) == policy::LOCAL_APIC
 }
 
 /// An instruction pointer within the limits of the code's size.
@@ -74,14 +75,16 @@ pub fn fetch(vcpu: &mut Vcpu<'_>) -> Option<Fetched> {
     let mut code = [0; 15];
     let mut length = 0;
     let paging = vcpu.paging();
-    let mut memory = Memory { machine: vcpu.machine, handle: &mut vcpu.nested };
+    let mut memory =
+        Memory { machine: vcpu.machine, handle: &mut vcpu.nested, has_apic: vcpu.has_apic };
     while length < code.len() {
         let linear = start.wrapping_add(length as u64);
         let here = (code.len() - length).min((FRAME - linear % FRAME) as usize);
         let Ok(gpa) = guest_walk::translate(&paging, linear, Access::Fetch, &mut memory) else {
             break;
         };
-        if is_local_apic(gpa) || memory.read(gpa, &mut code[length..length + here]).is_err() {
+        if memory.is_local_apic(gpa) || memory.read(gpa, &mut code[length..length + here]).is_err()
+        {
             break;
         }
         length += here;
@@ -193,7 +196,8 @@ fn cpu<'f>(vcpu: &Vcpu<'_>, fpu: &'f mut Fpu) -> Cpu<'f> {
 /// What it sees of the world.
 fn world<'v, 'm>(vcpu: &'v mut Vcpu<'m>) -> World<'v, 'm> {
     let paging = vcpu.paging();
-    let memory = Memory { machine: vcpu.machine, handle: &mut vcpu.nested };
+    let memory =
+        Memory { machine: vcpu.machine, handle: &mut vcpu.nested, has_apic: vcpu.has_apic };
     World { machine: vcpu.machine, number: vcpu.number, paging, memory }
 }
 
@@ -237,12 +241,13 @@ impl Bus for World<'_, '_> {
         for (gpa, length) in self.pieces(linear, rest.len(), Access::Read)? {
             let (part, after) = rest.split_at_mut(length);
             rest = after;
-            if length == 0 || !is_local_apic(gpa) && self.memory.read(gpa, part).is_ok() {
+            if length == 0 || !self.memory.is_local_apic(gpa) && self.memory.read(gpa, part).is_ok()
+            {
                 continue;
             }
             part.fill(0xff);
             let offset = gpa.wrapping_sub(policy::LOCAL_APIC);
-            if offset < FRAME && offset.is_multiple_of(16) && length == 4 {
+            if self.memory.has_apic && offset < FRAME && offset.is_multiple_of(16) && length == 4 {
                 part.copy_from_slice(&apic::read(offset as u16).to_le_bytes());
             } else {
                 self.machine.closed.fetch_add(1, Ordering::Relaxed);
@@ -256,12 +261,14 @@ impl Bus for World<'_, '_> {
         for (gpa, length) in self.pieces(linear, bytes.len(), Access::Write)? {
             let (part, after) = rest.split_at(length);
             rest = after;
-            if length == 0 || !is_local_apic(gpa) && self.memory.write(gpa, part).is_ok() {
+            if length == 0
+                || !self.memory.is_local_apic(gpa) && self.memory.write(gpa, part).is_ok()
+            {
                 continue;
             }
             let offset = gpa.wrapping_sub(policy::LOCAL_APIC);
             match <[u8; 4]>::try_from(part) {
-                Ok(word) if offset < FRAME && offset.is_multiple_of(4) => {
+                Ok(word) if self.memory.has_apic && offset < FRAME && offset.is_multiple_of(4) => {
                     write_apic(self.machine, self.number, offset as u16, u32::from_le_bytes(word));
                 }
                 _ => {

@@ -6,8 +6,10 @@ use super::vcpu::Vcpu;
 use hypervisor::policy::{self, Msr, MsrRule};
 use hypervisor::registers::{Refused, check_pat};
 
-/// APIC base: enabled, at its usual place; bit 8 marks the boot processor.
-const APIC_BASE: u64 = policy::LOCAL_APIC | 1 << 11;
+/// Bit of the APIC base register: the APIC is on.
+const APIC_ON: u64 = 1 << 11;
+/// Bit of the APIC base register: this is the boot processor.
+const BOOT_PROCESSOR: u64 = 1 << 8;
 
 /// A register exit.
 pub fn handle(vcpu: &mut Vcpu<'_>) {
@@ -31,7 +33,9 @@ pub fn handle(vcpu: &mut Vcpu<'_>) {
 }
 
 fn apic_base(vcpu: &Vcpu<'_>) -> u64 {
-    APIC_BASE | u64::from(vcpu.number == 0) << 8
+    let on = if vcpu.has_apic { APIC_ON } else { 0 };
+    let boot = if vcpu.number == 0 { BOOT_PROCESSOR } else { 0 };
+    policy::LOCAL_APIC | on | boot
 }
 
 fn read(vcpu: &Vcpu<'_>, register: u32) -> Result<u64, Refused> {
@@ -65,9 +69,11 @@ fn write(vcpu: &mut Vcpu<'_>, register: u32, value: u64) -> Result<(), Refused> 
             vcpu.vmcb.g_pat = value;
             Ok(())
         }
-        // Switching it off would cut the guest's interrupts and nothing else; moving it is not
-        // carried out, and x2APIC mode is not offered.
-        MsrRule::ApicBase if value & !0xfff == policy::LOCAL_APIC && value & 0x6ff == 0 => Ok(()),
+        // Moving it is not carried out, and x2APIC mode is not offered.
+        MsrRule::ApicBase if value & !0xfff == policy::LOCAL_APIC && value & 0x6ff == 0 => {
+            vcpu.switch_apic(value & APIC_ON != 0);
+            Ok(())
+        }
         MsrRule::ApicBase => Err(Refused),
         MsrRule::Mtrr => vcpu.mtrr.write(register, value),
         MsrRule::Constant(_) => Ok(()),

@@ -9,7 +9,7 @@ use alloc::{format, string::String, vec::Vec};
 use core::ptr::NonNull;
 use hypervisor::policy;
 use hypervisor::pool::{FRAME, Size};
-use hypervisor::wire::{End, Guest, Job, PageLimit, Stats, Verdict};
+use hypervisor::wire::{End, Guest, Job, PageLimit, Range, Stats, Verdict};
 use vmmu::addr::{Gfn, GfnRange, Gpa, Level, Pfn};
 use vmmu::check::{Violation, Witness};
 use vmmu::entry::{Access, Format, MemoryType, npt};
@@ -18,11 +18,16 @@ use vmmu::host::{
     Resolution, TablePage, TablePages, VcpuId,
 };
 use vmmu::slot::{AddressSpace, LinearFrames, Mutability, SlotId, SlotSpec, Source};
-use vmmu::{AccessError, AccessFailure, Config, Mmu, Processor, Worker};
+use vmmu::{AccessError, AccessFailure, Config, Mmu, Processor, Role, Worker};
 use vmmu::{Cause, MemoryFault, Outcome, PageFault};
 
 /// The one backing there is: the guest's RAM, by guest frame number.
 pub const GUEST_RAM: u64 = 0;
+
+/// The role of a vCPU whose local APIC is on: it is in the address space.
+pub const WITH_APIC: Role = Role::PLAIN;
+/// That of one whose local APIC is off.
+pub const WITHOUT_APIC: Role = Role { space: AddressSpace::Smm, ..Role::PLAIN };
 
 /// What the library needs of this hypervisor at all times.
 #[derive(Debug)]
@@ -126,7 +131,8 @@ fn format() -> Result<Format, String> {
 }
 
 impl<'m> Nested<'m> {
-    /// Tables for a guest: one slot for each RAM range, and one for the local APIC.
+    /// Tables for a guest: one slot for each RAM range, and one for the local APIC. In the second
+    /// address space, which is for vCPUs that have switched their local APIC off, it is missing.
     pub fn new(job: &Job<'_>, guest: &Guest<'_>, ram: &'m GuestRam<'m>) -> Result<Self, String> {
         let largest = match job.pages {
             PageLimit::K4 => Level::Size4K,
@@ -145,15 +151,19 @@ impl<'m> Nested<'m> {
         };
         let vm = Mmu::new(Host, &config).map_err(|error| format!("nested tables: {error}"))?;
         let nested = Self { vm, ram };
-        let slots = guest.ram.iter().map(|range| SlotSpec {
-            id: SlotId(0),
-            space: AddressSpace::Normal,
-            range: GfnRange::sized(Gfn(range.gpa / FRAME), range.bytes / FRAME)
-                .unwrap_or(GfnRange::EMPTY),
-            source: Source::Backed { backing: GUEST_RAM, first: range.gpa / FRAME },
-            mutability: Mutability::ReadWrite,
-            largest,
-        });
+        let in_space = |space| {
+            move |range: &Range| SlotSpec {
+                id: SlotId(0),
+                space,
+                range: GfnRange::sized(Gfn(range.gpa / FRAME), range.bytes / FRAME)
+                    .unwrap_or(GfnRange::EMPTY),
+                source: Source::Backed { backing: GUEST_RAM, first: range.gpa / FRAME },
+                mutability: Mutability::ReadWrite,
+                largest,
+            }
+        };
+        let slots = guest.ram.iter().map(in_space(AddressSpace::Normal));
+        let without_apic = guest.ram.iter().map(in_space(WITHOUT_APIC.space));
         let page = policy::LOCAL_APIC / FRAME;
         let local_apic = SlotSpec {
             id: SlotId(0),
@@ -167,7 +177,7 @@ impl<'m> Nested<'m> {
         };
         {
             let mut worker = nested.worker()?;
-            for (id, slot) in (0..).zip(slots.chain([local_apic])) {
+            for (id, slot) in (0..).zip(slots.chain([local_apic]).chain(without_apic)) {
                 let slot = SlotSpec { id: SlotId(id), ..slot };
                 worker.create_slot(&slot).map_err(|error| format!("slot {id}: {error}"))?;
             }

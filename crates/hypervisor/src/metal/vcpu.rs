@@ -99,6 +99,8 @@ pub struct Vcpu<'m> {
     pub halted_at: Option<u64>,
     /// The library's side of it.
     pub nested: Handle<'m>,
+    /// Whether its local APIC is on (bit 11 of the APIC base register).
+    pub has_apic: bool,
     /// EFER.LME, which the control block has only while paging is on: see [`Vcpu::set_control`].
     long_mode_enabled: bool,
     nmis: Nmis,
@@ -128,6 +130,7 @@ impl<'m> Vcpu<'m> {
             repetition: Repetition::default(),
             halted_at: None,
             nested,
+            has_apic: true,
             long_mode_enabled: false,
             nmis: Nmis::new(),
             undelivered: Undelivered::NONE,
@@ -147,6 +150,7 @@ impl<'m> Vcpu<'m> {
             cpus: self.machine.guest.cpus,
             phys_bits: self.machine.job.phys_bits,
             hide: &self.machine.job.hide,
+            has_apic: self.has_apic,
         };
         cpuid::answer(leaf, subleaf, &guest, |leaf, subleaf| {
             let real = core::arch::x86_64::__cpuid_count(leaf, subleaf);
@@ -235,6 +239,22 @@ impl<'m> Vcpu<'m> {
             asm!("xsetbv", in("ecx") 0, in("eax") value as u32,
                 in("edx") (value >> 32) as u32, options(nomem, nostack));
         }
+    }
+
+    /// Switches the local APIC on or off by its base register (APM vol. 2, section 16.3.1). While it is
+    /// off, its registers and its bit of CPUID are gone, nothing reaches it, and the interrupt line of
+    /// the 8259 controllers leads to the processor itself. It comes back as after a reset.
+    pub fn switch_apic(&mut self, on: bool) {
+        if on == self.has_apic {
+            return;
+        }
+        self.has_apic = on;
+        self.machine.posts[self.number].has_apic.store(on, Ordering::Relaxed);
+        apic::reset();
+        if !on && self.number == 0 {
+            apic::wire_legacy();
+        }
+        self.nested.set_role(if on { nested::WITH_APIC } else { nested::WITHOUT_APIC });
     }
 
     /// The first state of the boot vCPU.

@@ -1,10 +1,12 @@
 //! Garbage for the local APIC.
 
+use super::Rules;
 use crate::metal::console::say;
 use crate::metal::paging::{PRESENT, Window};
 use crate::metal::trap::{self, Fault, attempt};
 use crate::metal::{Machine, apic, check, cpu, interrupt};
 use guest::exit;
+use x86_64::registers::model_specific::Msr;
 
 /// Random values in all registers but the interrupt command, which could start or stop
 /// processors. Interrupts are off meanwhile.
@@ -63,6 +65,37 @@ pub fn nmi() {
     let came = cpu::wait(cpu::PATIENCE, || trap::count(2) > before);
     check!(came, exit::EXCEPTIONS, "an NMI to itself does not come");
     say!("{} came", trap::count(2) - before);
+}
+
+/// The APIC base register: bit 11 switches the local APIC off and on (AMD64 APM vol. 2, section 16.3.1).
+pub fn off() {
+    const BASE: u32 = 0x1b;
+    const ON: u64 = 1 << 11;
+    // SAFETY: the register exists, and reading it has no effect.
+    let read = || unsafe { Msr::new(BASE).read() };
+    // SAFETY: nothing needs the local APIC meanwhile.
+    let write = |value| unsafe { Msr::new(BASE).write(value) };
+    let shown = || core::arch::x86_64::__cpuid(1).edx >> 9 & 1 == 1;
+    let mut rules = Rules::default();
+    let base = read();
+    rules.rule(base & ON != 0 && shown(), format_args!("on at first: {base:#x}, {}", shown()));
+    let version = apic::read(0x30);
+    write(base & !ON);
+    rules.rule(read() == base & !ON, format_args!("off: the base register is {:#x}", read()));
+    rules.rule(!shown(), format_args!("off: CPUID shows it"));
+    rules.rule(apic::read(0x30) == !0, format_args!("off: it answers {:#x}", apic::read(0x30)));
+    apic::write(apic::SPURIOUS, 0x155);
+    // The interrupt line of the PC's own controller leads to the processor itself.
+    let before = trap::count(trap::PIC);
+    interrupt::timer_once(1193);
+    trap::halt_until(trap::PIC, before);
+    interrupt::quiet();
+    write(base);
+    rules.rule(read() == base && shown(), format_args!("on again: {:#x}, {}", read(), shown()));
+    rules.rule(apic::read(0x30) == version, format_args!("on again: {:#x}", apic::read(0x30)));
+    let spurious = apic::read(apic::SPURIOUS);
+    rules.rule(spurious == 0xff, format_args!("on again: not as after a reset: {spurious:#x}"));
+    rules.verdict();
 }
 
 /// NMIs that are sent while the handler of another runs.
