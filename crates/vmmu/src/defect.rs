@@ -58,6 +58,8 @@ defects! {
     HitsNoWatch hits_no_watch ["D-w4", "D-a9", "D-x4"];
     /// Two who end an invalidation of the same name end the same one.
     EndsOneTwice ends_one_twice ["D-a18", "D-a24"];
+    /// A place for invalidations that is taken anew says the same as before.
+    PlaceKeepsItsName place_keeps_its_name ["D-a32"];
     /// A fault takes a watch, its own or a spare one, before it knows whether it needs one.
     WatchesBeforeLooking watches_before_looking ["F-M1"];
     /// A watch is admitted in the section in which it was opened.

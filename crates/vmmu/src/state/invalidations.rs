@@ -251,7 +251,8 @@ impl Invalidations {
         self.count.fetch_add(1, Ordering::AcqRel);
         for (n, place) in self.places.iter().enumerate() {
             let seen = place.state.load(Ordering::Relaxed);
-            let tenant = (seen & !PHASE).wrapping_add(TENANT);
+            let next = if defect!(PlaceKeepsItsName) { 0 } else { TENANT };
+            let tenant = (seen & !PHASE).wrapping_add(next);
             if seen & PHASE == FREE
                 && place
                     .state

@@ -185,6 +185,48 @@ fn two_ends_that_do_not_compare_end_one() {
     A17.fails("a18", Defect::EndsOneTwice, UNENDED);
 }
 
+/// Two have begun with the same range. While one end looks at the first of them, the other ends it, and
+/// an invalidation of another page begins in its place.
+fn end_beside_the_next_in_its_place() {
+    let rig = Rig::with_places(1, 2, 2);
+    let [mut first, mut second] = [0, 1].map(|_| {
+        let mut worker = rig.worker();
+        worker.invalidate_begin(pages(0, 1));
+        worker
+    });
+    let ending = spawn(move || {
+        first.invalidate_end(pages(0, 1)).expect("it was begun");
+        first
+    });
+    let next = spawn(move || {
+        second.invalidate_end(pages(0, 1)).expect("it was begun");
+        second.invalidate_begin(pages(1, 1));
+        second
+    });
+    let mut first = ending.join().expect("an end");
+    let second = next.join().expect("an end and a beginning");
+    if first.invalidate_end(pages(0, 1)).is_ok() {
+        rig.vm.host().complain(UNENDED);
+    }
+    if first.invalidate_end(pages(1, 1)).is_ok() {
+        saw("still under way");
+    }
+    drop((first, second));
+    rig.end();
+}
+
+const A31: Model = Model::new("a31", 2, end_beside_the_next_in_its_place);
+
+#[test]
+fn an_end_does_not_take_the_next_one_in_its_place() {
+    A31.holds(&["still under way"]);
+}
+
+#[test]
+fn a_place_that_keeps_its_name_is_ended_twice() {
+    A31.fails("a32", Defect::PlaceKeepsItsName, UNENDED);
+}
+
 /// A fault on page 0, which an invalidation takes back that finds no place.
 fn fault_against_one_without_a_place() {
     let rig = Rig::with_places(1, 1, 0);
