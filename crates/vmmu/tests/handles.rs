@@ -299,3 +299,42 @@ fn a_flush_by_a_thread_that_has_the_vcpu_in_the_guest_is_found_and_ends() {
     assert_eq!(mmu.broken(), Some(Broken::FlushInGuest));
     inside.after_exit();
 }
+
+/// An entry kept as a value can be left too late, or by another vCPU. Neither may make the library
+/// believe that a flush has been done.
+#[test]
+fn an_entry_that_was_ended_by_another_call_or_is_another_vcpus_does_no_flush() {
+    let mmu = mmu(2);
+    let (mut vcpu, mut other) = (mmu.vcpu(VcpuId(0)).unwrap(), mmu.vcpu(VcpuId(1)).unwrap());
+    let foreign = enter(&mut other).keep();
+    vcpu.load_root().unwrap();
+    vcpu.leave(foreign);
+    // The other one is still in the guest, and would be waited for.
+    drop(other);
+    let entered = enter(&mut vcpu).keep();
+    assert_eq!(entered.flush(), Flush::Needed, "this vCPU has never been in the guest");
+    // The role changes before the entry is left: the next root is another one.
+    vcpu.set_role(Role { flavour: 1, ..Role::PLAIN });
+    vcpu.load_root().unwrap();
+    vcpu.leave(entered);
+    let entered = enter(&mut vcpu).keep();
+    assert_eq!(entered.flush(), Flush::Needed, "another root");
+    // Entered again, and not made, before the first one is left: the second has seen that a flush is
+    // wanted.
+    vcpu.leave(entered);
+    let frames = Frames::new(Level::Size4K);
+    mmu.worker().unwrap().create_slot(&backed(0, range(0, 8))).unwrap();
+    let outcome = vcpu.handle_fault(&frames, fault_at(1, Access::READ));
+    assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
+    let entered = enter(&mut vcpu).keep();
+    assert_eq!(entered.flush(), Flush::NotNeeded);
+    vcpu.load_root().unwrap();
+    drop(mmu.invalidate_range(pages(1, 1)));
+    drop(vcpu.before_enter(Processor(0)).unwrap());
+    vcpu.leave(entered);
+    let entered = enter(&mut vcpu).keep();
+    assert_eq!(entered.flush(), Flush::Needed, "the invalidation's");
+    // Its own, in time.
+    vcpu.leave(entered);
+    assert_eq!(enter(&mut vcpu).flush(), Flush::NotNeeded);
+}

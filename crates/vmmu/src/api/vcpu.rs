@@ -113,32 +113,47 @@ pub enum Flush {
 #[derive(Debug)]
 pub struct InGuest<'v, M: Hold> {
     vcpu: &'v mut VcpuMmu<M>,
-    entry: Entered,
+    entry: Entry,
+}
+
+/// What an entry needs to know.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    top: Pfn,
+    flush: Flush,
+    on: Processor,
+}
+
+/// Which of the stays in the guest of which vCPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Stay {
+    mmu: u64,
+    vcpu: VcpuId,
+    mode: u64,
 }
 
 /// What an entry needs to know, as a plain value: [`InGuest::keep`] gives it, for hypervisors whose
 /// entry and exit are two functions.
 ///
 /// As long as the vCPU counts as being in the guest, whoever flushes kicks it and waits for it. So
-/// [`VcpuMmu::leave`] is called after the exit; every other call of the vCPU that changes something
-/// ends the entry too, as one that was not made.
+/// [`VcpuMmu::leave`] is called after the exit, before anything else: every other call of the vCPU that
+/// changes something ends the entry too, as one that was not made.
 #[must_use = "the vCPU counts as being in the guest until `leave` is called"]
 #[derive(Debug)]
 pub struct Entered {
-    top: Pfn,
-    flush: Flush,
-    on: Processor,
+    entry: Entry,
+    stay: Option<Stay>,
 }
 
 impl Entered {
     /// Host-physical address of the top table (SVM: nCR3; VMX: in the EPTP).
     pub fn root(&self) -> Hpa {
-        self.top.hpa()
+        self.entry.top.hpa()
     }
 
     /// Whether the entry has to drop translations.
     pub fn flush(&self) -> Flush {
-        self.flush
+        self.entry.flush
     }
 }
 
@@ -162,6 +177,12 @@ impl<M: Hold> VcpuMmu<M> {
 
     fn words(&self) -> Option<&VcpuWords> {
         self.worker.seat.core().vcpus.get(self.id.0 as usize)
+    }
+
+    /// Which stay it is in now, be it one outside.
+    fn stay(&self) -> Option<Stay> {
+        let mode = self.words()?.mode();
+        Some(Stay { mmu: self.worker.seat.core().id, vcpu: self.id, mode })
     }
 
     /// Says "outside", if an entry was kept and never left.
@@ -272,13 +293,19 @@ impl<M: Hold> VcpuMmu<M> {
         }
         let moved = self.processor != Some(on);
         let flush = if self.stale || moved { Flush::Needed } else { Flush::NotNeeded };
-        Ok(InGuest { vcpu: self, entry: Entered { top, flush, on } })
+        Ok(InGuest { vcpu: self, entry: Entry { top, flush, on } })
     }
 
     /// The guest has run and has exited: what [`Entered::flush`] asked for has been done.
+    ///
+    /// An entry that another call has ended meanwhile, or that is another vCPU's, counts as one that was
+    /// not made: what has become stale since then would be forgotten otherwise. The vCPU is outside, and
+    /// the flush is asked for again.
     pub fn leave(&mut self, entered: Entered) {
-        self.stale = false;
-        self.processor = Some(entered.on);
+        if entered.stay.is_some() && entered.stay == self.stay() {
+            self.stale = false;
+            self.processor = Some(entered.entry.on);
+        }
         self.outside();
     }
 
@@ -413,12 +440,12 @@ impl<H: Host> VcpuMmu<Arc<Mmu<H>>> {
 impl<M: Hold> InGuest<'_, M> {
     /// Host-physical address of the top table (SVM: nCR3; VMX: in the EPTP).
     pub fn root(&self) -> Hpa {
-        self.entry.root()
+        self.entry.top.hpa()
     }
 
     /// Whether the entry has to drop translations.
     pub fn flush(&self) -> Flush {
-        self.entry.flush()
+        self.entry.flush
     }
 
     /// The guest has run and has exited: what [`flush`](Self::flush) asked for has been done.
@@ -432,8 +459,7 @@ impl<M: Hold> InGuest<'_, M> {
     /// [`VcpuMmu::leave`].
     pub fn keep(self) -> Entered {
         let this = ManuallyDrop::new(self);
-        let Entered { top, flush, on } = this.entry;
-        Entered { top, flush, on }
+        Entered { entry: this.entry, stay: this.vcpu.stay() }
     }
 }
 
