@@ -7,6 +7,7 @@ mod support;
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use support::hooked::{Hooked, Hooks};
@@ -14,9 +15,11 @@ use support::{Frames, backed, enter, fault_at, linear, npt, pages, range};
 use vmmu::addr::{Gfn, Gpa, Level, Pfn};
 use vmmu::check::{Invariant, Witness};
 use vmmu::entry::Access;
-use vmmu::host::{Backing, Event, FrameQuery, GuestMemory, GuestPage, Resolution, VcpuId, Wait};
+use vmmu::host::{
+    Backing, Event, FrameQuery, GuestMemory, GuestPage, Resolution, VcpuId, Wait, WaitFor,
+};
 use vmmu::slot::{AddressSpace, SlotId};
-use vmmu::{Config, Mmu, Outcome, Processor, Progress, Role, VcpuMmu, Worker};
+use vmmu::{AccessFailure, Busy, Config, Mmu, Outcome, Processor, Progress, Role, VcpuMmu, Worker};
 
 std::thread_local! {
     /// Calls of hooks on this thread until one unwinds; 0: none will.
@@ -54,8 +57,10 @@ impl Hooks for Counted {
         hook();
     }
 
-    fn wait(&self, _: Wait) {
+    fn wait(&self, wait: Wait) {
         hook();
+        // Nothing here changes pages but the thread that asks.
+        assert!(wait.on != WaitFor::PageChange || wait.asked < 1000, "waits for ever: {wait:?}");
         thread::yield_now();
     }
 
@@ -174,6 +179,19 @@ const OPERATIONS: &[Operation] = &[
 fn run_on(world: &mut World<'_>) {
     let World { mmu, memory, vcpu, worker } = world;
     vcpu.set_role(Role::PLAIN);
+    // Before anybody changes slots, which would bring what was begun to its end.
+    for gfn in [9, 0x1234, 0x4_0000, 0x10_0000, 0x20_0000, 0x900_0000] {
+        let outcome = vcpu.handle_fault(memory, fault_at(gfn, Access::WRITE));
+        let expected = [Outcome::Spurious, Outcome::Emulate, Outcome::Busy(Busy::SlotDying)];
+        assert!(
+            matches!(outcome, Outcome::Fixed(_)) || expected.contains(&outcome),
+            "{gfn:#x}: {outcome:?}"
+        );
+        match worker.read(memory, NORMAL, Gfn(gfn).gpa(), &mut [0; 8]).map_err(|error| error.why) {
+            Ok(()) | Err(AccessFailure::NoMemory | AccessFailure::Busy(Busy::SlotDying)) => {}
+            other => panic!("{gfn:#x}: {other:?}"),
+        }
+    }
     worker.zap_all();
     for id in [1, 2, 9] {
         let _ = worker.delete_slot(SlotId(id));
@@ -195,6 +213,15 @@ fn run_on(world: &mut World<'_>) {
     enter(vcpu).after_exit();
 }
 
+/// Stops the other thread, also when the test fails.
+struct Stops<'s>(&'s AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Lets the n-th hook of one operation unwind. `false`: it calls fewer.
 fn unwinds(operation: &Operation, n: u64) -> bool {
     let config = Config { workers: 4, ..Config::new(npt(), 2) };
@@ -213,11 +240,11 @@ fn unwinds(operation: &Operation, n: u64) -> bool {
         let _ = vcpu.handle_fault(&memory, fault_at(0x800_0000, Access::READ));
         let mut world = World { mmu, memory, vcpu, worker };
         // A vCPU that flushes have to kick.
-        let stop = std::sync::atomic::AtomicBool::new(false);
+        let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
                 let mut other = mmu.vcpu(VcpuId(1)).unwrap();
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                while !stop.load(Ordering::Relaxed) {
                     if other.load_root().is_ok()
                         && let Ok(inside) = other.before_enter(Processor(1))
                     {
@@ -226,12 +253,12 @@ fn unwinds(operation: &Operation, n: u64) -> bool {
                     }
                 }
             });
+            let _stops = Stops(&stop);
             LEFT.set(n);
             let ended = catch_unwind(AssertUnwindSafe(|| operation.1(&mut world)));
             let did = LEFT.replace(0) == 0;
             assert_eq!(did, ended.is_err(), "{}: an unwinding was swallowed", operation.0);
             run_on(&mut world);
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
             did
         })
     };

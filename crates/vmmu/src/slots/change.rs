@@ -7,9 +7,9 @@
 //!
 //! The rule: what is left to do stands beside the guard ([`Unfinished`](crate::state::slots::Unfinished)),
 //! or in the slot's word, and the next one who takes the guard, or who needs the number or the frames,
-//! does it first. When a hook unwinds out of a creation, the slot goes again; out of a deletion, it
-//! stays dying until somebody deletes it again or needs its place; out of a move, the slot may be
-//! gone.
+//! does it first. When a hook unwinds out of a creation, the slot is dying, and goes with the next
+//! change of slots; out of a deletion, it stays dying until somebody deletes it again or needs its
+//! place; out of a move, one of the two.
 
 use crate::addr::{Gfn, GfnRange, Level};
 use crate::host::host::Host;

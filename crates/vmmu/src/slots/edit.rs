@@ -131,6 +131,16 @@ impl<'g> Edit<'g> {
         self.unfinished.coming = None;
     }
 
+    /// Coming to dying, if a slot is coming. By its word alone, because sections may still be reading
+    /// either copy.
+    pub(crate) fn give_up(&mut self) {
+        if let Some(id) = self.unfinished.coming {
+            self.unfinished.revision += 1;
+            let word = self.slots.word(id).dying(self.unfinished.revision);
+            self.slots.set_word(id, word);
+        }
+    }
+
     /// Live with other flags, under a new revision.
     pub(crate) fn revise(&mut self, spec: &SlotSpec) {
         self.set_word(spec.id, SlotState::Live, spec);

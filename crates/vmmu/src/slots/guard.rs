@@ -31,6 +31,16 @@ impl core::fmt::Debug for SlotGuard<'_> {
     }
 }
 
+impl Drop for SlotGuard<'_> {
+    /// A slot that is coming here never becomes live: a hook of the host unwinds. Whoever faults in it
+    /// would wait until somebody else changes slots, perhaps for ever, so it is dying until it goes.
+    fn drop(&mut self) {
+        if self.unfinished.coming.is_some() {
+            self.edit().give_up();
+        }
+    }
+}
+
 impl<'p, H: Host> Local<'p, H> {
     /// Takes the slot guard; waits for whoever has it. What an earlier change has left to do, because
     /// a hook of the host unwound, is done first.

@@ -172,6 +172,12 @@ impl SlotWord {
         SlotWord(state | read_only | largest | revision << REVISION_SHIFT)
     }
 
+    /// The same slot dying, under a new revision.
+    pub(crate) fn dying(self, revision: u64) -> SlotWord {
+        let flags = self.0 & ((1 << REVISION_SHIFT) - 1) & !3;
+        SlotWord(DYING | flags | revision << REVISION_SHIFT)
+    }
+
     pub(crate) fn state(self) -> Option<SlotState> {
         match self.0 & 3 {
             COMING => Some(SlotState::Coming),
