@@ -106,3 +106,28 @@ fn an_invalidation_of_no_page_pairs_its_end_and_refuses_nothing() {
         finish(vm);
     }
 }
+
+/// Two backings have pages of the same numbers, and both are under invalidation. An end of one is not
+/// taken for an end of the other, whether there are places or not.
+#[test]
+fn an_end_is_of_the_backing_that_it_names() {
+    for places in [0, 2] {
+        let config = Config { invalidations: places, ..Config::new(npt(), 1) };
+        let vm = Mmu::new(TestHost::default(), &config).unwrap();
+        let frames = Frames::new(Level::Size4K);
+        let (mut vcpu, mut worker) = (vm.vcpu(VcpuId(0)).unwrap(), vm.worker().unwrap());
+        worker.create_slot(&backed(1, range(0, 0x100))).unwrap();
+        let (mine, other) = (pages(3, 1), HostRange { backing: 8, ..pages(3, 1) });
+        vm.invalidate_begin(mine);
+        assert_eq!(vm.invalidate_end(other), Err(NotInvalidating(other)), "{places} places");
+        vm.invalidate_begin(other);
+        assert_eq!(vm.invalidate_end(other), Ok(()));
+        let outcome = vcpu.handle_fault(&frames, fault_at(3, Access::READ));
+        assert_eq!(outcome, Outcome::Busy(Busy::Invalidation), "{places} places");
+        assert_eq!(vm.invalidate_end(mine), Ok(()));
+        let outcome = vcpu.handle_fault(&frames, fault_at(3, Access::READ));
+        assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
+        drop((vcpu, worker));
+        finish(vm);
+    }
+}

@@ -158,3 +158,24 @@ fn a_word_is_exchanged_only_if_it_is_what_was_seen() {
     drop(worker);
     vm.teardown();
 }
+
+/// The slot may be written, but the host has the page to be read only, because somebody shares it: the
+/// library does not write it behind the host's back.
+#[test]
+fn what_the_host_does_not_allow_is_not_done_by_the_library() {
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
+    let mut worker = vm.worker().unwrap();
+    worker.create_slot(&backed(1, range(0, 2))).unwrap();
+    worker.write(&frames, SPACE, Gpa(8), &[7; 8]).unwrap();
+    *frames.access.lock().unwrap() = Access::READ;
+    let error = worker.write(&frames, SPACE, Gpa(8), &[1; 8]).unwrap_err();
+    assert_eq!((error.done, error.why), (0, AccessFailure::ReadOnly));
+    let error = worker.compare_exchange(&frames, SPACE, Gpa(8), 0x0707_0707_u32, 0).unwrap_err();
+    assert_eq!((error.done, error.why), (0, AccessFailure::ReadOnly));
+    let mut bytes = [0; 8];
+    worker.read(&frames, SPACE, Gpa(8), &mut bytes).unwrap();
+    assert_eq!(bytes, [7; 8]);
+    drop(worker);
+    finish(vm);
+}

@@ -3,7 +3,7 @@
 mod support;
 
 use std::sync::Mutex;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use support::hooked::{Hooked, Hooks};
 use support::puppet::{Puppet, puppet};
@@ -11,9 +11,9 @@ use support::{Frames, TestHost, backed, ept, fault_at, finish, half, npt, pages,
 use vmmu::addr::{Gpa, Level, Pfn};
 use vmmu::entry::Access;
 use vmmu::host::VcpuId;
-use vmmu::slot::{AddressSpace, SlotSpec, Source};
+use vmmu::slot::{AddressSpace, SlotId, SlotSpec, Source};
 use vmmu::{Busy, Outcome};
-use vmmu::{Config, Flush, HostRange, Mmu, NotInvalidating, Processor, Progress, Role};
+use vmmu::{Config, Flush, HostRange, Mmu, NotInvalidating, Processor, Progress, Role, VcpuMmu};
 
 #[test]
 fn an_invalidation_takes_an_overlapping_huge_leaf_whole_and_refuses_until_its_end() {
@@ -227,6 +227,14 @@ fn a_vcpu_outside_the_guest_is_not_kicked_and_flushes_at_its_next_entry() {
     vcpu.load_root().unwrap();
     let entry = vcpu.before_enter(Processor(5)).unwrap();
     assert_eq!(entry.flush(), Flush::Needed, "another processor");
+    // Given up there as well: the vCPU has not run there, and what that processor knows is as old as
+    // before.
+    drop(entry);
+    let entry = vcpu.before_enter(Processor(5)).unwrap();
+    assert_eq!(entry.flush(), Flush::Needed, "the same processor, on which it has not run");
+    entry.after_exit();
+    let entry = vcpu.before_enter(Processor(5)).unwrap();
+    assert_eq!(entry.flush(), Flush::NotNeeded);
     entry.after_exit();
     // Nothing was mapped there: nothing is owed.
     drop(vm.invalidate_range(pages(0x500, 1)));
@@ -516,4 +524,127 @@ fn an_invalidation_beside_a_drain_flushes_for_itself_only() {
     assert_eq!((stats.flushes, stats.foreign_debts), (0, 0));
     drop((vcpu, worker));
     assert_eq!(vm.teardown().pages.in_use(), 0);
+}
+
+/// When vCPU 1 is kicked for the first time, another thread acts. When it is kicked again, by that
+/// thread, it leaves the guest.
+#[derive(Debug, Default)]
+struct BesideFlush {
+    other: Mutex<Option<Puppet>>,
+    guest: Mutex<Option<Puppet>>,
+}
+
+impl BesideFlush {
+    /// The vCPU leaves, if it has not yet.
+    fn leave(&self) {
+        let guest = self.guest.lock().unwrap().take();
+        if let Some(guest) = guest {
+            guest.step(());
+        }
+    }
+}
+
+impl Hooks for BesideFlush {
+    fn kick(&self, _: VcpuId) {
+        let other = self.other.lock().unwrap().take();
+        match other {
+            Some(other) => {
+                other.step(());
+                // The flush that is under way waits for it.
+                self.leave();
+            }
+            None => self.leave(),
+        }
+    }
+}
+
+/// A huge leaf is cleared for the sake of one of its pages, and whoever has cleared it has not flushed
+/// yet. An invalidation of another of its pages finds nothing mapped. When it returns, no vCPU is in the
+/// guest that may still have the leaf in its TLB.
+#[test]
+fn an_invalidation_knows_that_a_huge_leaf_was_cleared_for_another_of_its_pages() {
+    type Clearing = fn(&Mmu<Hooked<BesideFlush>>, &Frames, &mut VcpuMmu<&Mmu<Hooked<BesideFlush>>>);
+    let clearings: [(&str, Clearing); 3] = [
+        ("an invalidation", |vm, _, _| drop(vm.invalidate_range(pages(3, 1)))),
+        ("a zap", |vm, _, _| vm.worker().unwrap().zap(AddressSpace::Normal, range(3, 1))),
+        ("an answer that disagrees", |_, frames, vcpu| {
+            // The host stops sharing the block.
+            *frames.access.lock().unwrap() = Access::all();
+            let outcome = vcpu.handle_fault(frames, fault_at(3, Access::WRITE));
+            assert!(matches!(outcome, Outcome::Fixed(_)), "{outcome:?}");
+        }),
+    ];
+    for level in [Level::Size2M, Level::Size1G] {
+        for (name, clear) in clearings {
+            let vm = Mmu::new(Hooked::<BesideFlush>::default(), &Config::new(npt(), 2)).unwrap();
+            let frames = Frames::new(level);
+            *frames.access.lock().unwrap() = Access::READ;
+            let mut vcpu = vm.vcpu(VcpuId(0)).unwrap();
+            vm.worker().unwrap().create_slot(&backed(1, range(0, 0x8_0000))).unwrap();
+            let outcome = vcpu.handle_fault(&frames, fault_at(3, Access::READ));
+            assert_eq!(outcome, Outcome::Fixed(level));
+            let ((other, others), (guest, guests)) = (puppet(), puppet());
+            let stayed = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let (vm, stayed) = (&vm, &stayed);
+                scope.spawn(move || {
+                    let mut vcpu = vm.vcpu(VcpuId(1)).unwrap();
+                    let inside = support::enter(&mut vcpu);
+                    guests.done(());
+                    let _leave = guests.cue();
+                    inside.after_exit();
+                    guests.done(());
+                });
+                guest.done();
+                scope.spawn(move || {
+                    others.cue().unwrap();
+                    drop(vm.invalidate_range(pages(level.pages() - 1, 1)));
+                    let is_in_guest = vm.host().hooks.guest.lock().unwrap().is_some();
+                    stayed.store(is_in_guest, Ordering::SeqCst);
+                    others.done(());
+                });
+                let hooks = &vm.host().hooks;
+                *hooks.other.lock().unwrap() = Some(other);
+                *hooks.guest.lock().unwrap() = Some(guest);
+                clear(vm, &frames, &mut vcpu);
+                assert!(hooks.other.lock().unwrap().take().is_none(), "{name}: nobody was kicked");
+                hooks.leave();
+            });
+            assert!(!stayed.into_inner(), "{name} of page 3, leaves of {level}");
+            drop(vcpu);
+            assert_eq!(vm.teardown().pages.in_use(), 0);
+        }
+    }
+}
+
+/// What has been visited within the budget is known to be the last: no further call is needed to find
+/// that out.
+#[test]
+fn work_in_steps_that_ends_with_its_budget_is_done() {
+    const TABLES: u64 = 10;
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
+    let (mut vcpu, mut worker) = (vm.vcpu(VcpuId(0)).unwrap(), vm.worker().unwrap());
+    let fill = |vcpu: &mut VcpuMmu<&Mmu<TestHost>>| {
+        for n in 0..TABLES {
+            let outcome = vcpu.handle_fault(&frames, fault_at(n * 0x200, Access::READ));
+            assert_eq!(outcome, Outcome::Fixed(Level::Size4K));
+        }
+    };
+    worker.create_slot(&backed(1, range(0, TABLES * 0x200))).unwrap();
+    for (budget, progress) in [(TABLES, Progress::Done), (TABLES - 1, Progress::More)] {
+        fill(&mut vcpu);
+        let mut zap = worker.begin_zap(AddressSpace::Normal, range(0, TABLES * 0x200));
+        assert_eq!(worker.zap_some(&mut zap, budget), progress, "a zap, {budget} tables");
+        while worker.zap_some(&mut zap, 1) == Progress::More {}
+    }
+    for (budget, progress) in [(TABLES, Progress::Done), (TABLES - 1, Progress::More)] {
+        fill(&mut vcpu);
+        let mut deletion = worker.begin_delete(SlotId(1)).unwrap();
+        let deleted = worker.delete_some(&mut deletion, budget);
+        assert_eq!(deleted, progress, "a deletion, {budget} tables");
+        worker.create_slot(&backed(1, range(0, TABLES * 0x200))).unwrap();
+    }
+    drop((vcpu, worker));
+    finish(vm);
 }

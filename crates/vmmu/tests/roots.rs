@@ -6,7 +6,7 @@ use support::{Frames, TestHost, backed, fault_at, finish, half, npt, pages, rang
 use vmmu::addr::Level;
 use vmmu::entry::Access;
 use vmmu::host::VcpuId;
-use vmmu::slot::AddressSpace;
+use vmmu::slot::{AddressSpace, SlotSpec};
 use vmmu::{Busy, Outcome};
 use vmmu::{Config, EnterError, Flush, Mmu, Processor, Progress, Role};
 
@@ -214,6 +214,34 @@ fn a_drain_of_several_roots_keeps_to_its_budget() {
                 break;
             }
         }
+    }
+    drop((vcpu, worker));
+    finish(vm);
+}
+
+/// Also where the two address spaces disagree about what is memory.
+#[test]
+fn a_fault_without_a_root_looks_for_a_slot_in_its_own_address_space() {
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+    let frames = Frames::new(Level::Size4K);
+    let (mut vcpu, mut worker) = (vm.vcpu(VcpuId(0)).unwrap(), vm.worker().unwrap());
+    worker.create_slot(&backed(1, range(0, 0x100))).unwrap();
+    let smm = SlotSpec { space: AddressSpace::Smm, ..backed(2, range(0x100, 0x100)) };
+    worker.create_slot(&smm).unwrap();
+    for flavour in 0..16 {
+        vcpu.set_role(Role { flavour, ..Role::PLAIN });
+        vcpu.load_root().unwrap();
+    }
+    let busy = Outcome::Busy(Busy::Roots);
+    for (space, here, there) in [
+        (AddressSpace::Normal, busy, Outcome::Emulate),
+        (AddressSpace::Smm, Outcome::Emulate, busy),
+    ] {
+        vcpu.set_role(Role { space, flavour: 16 });
+        let outcome = vcpu.handle_fault(&frames, fault_at(3, Access::READ));
+        assert_eq!(outcome, here, "{space:?}, the slot of the normal one");
+        let outcome = vcpu.handle_fault(&frames, fault_at(0x103, Access::READ));
+        assert_eq!(outcome, there, "{space:?}, the slot of the other one");
     }
     drop((vcpu, worker));
     finish(vm);

@@ -6,9 +6,11 @@ use support::{Frames, TestHost, backed, ept, fault_at, finish, half, linear, npt
 use vmmu::addr::{Gfn, Gpa, Level, Pfn};
 use vmmu::entry::Access;
 use vmmu::host::VcpuId;
-use vmmu::slot::{LinearFrames, SlotError, SlotId, SlotSpec, SlotState, Source};
+use vmmu::slot::{
+    AddressSpace, LinearFrames, Mutability, SlotError, SlotId, SlotSpec, SlotState, Source,
+};
 use vmmu::{Busy, Outcome};
-use vmmu::{Config, Mmu, Processor, Progress, Worker};
+use vmmu::{Config, Mmu, Processor, Progress, Role, Worker};
 
 #[test]
 fn a_slot_is_deleted_precisely() {
@@ -268,5 +270,71 @@ fn a_deletion_that_is_dropped_or_late_is_finished_by_who_needs_the_slots_place()
             drop((vcpu, worker));
             finish(vm);
         }
+    }
+}
+
+/// While it lasts, nobody can say whether there will be memory or a device: so a write to a read-only
+/// slot that is being deleted is not answered as one.
+#[test]
+fn a_fault_in_a_dying_slot_is_busy_whatever_it_wants() {
+    for mutability in [Mutability::ReadWrite, Mutability::ReadOnly] {
+        for spec in [backed(1, range(0, 0x100)), linear(1, range(0, 0x100), 0x1000)] {
+            let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+            let frames = Frames::new(Level::Size4K);
+            let (mut vcpu, mut worker) = (vm.vcpu(VcpuId(0)).unwrap(), vm.worker().unwrap());
+            worker.create_slot(&SlotSpec { mutability, ..spec }).unwrap();
+            let mut deletion = worker.begin_delete(SlotId(1)).unwrap();
+            for access in [Access::READ, Access::WRITE, Access::EXEC] {
+                let outcome = vcpu.handle_fault(&frames, fault_at(3, access));
+                assert_eq!(outcome, Outcome::Busy(Busy::SlotDying), "{access:?}, {mutability:?}");
+            }
+            while worker.delete_some(&mut deletion, 1) == Progress::More {}
+            let outcome = vcpu.handle_fault(&frames, fault_at(3, Access::WRITE));
+            assert_eq!(outcome, Outcome::Emulate);
+            drop((vcpu, worker));
+            finish(vm);
+        }
+    }
+}
+
+/// In both address spaces, and nothing else goes: leaves of the size that is still allowed stay, and so
+/// does what lies beside the slot.
+#[test]
+fn a_limit_takes_exactly_the_larger_leaves_of_its_slot_away() {
+    const G: u64 = 0x4_0000;
+    let spaces = [AddressSpace::Normal, AddressSpace::Smm];
+    for space in spaces {
+        let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 1)).unwrap();
+        let frames = Frames::new(Level::Size1G);
+        let (mut vcpu, mut worker) = (vm.vcpu(VcpuId(0)).unwrap(), vm.worker().unwrap());
+        for (id, other) in (0..).zip(spaces) {
+            for half in 0..2 {
+                let spec = backed(2 * id + half, range(u64::from(half) * 2 * G, 2 * G));
+                worker.create_slot(&SlotSpec { space: other, ..spec }).unwrap();
+            }
+            vcpu.set_role(Role { space: other, flavour: 0 });
+            // A leaf of 1 GiB, one of 2 MiB and one of 4 KiB in the first slot, one of 1 GiB beside it.
+            for (gfn, level) in [
+                (0, Level::Size1G),
+                (G, Level::Size4K),
+                (G + 0x200, Level::Size2M),
+                (2 * G, Level::Size1G),
+            ] {
+                *frames.level.lock().unwrap() = level;
+                let outcome = vcpu.handle_fault(&frames, fault_at(gfn, Access::READ));
+                assert_eq!(outcome, Outcome::Fixed(level));
+            }
+        }
+        assert_eq!(vm.stats().leaves, [2, 2, 4]);
+        let first = SlotId(2 * space as u32);
+        worker.limit_slot(first, Level::Size2M).unwrap();
+        assert_eq!(vm.stats().leaves, [2, 2, 3], "{space:?}");
+        assert_eq!(worker.translate(Role { space, flavour: 0 }, Gpa(0)), None);
+        worker.limit_slot(first, Level::Size4K).unwrap();
+        assert_eq!(vm.stats().leaves, [2, 1, 3], "{space:?}");
+        let there = worker.translate(Role { space, flavour: 0 }, Gfn(G).gpa());
+        assert_eq!(there.map(|there| there.level), Some(Level::Size4K), "{space:?}");
+        drop((vcpu, worker));
+        finish(vm);
     }
 }

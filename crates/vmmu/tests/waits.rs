@@ -232,6 +232,33 @@ fn a_wait_for_a_drain_that_somebody_else_is_at_is_part_of_the_budget() {
     );
 }
 
+/// Whoever has waited for another one's drain of a root does not know whether that came to its end.
+#[test]
+fn a_drain_of_a_root_that_somebody_else_is_at_is_not_done() {
+    let begun = Mutex::new(None);
+    meet(
+        WaitFor::Drain,
+        |mmu| {
+            let mut vcpu = mmu.vcpu(VcpuId(0)).unwrap();
+            for flavour in 0..16 {
+                vcpu.set_role(Role { flavour, ..Role::PLAIN });
+                vcpu.load_root().unwrap();
+            }
+            *begun.lock().unwrap() = Some(mmu.worker().unwrap().invalidate_roots());
+            // As above: the vCPU is at the first of them.
+            vcpu.set_role(Role { flavour: 16, ..Role::PLAIN });
+            preempt_at(mmu, Event::GracePeriod);
+            vcpu.load_root().unwrap();
+        },
+        |mmu| {
+            let mut drain = begun.lock().unwrap().take().unwrap();
+            let mut worker = mmu.worker().unwrap();
+            assert_eq!(worker.drain(&mut drain, u64::MAX), Progress::More);
+            assert_eq!(worker.drain(&mut drain, u64::MAX), Progress::Done);
+        },
+    );
+}
+
 #[test]
 fn reading_a_slot_waits_for_nobody() {
     let config = Config::new(npt(), 1);

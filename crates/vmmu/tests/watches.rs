@@ -308,3 +308,27 @@ fn age_decides_and_what_is_a_request_again_is_not_taken() {
     drop((own, taken, spares, vcpu));
     finish(vm);
 }
+
+/// A vCPU whose own watch is out with an older request faults on spare ones: what was hit there is
+/// remembered like what was hit in its own.
+#[test]
+fn a_hit_of_a_spare_watch_makes_the_next_one_narrow_too() {
+    let vm = Mmu::new(TestHost::default(), &Config::new(npt(), 2)).unwrap();
+    let frames = Frames::new(Level::Size1G);
+    let (mut vcpu, mut worker) = (vm.vcpu(VcpuId(0)).unwrap(), vm.worker().unwrap());
+    worker.create_slot(&backed(1, range(0, 4 * G))).unwrap();
+    worker.reserve(8).unwrap();
+    vcpu.load_root().unwrap();
+    let (own, _) = half(&mut vcpu, &frames, 3 * G);
+    let (first, found) = half(&mut vcpu, &frames, 5);
+    assert_eq!(first.query().largest, Level::Size1G);
+    drop(worker.invalidate_range(pages(9, 1)));
+    assert_eq!(worker.complete(support::resolve(first, found)).unwrap(), Outcome::Retry);
+    let (again, found) = half(&mut vcpu, &frames, 5);
+    assert_eq!(again.query().largest, Level::Size4K, "the watch of the page alone");
+    drop(worker.invalidate_range(pages(9, 1)));
+    let outcome = worker.complete(support::resolve(again, found)).unwrap();
+    assert_eq!(outcome, Outcome::Fixed(Level::Size4K), "not hit again");
+    drop((own, vcpu, worker));
+    finish(vm);
+}
