@@ -67,9 +67,10 @@ impl<H: Host> Mmu<H> {
     /// nobody. For a range without a page there is nothing to end, and it is never an error.
     ///
     /// End exactly what was begun: an end of a range that nobody began is a mistake of the host, and
-    /// most of them are found. An error has changed nothing. It is certain while at most
-    /// [`Config::invalidations`](crate::Config::invalidations) are under way, because each of those is
-    /// known by its range. Of the others only the blocks they touch are known, as counts. So an end
+    /// most of them are found. An error has changed nothing. It is certain while each that is under way found
+    /// a place when it began, which it does unless
+    /// [`Config::invalidations`](crate::Config::invalidations) others had one then: those are known by
+    /// their ranges. Of the others only the blocks they touch are known, as counts. So an end
     /// of a range that was never begun is taken for that of another one beyond the places whose range
     /// counts in the same blocks, or in blocks that fall on the same counter; that one's pages may
     /// then be mapped before it ends, and its own end is an error. An [`Invalidation`] is never ended

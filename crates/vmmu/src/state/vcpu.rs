@@ -4,9 +4,9 @@
 //! A sees it outside and sends no interrupt, and B does not see that a flush was asked for, B runs on
 //! the translation that A removed.
 //!
-//! The rule: B says that it is *in the guest*, passes a full fence, and then reads how many flushes are
-//! *wanted*. A raises that count, passes a full fence, and then reads B's mode. So either A sees B in
-//! the guest, or B sees the count.
+//! The rule: B says that it is *in the guest*, passes a full fence, and then reads the number of the last
+//! flush that is *wanted* of it. A writes that number, passes a full fence, and then reads B's mode. So
+//! either A sees B in the guest, or B sees the number.
 //!
 //! Flushes are numbered for the whole MMU, and a vCPU that has done one has done all of smaller numbers:
 //! a number is drawn after what it is about was cleared, and whoever sees a number sees what was done

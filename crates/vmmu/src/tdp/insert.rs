@@ -63,8 +63,8 @@ pub enum Mapped {
 impl<L: Liability> Section<'_, L> {
     /// Asks for the permit to insert `frame` as a leaf of `level`.
     ///
-    /// In this order: root, slot, ranges under invalidation, *then* hits. A range leaves the
-    /// active list only after it has set its hits.
+    /// In this order: root, slot, ranges under invalidation, *then* hits. A range leaves the array of
+    /// those only after it has set its hits.
     #[inline]
     pub fn permit<'a>(
         &'a self,
