@@ -1,6 +1,6 @@
 //! One instruction of a guest: any bytes, any registers, and memory that answers as it likes.
 
-use hypervisor::emulate::{Bus, Cpu, Stop, decode, step};
+use hypervisor::emulate::{Bus, Cpu, Stop, System, decode, step};
 
 use super::Input;
 
@@ -72,7 +72,8 @@ pub fn emulate(data: &[u8]) {
     let general = std::array::from_fn(|_| input.word());
     let bases = std::array::from_fn(|_| input.word());
     let mut sse = [0x5a; 512];
-    let mut cpu = Cpu { general, rip, rflags, bits, linear_bits, bases, sse: &mut sse };
+    let system = System { cr0: general[0], ..System::default() };
+    let mut cpu = Cpu { general, rip, rflags, bits, linear_bits, bases, sse: &mut sse, system };
     let instruction = decode(&cpu, &code);
     let mut world = World { input, patience, bits, linear_bits };
     let result = step(&mut cpu, &code, &mut world);
