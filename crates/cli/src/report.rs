@@ -21,7 +21,7 @@ pub fn text(run: &Run) -> String {
     let mut text = String::new();
     for guest in &run.guests {
         if guest.started.is_some() || guest.end.is_some() {
-            writeln!(text, "{}\n", of_guest(guest).trim_fmt()).ok();
+            writeln!(text, "{}\n", of_guest(guest, run.cut).trim_fmt()).ok();
             if run.cut != Cut::No && guest.end.as_ref().is_none_or(|end| *end == End::Stopped) {
                 writeln!(text, "{}", whereabouts(guest, &run.rates)).ok();
             }
@@ -39,11 +39,11 @@ fn table(rows: Vec<(String, String)>) -> Table {
     table
 }
 
-fn of_guest(guest: &GuestRun) -> Table {
+fn of_guest(guest: &GuestRun, cut: Cut) -> Table {
     let stats = &guest.stats;
     let mut rows = vec![("guest".to_owned(), guest.name.clone())];
     let mut row = |name: &str, value: String| rows.push((name.to_owned(), value));
-    row("ended", guest.end.as_ref().map_or("no word of it".into(), ended));
+    row("ended", guest.end.as_ref().map_or("no word of it".into(), |end| ended(end, cut)));
     if let Some(reached) = guest.reached {
         row("boot time", format!("{:.2} s to user space", reached.as_secs_f64()));
     }
@@ -79,7 +79,7 @@ fn of_guest(guest: &GuestRun) -> Table {
     table(rows)
 }
 
-fn ended(end: &End) -> String {
+fn ended(end: &End, cut: Cut) -> String {
     match end {
         End::PowerOff => "powered off".into(),
         End::Reset => "asked for a reset".into(),
@@ -87,7 +87,10 @@ fn ended(end: &End) -> String {
         End::TripleFault { vcpu, rip } => format!("triple fault on vCPU {vcpu} at 0x{rip:x}"),
         End::Halted => "halted for ever".into(),
         End::Refused { vcpu, what } => format!("refused on vCPU {vcpu}: {what}"),
-        End::Stopped => "stopped from outside".into(),
+        End::Stopped => match cut {
+            Cut::TimeOut => "not ended in time (--timeout)".into(),
+            Cut::No | Cut::Interrupt => "stopped from outside".into(),
+        },
         End::Broken { what } => format!("hypervisor broken: {what}"),
     }
 }

@@ -16,7 +16,7 @@ use hypervisor::wire::{self, Job};
 
 use self::{
     options::{Options, Paging},
-    outcome::{Expected, Outcome, Status},
+    outcome::{Expected, Outcome, Status, Wanted},
     screen::{Screen, Show},
 };
 use crate::{
@@ -82,7 +82,14 @@ pub fn run(options: &Options) -> Result<Status> {
     let names = plans.iter().map(|plan| plan.name.clone()).collect();
     let timeout = Duration::from_secs(options.timeout);
     let run = session::run(&machine, names, timeout, log, Screen::new(show))?;
-    let outcome = outcome::judge(&run, expected);
+    let wanted = Wanted {
+        expected,
+        is_linux: !options.builtin() && options.multiboot.is_none(),
+        texts: options.expect.clone(),
+        codes: options.ok_codes.clone(),
+        inject: options.inject.map(|injection| injection.0),
+    };
+    let outcome = outcome::judge(&run, &wanted);
 
     if show == Show::All {
         screen::write(report::text(&run).as_bytes());

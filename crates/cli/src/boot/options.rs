@@ -103,6 +103,18 @@ pub struct Options {
     /// guest page, entry@N corrupts a table entry
     #[arg(long, value_name = "WHAT@N", help_heading = "Run", value_parser = injection)]
     pub inject: Option<Injection>,
+    /// Text that the guest's console must have shown, or the run fails; may be repeated
+    #[arg(long, value_name = "TEXT", help_heading = "Run", allow_hyphen_values = true)]
+    pub expect: Vec<String>,
+    /// Exit codes of the guest that are no failure, for kernels that end otherwise than by 0
+    #[arg(
+        long,
+        value_name = "LIST",
+        help_heading = "Run",
+        value_delimiter = ',',
+        default_value = "0"
+    )]
+    pub ok_codes: Vec<u32>,
     /// Take memory back from under the running guest: after every N exits move pages to other
     /// frames, zap mappings, or drop all tables
     #[arg(long, value_name = "N", help_heading = "Run",
@@ -292,12 +304,17 @@ mod tests {
         let options = parse(
             "--guest linux --cpus 4 --memory 1G --ram 64M@0x200000000 --ram 1M@512G --paging npt \
              --pages 2m --cpuid -pku,-la57 --phys-bits 39 --workload memory --accel tcg \
-             --threads multi --timeout 9 --gdb 1234 --log l --json j --quiet --inject flip@77 --append a=b",
+             --threads multi --timeout 9 --gdb 1234 --log l --json j --quiet --inject flip@77 --append a=b \
+             --expect done --ok-codes 0,33",
         )
         .unwrap();
         assert_eq!(options.ram[1].0, Range { gpa: 512 << 30, bytes: 1 << 20 });
         assert_eq!(options.inject.unwrap().0, Inject::Flip { after: 77 });
         assert_eq!(options.cpuid.as_ref().unwrap().0.len(), 2);
+        assert_eq!(
+            (&options.expect[..], &options.ok_codes[..]),
+            (&["done".to_owned()][..], &[0, 33][..])
+        );
         // 512 GiB does not fit below 39 bits.
         assert!(options.check().unwrap_err().to_string().contains("39 bits"));
         assert!(parse("--multiboot k --module m --module n").is_ok());
@@ -319,6 +336,7 @@ mod tests {
             "--multiboot k --workload memory",
             "--phys-bits 31",
             "--timeout 0",
+            "--ok-codes x",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -1,6 +1,6 @@
 //! How a run ended: one exit status and one line.
 
-use hypervisor::wire::End;
+use hypervisor::wire::{End, Inject};
 
 use super::session::{Cut, GuestRun, Run};
 use crate::guests::initramfs::{REACHED, VERDICT, Workload};
@@ -41,9 +41,68 @@ pub enum Expected {
     Init(Workload),
 }
 
+/// What is wanted of a run.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Of the first guest's console.
+    pub expected: Expected,
+    /// Whether the first guest is a Linux kernel, which says so when something is wrong with it.
+    pub is_linux: bool,
+    /// Texts that the console must show.
+    pub texts: Vec<String>,
+    /// Exit codes of the first guest that are no failure.
+    pub codes: Vec<u32>,
+    /// The fault that has to be put in.
+    pub inject: Option<Inject>,
+}
+
+#[cfg(test)]
+impl Wanted {
+    /// Of a Linux guest, nothing beside that.
+    pub fn of(expected: Expected) -> Self {
+        Wanted { expected, is_linux: true, texts: vec![], codes: vec![0], inject: None }
+    }
+}
+
+/// What a Linux kernel prints when it has found a fault of its own, or of the machine.
+const COMPLAINTS: &[&str] = &["Kernel panic - not syncing", "kernel BUG at", "BUG: ", "Oops: "];
+
+/// The first line of a console in which Linux says Oops, BUG or panic.
+pub fn complaint(console: &str) -> Option<&str> {
+    let complains = |line: &&str| COMPLAINTS.iter().any(|text| line.contains(text));
+    console.lines().map(str::trim).find(complains)
+}
+
+/// Why nothing was put in, if something was to be.
+fn not_injected(run: &Run, inject: Option<Inject>) -> Option<String> {
+    let (what, after) = match inject? {
+        Inject::Flip { after } => ("flip", after),
+        Inject::Entry { after } => ("entry", after),
+    };
+    let fixed = |guest: &GuestRun| {
+        let faults = guest.stats.faults.iter().filter(|(name, _)| name == "fixed");
+        faults.map(|(_, count)| *count).sum::<u64>()
+    };
+    let most = run.guests.iter().map(fixed).max().unwrap_or(0);
+    // The hypervisor says what it has done, or why it could not.
+    let note = run
+        .notes
+        .iter()
+        .find(|note| note.contains("nothing flipped") || note.contains("no entry changed"));
+    match note {
+        Some(note) => Some(format!("--inject {what}@{after} did nothing: {note}")),
+        None if most < after => Some(format!(
+            "--inject {what}@{after} was never put in: only {most} faults mapped something; choose \
+             a smaller number"
+        )),
+        None => None,
+    }
+}
+
 /// Judges a run. The worst of what happened decides: a broken hypervisor before a time-out before
 /// a failed guest.
-pub fn judge(run: &Run, expected: Expected) -> Outcome {
+pub fn judge(run: &Run, wanted: &Wanted) -> Outcome {
+    let expected = wanted.expected;
     let text = String::from_utf8_lossy(&run.console);
     let workload = text
         .lines()
@@ -59,11 +118,25 @@ pub fn judge(run: &Run, expected: Expected) -> Outcome {
     };
     for (index, guest) in run.guests.iter().enumerate() {
         let (status, line) = match index {
-            0 => with_console(of_guest(guest), &text, expected, outcome.workload.as_deref()),
-            _ => of_guest(guest),
+            0 => {
+                let ended = of_guest(guest, &wanted.codes);
+                with_console(ended, &text, expected, outcome.workload.as_deref())
+            }
+            _ => of_guest(guest, &[0]),
         };
         if guest.end.is_some() {
             worse(status, line);
+        }
+    }
+    if let Some(line) = complaint(&text).filter(|_| wanted.is_linux) {
+        worse(Status::Failed, format!("Linux said: {line}"));
+    }
+    if run.cut == Cut::No {
+        if let Some(missing) = wanted.texts.iter().find(|wanted| !text.contains(wanted.as_str())) {
+            worse(Status::Failed, format!("the console never showed `{missing}` (--expect)"));
+        }
+        if let Some(line) = not_injected(run, wanted.inject) {
+            worse(Status::Failed, line);
         }
     }
     match run.cut {
@@ -84,7 +157,7 @@ pub fn judge(run: &Run, expected: Expected) -> Outcome {
 }
 
 /// What its end, and the checker, say of a guest.
-fn of_guest(guest: &GuestRun) -> (Status, String) {
+fn of_guest(guest: &GuestRun, codes: &[u32]) -> (Status, String) {
     let name = &guest.name;
     if let Some((invariant, at)) = guest.verdict.as_ref().and_then(|v| v.violations.first()) {
         let count = guest.verdict.as_ref().map_or(0, |v| v.violations.len());
@@ -94,8 +167,10 @@ fn of_guest(guest: &GuestRun) -> (Status, String) {
     match &guest.end {
         None => (Status::Fault, format!("{name} did not end")),
         Some(End::PowerOff) => (Status::Ended, format!("{name} powered off")),
-        Some(End::Exit { code: 0 }) => (Status::Ended, format!("{name} ended with exit code 0")),
-        Some(End::Exit { code }) => (Status::Failed, format!("{name} ended with exit code {code}")),
+        Some(End::Exit { code }) => {
+            let status = if codes.contains(code) { Status::Ended } else { Status::Failed };
+            (status, format!("{name} ended with exit code {code}"))
+        }
         Some(End::Reset) => (Status::Failed, format!("{name} asked for a reset")),
         Some(End::TripleFault { vcpu, rip }) => {
             (Status::Failed, format!("{name}: triple fault on vCPU {vcpu} at 0x{rip:x}"))
@@ -169,7 +244,11 @@ mod tests {
     }
 
     fn status(run: &Run, expected: Expected) -> (Status, String) {
-        let outcome = judge(run, expected);
+        judged(run, &Wanted::of(expected))
+    }
+
+    fn judged(run: &Run, wanted: &Wanted) -> (Status, String) {
+        let outcome = judge(run, wanted);
         assert!(!outcome.line.is_empty() && !outcome.line.contains('\n'));
         (outcome.status, outcome.line)
     }
@@ -211,6 +290,53 @@ mod tests {
         let failed = judged("vmmu: user space reached\nworkload: verdict FAILED held 1 page\n");
         assert_eq!(failed.0, Status::Failed);
         assert!(failed.1.contains("held 1 page"));
+    }
+
+    #[test]
+    fn a_complaint_of_linux_is_a_failure_whatever_the_end() {
+        for line in [
+            "[    1.0] BUG: unable to handle page fault for address: ffff",
+            "[    1.0] Oops: 0002 [#1] PREEMPT SMP",
+            "[    1.0] Kernel panic - not syncing: Attempted to kill init!",
+        ] {
+            let console = format!("{GOOD}{line}\r\n");
+            let (status, why) = status(&run(Some(End::PowerOff), &console), MEMORY);
+            assert_eq!((status, why), (Status::Failed, format!("Linux said: {line}")));
+        }
+        let other = Wanted { is_linux: false, ..Wanted::of(Expected::Nothing) };
+        assert_eq!(judged(&run(Some(End::PowerOff), "BUG: x"), &other).0, Status::Ended);
+    }
+
+    #[test]
+    fn texts_and_exit_codes_are_as_the_user_says() {
+        let ended = run(Some(End::Exit { code: 33 }), "all tests passed\n");
+        let with = |texts: &[&str], codes: &[u32]| {
+            let texts = texts.iter().map(ToString::to_string).collect();
+            let wanted = Wanted { texts, codes: codes.into(), ..Wanted::of(Expected::Nothing) };
+            judged(&ended, &wanted)
+        };
+        assert_eq!(with(&[], &[0]).0, Status::Failed);
+        assert_eq!(with(&["passed"], &[0, 33]).0, Status::Ended);
+        let (status, why) = with(&["passed", "bye"], &[33]);
+        assert!(status == Status::Failed && why.contains("`bye`"), "{why}");
+    }
+
+    #[test]
+    fn a_fault_that_was_never_put_in_is_a_failure() {
+        let mut ended = run(Some(End::PowerOff), "");
+        ended.guests[0].stats.faults = vec![("fixed".into(), 316), ("retry".into(), 4000)];
+        let with = |after| Wanted {
+            inject: Some(Inject::Flip { after }),
+            ..Wanted::of(Expected::Nothing)
+        };
+        let (status, why) = judged(&ended, &with(2000));
+        assert!(
+            status == Status::Failed && why.contains("flip@2000") && why.contains("316"),
+            "{why}"
+        );
+        assert_eq!(judged(&ended, &with(316)).0, Status::Ended);
+        ended.notes.push("nothing flipped: no memory at 0x7b".into());
+        assert!(judged(&ended, &with(316)).1.contains("no memory"));
     }
 
     #[test]

@@ -389,7 +389,7 @@ mod tests {
     use crate::{
         boot::{
             options::{Accel, Threads},
-            outcome::{self, Expected, Status},
+            outcome::{self, Expected, Status, Wanted},
             screen::Show,
         },
         size::{MIB, Size},
@@ -468,7 +468,7 @@ mod tests {
         };
         let screen = Screen::new(Show::Nothing);
         let run = run(&machine, vec!["guest".into()], timeout, None, screen).unwrap();
-        let status = outcome::judge(&run, Expected::Nothing).status;
+        let status = outcome::judge(&run, &Wanted::of(Expected::Nothing)).status;
         (run, status)
     }
 
@@ -498,7 +498,7 @@ mod tests {
         {
             let (run, status) = play(what, LONG);
             assert_eq!(status, Status::Fault, "{what}");
-            let line = outcome::judge(&run, Expected::Nothing).line;
+            let line = outcome::judge(&run, &Wanted::of(Expected::Nothing)).line;
             assert!(line.contains(said), "{what}: {line}");
         }
     }

@@ -280,6 +280,23 @@ pub fn alarms(context: &Context) -> Result<Tally> {
                 }
             })?;
     }
+    tally += told(context)?;
+    Ok(tally)
+}
+
+/// What a user asks to be told of a run that ended in order.
+fn told(context: &Context) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let quick = "--guest builtin --memory 64M --append test=hostile-cpuid";
+    for (name, more, status, says) in [
+        ("a fault that is never put in is an error", "--inject flip@100000", 1, "never put in"),
+        ("a text that the console shows", "--expect ok", 0, "exit code 0"),
+        ("a text that the console does not show", "--expect quux", 1, "never showed `quux`"),
+        ("an exit code that is none of the good ones", "--ok-codes 33,35", 1, "exit code 0"),
+    ] {
+        let line = format!("{quick} {more}");
+        tally += boot(name, &line).ends(status).test(context, |booted| booted.says(says))?;
+    }
     Ok(tally)
 }
 
