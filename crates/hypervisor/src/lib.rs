@@ -29,6 +29,7 @@ extern crate alloc;
 
 pub mod alu;
 pub mod apic;
+pub mod closed;
 pub mod cpuid;
 pub mod emulate;
 pub mod events;

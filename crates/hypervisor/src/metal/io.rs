@@ -4,6 +4,7 @@ use super::machine::Machine;
 use super::vcpu::Vcpu;
 use super::{mmio, ports};
 use core::sync::atomic::Ordering;
+use hypervisor::closed::Place;
 use hypervisor::policy::{self, Port, Trapped};
 use hypervisor::wire::End;
 
@@ -53,7 +54,7 @@ pub fn read(machine: &Machine<'_>, port: u16, bytes: u8) -> u32 {
         Port::Trapped(Trapped::Console) => 0xe9,
         Port::Trapped(Trapped::SystemControl | Trapped::ResetControl) => 0,
         _ => {
-            machine.closed.fetch_add(1, Ordering::Relaxed);
+            machine.closed.add(Place::Port(port));
             u32::MAX
         }
     }
@@ -85,9 +86,7 @@ pub fn write(machine: &Machine<'_>, port: u16, value: u32, bytes: u8) {
         Port::Trapped(Trapped::Keyboard) if value & 0xff == 0xfe => machine.finish(End::Reset),
         Port::Trapped(Trapped::ResetControl) if value & 4 != 0 => machine.finish(End::Reset),
         Port::Trapped(Trapped::SystemControl) if value & 1 != 0 => machine.finish(End::Reset),
-        _ => {
-            machine.closed.fetch_add(1, Ordering::Relaxed);
-        }
+        _ => machine.closed.add(Place::Port(port)),
     }
 }
 

@@ -8,6 +8,7 @@ use super::{apic, timer};
 use alloc::{boxed::Box, format, string::String, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use hypervisor::apic::{Destination, Kind, Signal};
+use hypervisor::closed::Closed;
 use hypervisor::exit::Record;
 use hypervisor::policy;
 use hypervisor::pool::Size;
@@ -81,7 +82,7 @@ pub struct Machine<'a> {
     /// ACPI's event enable register.
     pub pm_enable: AtomicU32,
     /// Accesses of what is closed.
-    pub closed: AtomicU64,
+    pub closed: Closed,
     end: Mutex<Option<End>>,
     /// Whether debug console output and line control go on at the same time.
     pub console: Mutex<()>,
@@ -133,7 +134,7 @@ impl<'a> Machine<'a> {
             alarm: Alarm::new(),
             churn: Churn::new(),
             pm_enable: AtomicU32::new(0),
-            closed: AtomicU64::new(0),
+            closed: Closed::new(),
             end: Mutex::new(None),
             console: Mutex::new(()),
             started: AtomicU64::new(0),

@@ -9,6 +9,7 @@ use super::{apic, io};
 use alloc::format;
 use core::sync::atomic::Ordering;
 use hypervisor::apic::Write;
+use hypervisor::closed::Place;
 use hypervisor::emulate::{self, Bus, Cpu, Stop, System};
 use hypervisor::guest_walk::{self, Access, Fault, Paging, Tables};
 use hypervisor::policy;
@@ -250,7 +251,7 @@ impl Bus for World<'_, '_> {
             if self.memory.has_apic && offset < FRAME && offset.is_multiple_of(16) && length == 4 {
                 part.copy_from_slice(&apic::read(offset as u16).to_le_bytes());
             } else {
-                self.machine.closed.fetch_add(1, Ordering::Relaxed);
+                self.machine.closed.add(Place::Address(gpa));
             }
         }
         Ok(())
@@ -272,7 +273,7 @@ impl Bus for World<'_, '_> {
                     write_apic(self.machine, self.number, offset as u16, u32::from_le_bytes(word));
                 }
                 _ => {
-                    self.machine.closed.fetch_add(1, Ordering::Relaxed);
+                    self.machine.closed.add(Place::Address(gpa));
                 }
             }
         }
@@ -303,7 +304,7 @@ fn write_apic(machine: &Machine<'_>, number: usize, offset: u16, value: u32) {
         // of the guest.
         Write::Pass(value) => unsafe { apic::write(offset, value) },
         Write::Drop => {
-            machine.closed.fetch_add(1, Ordering::Relaxed);
+            machine.closed.add(Place::Address(policy::LOCAL_APIC + u64::from(offset)));
         }
         Write::Signal(signal) => machine.signal(number, signal),
     }

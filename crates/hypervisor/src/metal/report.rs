@@ -7,22 +7,30 @@ use core::sync::atomic::Ordering;
 use hypervisor::exit;
 use hypervisor::wire::Stats;
 
+const CLOSED: &str = "accesses of closed ports and addresses";
+
+/// Closed ports and addresses that are shown by name.
+const SHOWN: usize = 5;
+
 /// Counters of the machine and of its tables now.
 pub fn stats(machine: &Machine<'_>) -> Stats {
     let mut stats = machine.nested.stats();
     stats.exits = exit::by_cause(machine.posts.iter().map(|post| &post.record));
     let (free, total) = memory::frames();
-    let closed = machine.closed.load(Ordering::Relaxed);
+    let closed = machine.closed.total();
     let (moved, dropped) = (&machine.churn.moved, &machine.churn.dropped);
     for (name, value) in [
         ("blocks moved under the guest", moved.load(Ordering::Relaxed)),
         ("mappings dropped under the guest", dropped.load(Ordering::Relaxed)),
-        ("accesses of closed ports and addresses", closed),
+        (CLOSED, closed),
         ("guest memory in use, bytes", machine.ram.bytes()),
         ("host frames free", free),
         ("host frames", total),
     ] {
         stats.other.push((String::from(name), value));
+        if name == CLOSED {
+            stats.other.extend(machine.closed.most(SHOWN));
+        }
     }
     stats
 }
