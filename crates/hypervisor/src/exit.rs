@@ -1,6 +1,6 @@
 //! Exit codes (AMD64 APM vol. 2, appendix C): their names, and how often each came.
 
-use alloc::{string::String, vec::Vec};
+use alloc::{format, string::String, vec::Vec};
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Codes the hypervisor can meet.
@@ -92,6 +92,8 @@ const KEPT: usize = 16;
 pub struct Record {
     counts: [AtomicU64; CAUSES],
     last: [AtomicU8; KEPT],
+    /// What the last ones were about: see [`Record::add`].
+    about: [AtomicU64; KEPT],
     next: AtomicU32,
     total: AtomicU64,
 }
@@ -108,18 +110,20 @@ impl Record {
         Self {
             counts: [const { AtomicU64::new(0) }; CAUSES],
             last: [const { AtomicU8::new(u8::MAX) }; KEPT],
+            about: [const { AtomicU64::new(0) }; KEPT],
             next: AtomicU32::new(0),
             total: AtomicU64::new(0),
         }
     }
 
-    /// Counts one.
-    pub fn add(&self, code: u64) {
+    /// Counts one. `about` is the port, register or address of those causes that have one.
+    pub fn add(&self, code: u64, about: u64) {
         let index = index(code);
         bump(&self.counts[index]);
         bump(&self.total);
         let next = self.next.load(Relaxed);
         self.last[next as usize % KEPT].store(index as u8, Relaxed);
+        self.about[next as usize % KEPT].store(about, Relaxed);
         self.next.store(next.wrapping_add(1), Relaxed);
     }
 
@@ -128,14 +132,23 @@ impl Record {
         self.total.load(Relaxed)
     }
 
-    /// Names of the last ones, newest last.
+    /// Names of the last ones, with what they were about, newest last.
     pub fn last(&self) -> Vec<String> {
         let next = self.next.load(Relaxed) as usize;
-        (0..KEPT)
-            .map(|n| self.last[next.wrapping_add(n) % KEPT].load(Relaxed))
-            .filter(|index| *index != u8::MAX)
-            .map(|index| String::from(name_at(usize::from(index))))
-            .collect()
+        let at = |n: usize| {
+            let place = next.wrapping_add(n) % KEPT;
+            (self.last[place].load(Relaxed), self.about[place].load(Relaxed))
+        };
+        let name = |(index, about): (u8, u64)| {
+            let name = name_at(usize::from(index));
+            match NAMES.get(usize::from(index)) {
+                Some((code::IOIO | code::MSR | code::NESTED_FAULT, _)) => {
+                    format!("{name} 0x{about:x}")
+                }
+                _ => String::from(name),
+            }
+        };
+        (0..KEPT).map(at).filter(|(index, _)| *index != u8::MAX).map(name).collect()
     }
 }
 
@@ -170,14 +183,14 @@ mod tests {
     fn exits_are_counted_and_the_last_ones_kept_in_order() {
         let record = Record::new();
         for _ in 0..20 {
-            record.add(code::IOIO);
+            record.add(code::IOIO, 0x64);
         }
-        record.add(code::NESTED_FAULT);
-        record.add(0x7777);
+        record.add(code::NESTED_FAULT, 0xfee0_00b0);
+        record.add(0x7777, 1);
         assert_eq!(record.total(), 22);
         let last = record.last();
         assert_eq!(last.len(), KEPT);
-        assert_eq!(last[KEPT - 2..], ["nested fault", "other"]);
+        assert_eq!(last[KEPT - 3..], ["port 0x64", "nested fault 0xfee000b0", "other"]);
         assert_eq!(by_cause([&record, &record].into_iter())[0], (String::from("port"), 40));
     }
 }

@@ -370,6 +370,16 @@ impl<'m> Vcpu<'m> {
         }
     }
 
+    /// The port, register or address that an exit is about.
+    fn about(&self, exit: u64) -> u64 {
+        match exit {
+            code::IOIO => self.vmcb.exit_info1 >> 16 & 0xffff,
+            code::MSR => self.general.rcx & 0xffff_ffff,
+            code::NESTED_FAULT => self.vmcb.exit_info2,
+            _ => 0,
+        }
+    }
+
     /// Runs until the machine stops.
     pub fn run(&mut self) {
         let post = &self.machine.posts[self.number];
@@ -392,7 +402,7 @@ impl<'m> Vcpu<'m> {
             }
             let Some(exit) = self.enter() else { continue };
             post.rip.store(self.vmcb.rip, Ordering::Relaxed);
-            post.record.add(exit);
+            post.record.add(exit, self.about(exit));
             match self.nmis.exited(&mut self.vmcb, exit) {
                 After::Handle => {
                     self.finish_delivery();
