@@ -1,7 +1,7 @@
 //! The report for programs. Two exact runs give the same file but for fields that begin with
 //! `host_`.
 
-use hypervisor::wire::{End, Stats, Verdict};
+use hypervisor::wire::{CpuState, End, Stats, Verdict};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -67,7 +67,14 @@ fn end(end: &End) -> Value {
         End::PowerOff => json!({"how": "power-off"}),
         End::Reset => json!({"how": "reset"}),
         End::Exit { code } => json!({"how": "exit", "code": code}),
-        End::TripleFault { vcpu, rip } => json!({"how": "triple-fault", "vcpu": vcpu, "rip": rip}),
+        End::TripleFault { vcpu, rip, state } => {
+            let CpuState { general, rflags, control, efer, cs, bits, event, code } = &**state;
+            json!({
+                "how": "triple-fault", "vcpu": vcpu, "rip": rip, "general": general,
+                "rflags": rflags, "control": control, "efer": efer, "cs": cs, "bits": bits,
+                "event": event, "code": code,
+            })
+        }
         End::Halted => json!({"how": "halted"}),
         End::Refused { vcpu, what } => json!({"how": "refused", "vcpu": vcpu, "what": what}),
         End::Stopped => json!({"how": "stopped"}),

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use comfy_table::{Table, presets};
-use hypervisor::wire::{End, Verdict};
+use hypervisor::wire::{CpuState, End, Verdict};
+use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
 use indicatif::HumanCount;
 
 use crate::{
@@ -44,6 +45,11 @@ fn of_guest(guest: &GuestRun, cut: Cut) -> Table {
     let mut rows = vec![("guest".to_owned(), guest.name.clone())];
     let mut row = |name: &str, value: String| rows.push((name.to_owned(), value));
     row("ended", guest.end.as_ref().map_or("no word of it".into(), |end| ended(end, cut)));
+    if let Some(End::TripleFault { rip, state, .. }) = &guest.end {
+        for (name, value) in shutdown(*rip, state) {
+            row(name, value);
+        }
+    }
     if let Some(reached) = guest.reached {
         row("boot time", format!("{:.2} s to user space", reached.as_secs_f64()));
     }
@@ -84,7 +90,7 @@ fn ended(end: &End, cut: Cut) -> String {
         End::PowerOff => "powered off".into(),
         End::Reset => "asked for a reset".into(),
         End::Exit { code } => format!("exit code {code}"),
-        End::TripleFault { vcpu, rip } => format!("triple fault on vCPU {vcpu} at 0x{rip:x}"),
+        End::TripleFault { vcpu, rip, .. } => format!("triple fault on vCPU {vcpu} at 0x{rip:x}"),
         End::Halted => "halted for ever".into(),
         End::Refused { vcpu, what } => format!("refused on vCPU {vcpu}: {what}"),
         End::Stopped => match cut {
@@ -93,6 +99,43 @@ fn ended(end: &End, cut: Cut) -> String {
         },
         End::Broken { what } => format!("hypervisor broken: {what}"),
     }
+}
+
+/// What may say why a vCPU shut down.
+fn shutdown(rip: u64, state: &CpuState) -> Vec<(&'static str, String)> {
+    const NAMES: [&str; 16] = [
+        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12",
+        "r13", "r14", "r15",
+    ];
+    let [cr0, cr2, cr3, cr4] = state.control;
+    let event = match (state.event >> 31 & 1, state.event >> 11 & 1) {
+        (0, _) => "not known".to_owned(),
+        (_, 0) => format!("vector {}", state.event & 0xff),
+        _ => format!("vector {}, error code 0x{:x}", state.event & 0xff, state.event >> 32),
+    };
+    let mut decoder = Decoder::with_ip(state.bits, &state.code, rip, DecoderOptions::NONE);
+    let instruction = decoder.decode();
+    let mut text = String::new();
+    if instruction.is_invalid() {
+        text.push_str("no instruction can be read there");
+    } else {
+        NasmFormatter::new().format(&instruction, &mut text);
+    }
+    let bytes: Vec<String> = state.code.iter().map(|byte| format!("{byte:02x}")).collect();
+    let general: Vec<String> = NAMES
+        .iter()
+        .zip(state.general)
+        .map(|(name, value)| format!("{name} 0x{value:x}"))
+        .collect();
+    vec![
+        ("  could not be delivered", event),
+        ("  instruction", format!("{text} ({}-bit code, cs 0x{:x})", state.bits, state.cs)),
+        ("  bytes there", bytes.join(" ")),
+        ("  control", format!("cr0 0x{cr0:x}, cr2 0x{cr2:x}, cr3 0x{cr3:x}, cr4 0x{cr4:x}")),
+        ("", format!("efer 0x{:x}, rflags 0x{:x}", state.efer, state.rflags)),
+        ("  registers", general[..8].join(", ")),
+        ("", general[8..].join(", ")),
+    ]
 }
 
 fn verdict(verdict: &Verdict) -> String {

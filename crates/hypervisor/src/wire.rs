@@ -9,12 +9,12 @@
 //! Both sides use these types, so there is no second description that could drift.
 
 use crate::probe::{Outcome, Probe};
-use alloc::{string::String, vec::Vec};
+use alloc::{boxed::Box, string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a type below changes its meaning; both sides are built from one tree, so a
 /// difference means a stale binary.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Everything one run needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -244,6 +244,8 @@ pub enum End {
         vcpu: u32,
         /// Its instruction pointer.
         rip: u64,
+        /// Everything else that may say why.
+        state: Box<CpuState>,
     },
     /// Every vCPU halted with interrupts off.
     Halted,
@@ -261,6 +263,28 @@ pub enum End {
         /// What, for people.
         what: String,
     },
+}
+
+/// Registers of a vCPU that has shut down.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuState {
+    /// General registers by their number in encodings: RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8…
+    pub general: [u64; 16],
+    /// Flags.
+    pub rflags: u64,
+    /// CR0, CR2, CR3, CR4.
+    pub control: [u64; 4],
+    /// EFER.
+    pub efer: u64,
+    /// Selector of the code segment.
+    pub cs: u16,
+    /// Bits of code: 16, 32 or 64.
+    pub bits: u32,
+    /// The event that could not be delivered, as EXITINTINFO has it: vector in bits 7:0, error code in
+    /// bits 63:32 if bit 11 is set; nothing is known if bit 31 is clear.
+    pub event: u64,
+    /// Bytes at the instruction pointer, as far as they can be read.
+    pub code: Vec<u8>,
 }
 
 /// One vCPU, for people who look for a hang.

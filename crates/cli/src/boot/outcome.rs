@@ -172,7 +172,7 @@ fn of_guest(guest: &GuestRun, codes: &[u32]) -> (Status, String) {
             (status, format!("{name} ended with exit code {code}"))
         }
         Some(End::Reset) => (Status::Failed, format!("{name} asked for a reset")),
-        Some(End::TripleFault { vcpu, rip }) => {
+        Some(End::TripleFault { vcpu, rip, .. }) => {
             (Status::Failed, format!("{name}: triple fault on vCPU {vcpu} at 0x{rip:x}"))
         }
         Some(End::Halted) => {
@@ -263,7 +263,7 @@ mod tests {
             (End::Exit { code: 0 }, Status::Ended),
             (End::Exit { code: 3 }, Status::Failed),
             (End::Reset, Status::Failed),
-            (End::TripleFault { vcpu: 1, rip: 2 }, Status::Failed),
+            (End::TripleFault { vcpu: 1, rip: 2, state: Box::default() }, Status::Failed),
             (End::Halted, Status::Failed),
             (End::Refused { vcpu: 0, what: "x".into() }, Status::Failed),
             (End::Broken { what: "x".into() }, Status::Fault),

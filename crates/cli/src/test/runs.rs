@@ -281,7 +281,17 @@ pub fn alarms(context: &Context) -> Result<Tally> {
             })?;
     }
     tally += told(context)?;
+    tally += shut_down(context)?;
     Ok(tally)
+}
+
+/// A guest that shut down: what could not be delivered, and where.
+fn shut_down(context: &Context) -> Result<Tally> {
+    let line = "--guest builtin --memory 64M --append test=hostile-triple-fault";
+    boot("a report of a triple fault", line).ends(1).test(context, |booted| {
+        booted.says("could not be delivered    vector 3")?;
+        booted.says("int3 (64-bit code")
+    })
 }
 
 /// What a user asks to be told of a run that ended in order.

@@ -4,6 +4,7 @@ use super::mmio::{self, Fetched};
 use super::nested::Answer;
 use super::vcpu::Vcpu;
 use super::{alarm, io, msr};
+use alloc::boxed::Box;
 use alloc::format;
 use hypervisor::exit::{self, code};
 use hypervisor::registers::check_xcr;
@@ -56,8 +57,9 @@ pub fn handle(vcpu: &mut Vcpu<'_>, exit: u64) {
         | code::RDPRU => vcpu.inject(UNDEFINED, None),
         code::INTERRUPT | code::INIT => {}
         code::SHUTDOWN => {
+            let state = Box::new(mmio::state(vcpu));
             let (number, rip) = (vcpu.number as u32, vcpu.vmcb.rip);
-            vcpu.machine.finish(End::TripleFault { vcpu: number, rip });
+            vcpu.machine.finish(End::TripleFault { vcpu: number, rip, state });
         }
         // Some processors leave the high half of "invalid" clear; the saved state is lost then.
         _ if exit as u32 == u32::MAX => {

@@ -15,6 +15,7 @@ use hypervisor::guest_walk::{self, Access, Fault, Paging, Tables};
 use hypervisor::policy;
 use hypervisor::pool::FRAME;
 use hypervisor::registers::cr4;
+use hypervisor::wire::CpuState;
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use vmmu::AccessError;
 
@@ -68,9 +69,24 @@ pub fn wrap(vcpu: &Vcpu<'_>, rip: u64) -> u64 {
     if vcpu.bits() == 64 { rip } else { rip & 0xffff_ffff }
 }
 
-/// The instruction at RIP. If it cannot be had, the consequence is drawn: an exception for the
-/// guest, or its end.
-pub fn fetch(vcpu: &mut Vcpu<'_>) -> Option<Fetched> {
+/// The registers, and the bytes at RIP as far as they can be read.
+pub fn state(vcpu: &mut Vcpu<'_>) -> CpuState {
+    let (code, length) = bytes(vcpu);
+    let vmcb = &vcpu.vmcb;
+    CpuState {
+        general: registers(vcpu),
+        rflags: vmcb.rflags,
+        control: [vmcb.cr0, vmcb.cr2, vmcb.cr3, vmcb.cr4],
+        efer: vcpu.control().efer,
+        cs: vmcb.cs.selector,
+        bits: vcpu.bits(),
+        event: vmcb.exit_int_info,
+        code: code[..length].to_vec(),
+    }
+}
+
+/// The bytes at RIP, and how many can be read.
+fn bytes(vcpu: &mut Vcpu<'_>) -> ([u8; 15], usize) {
     let base = if vcpu.bits() == 64 { 0 } else { vcpu.vmcb.cs.base };
     let start = base.wrapping_add(vcpu.vmcb.rip);
     let mut code = [0; 15];
@@ -90,6 +106,13 @@ pub fn fetch(vcpu: &mut Vcpu<'_>) -> Option<Fetched> {
         }
         length += here;
     }
+    (code, length)
+}
+
+/// The instruction at RIP. If it cannot be had, the consequence is drawn: an exception for the
+/// guest, or its end.
+pub fn fetch(vcpu: &mut Vcpu<'_>) -> Option<Fetched> {
+    let (code, length) = bytes(vcpu);
     let mut decoder =
         Decoder::with_ip(vcpu.bits(), &code[..length], vcpu.vmcb.rip, DecoderOptions::NONE);
     let instruction = decoder.decode();
