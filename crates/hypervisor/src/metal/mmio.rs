@@ -85,6 +85,12 @@ pub fn state(vcpu: &mut Vcpu<'_>) -> CpuState {
     }
 }
 
+/// The byte at RIP, if it can be read.
+pub fn first_byte(vcpu: &mut Vcpu<'_>) -> Option<u8> {
+    let (code, length) = bytes(vcpu);
+    code[..length].first().copied()
+}
+
 /// The bytes at RIP, and how many can be read.
 fn bytes(vcpu: &mut Vcpu<'_>) -> ([u8; 15], usize) {
     let base = if vcpu.bits() == 64 { 0 } else { vcpu.vmcb.cs.base };

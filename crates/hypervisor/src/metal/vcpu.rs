@@ -6,7 +6,7 @@ use super::nested::{self, Handle};
 use super::nmi::{After, HOLD_INTERRUPTS, Nmis};
 use super::svm::{self, Fpu, General};
 use super::vmcb::{Segment, Vmcb};
-use super::{apic, churn, exits, live, timer, traps};
+use super::{apic, churn, exits, live, mmio, timer, traps};
 use alloc::{boxed::Box, format, string::String};
 use core::arch::asm;
 use core::sync::atomic::Ordering;
@@ -400,6 +400,7 @@ impl<'m> Vcpu<'m> {
                 traps::sleep_while(&post.mail, 0);
                 continue;
             }
+            self.halt_in_shadow();
             let Some(exit) = self.enter() else { continue };
             post.rip.store(self.vmcb.rip, Ordering::Relaxed);
             post.record.add(exit, self.about(exit));
@@ -572,6 +573,20 @@ impl<'m> Vcpu<'m> {
         let has_error = matches!(vector, 8 | 10..=14 | 17);
         let error = self.vmcb.exit_info1 as u32;
         self.inject(vector, has_error.then_some(error));
+    }
+
+    /// STI and HLT belong together: no interrupt comes between them, so that one which has come already
+    /// ends the halt. A signal may end the guest's run between the two, and QEMU 7.2 forgets at the next
+    /// entry what it said of that at the exit. The interrupt would come in front of HLT, and the guest
+    /// would wait for one that it has had. So the HLT is done here, as if it had been met.
+    fn halt_in_shadow(&mut self) {
+        const SHADOW: u64 = 1;
+        const HLT_CODE: u8 = 0xf4;
+        let is_held = self.vmcb.int_state & SHADOW != 0 && self.vmcb.event_inj & events::VALID == 0;
+        if is_held && self.halted_at.is_none() && mmio::first_byte(self) == Some(HLT_CODE) {
+            self.vmcb.int_state = 0;
+            self.halt();
+        }
     }
 
     /// HLT: waits for an interrupt by executing it, or, with interrupts off, for ever.
