@@ -4,13 +4,14 @@
 //! INTO or INT n is *executed* again: the guest's instruction pointer is still on it, and injecting
 //! would push the wrong return address where the processor does not save the next instruction's.
 //!
-//! An external interrupt was acknowledged at its controller and would be lost. It is offered again as
-//! the virtual interrupt (V_IRQ), which the guest takes as soon as it can take interrupts, as a rule
-//! with its first instruction. It is not injected: QEMU 7.2 delivers an injected interrupt at once, and
-//! then remembers its vector as an exception that is still to come. If the processor's turn ends before
-//! the guest exits, that exception is delivered as well, with interrupts off, in the middle of the
-//! interrupt's handler. A handler on a stack of its own then finds its frame overwritten, and returns
-//! into itself for ever.
+//! An external interrupt was acknowledged at its controller and would be lost, so it is injected too,
+//! and a signal is sent behind it, which ends the guest's run before the handler's first instruction.
+//! Without that, QEMU 7.2 delivers it twice: it delivers an injected interrupt at once, and then
+//! remembers its vector as an exception that is still to come. If the processor's turn ends before the
+//! guest exits, that exception is delivered as well, with interrupts off, in the middle of the handler. A
+//! handler on a stack of its own then finds its frame overwritten, and returns into itself for ever. An
+//! exit makes QEMU forget it. The virtual interrupt (V_IRQ) is no way out: QEMU drops it when a physical
+//! interrupt is taken before it.
 
 /// What to do about an interrupted delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,8 +20,8 @@ pub enum Completion {
     Nothing,
     /// Put this value into EVENTINJ.
     Inject(u64),
-    /// Offer this interrupt again.
-    Offer(u8),
+    /// Inject this interrupt, with a signal behind it.
+    Interrupt(u8),
     /// The instruction runs again by itself.
     ExecuteAgain,
 }
@@ -68,10 +69,10 @@ pub const fn complete(info: u64, mode: Mode) -> Completion {
     let kind = info & 7 << 8;
     match (kind, vector) {
         (SOFTWARE, _) | (EXCEPTION, 3 | 4) => Completion::ExecuteAgain,
-        (INTERRUPT, _) | (EXCEPTION, 32..) => Completion::Offer(vector),
+        (INTERRUPT, _) | (EXCEPTION, 32..) => Completion::Interrupt(vector),
         (EXCEPTION, 2) => Completion::Inject(VALID | NMI | 2),
         (EXCEPTION, 8 | 10..=14 | 17) if info & ERROR_VALID == 0 => match mode {
-            Mode::Protected => Completion::Offer(vector),
+            Mode::Protected => Completion::Interrupt(vector),
             Mode::Real => Completion::Inject(VALID | EXCEPTION | info & 0xff),
         },
         (NMI | EXCEPTION, _) => {
@@ -90,12 +91,6 @@ pub struct Undelivered {
     count: usize,
 }
 
-/// Bits of the word of the control block that holds the virtual interrupt (APM vol. 2, section 15.21.4):
-/// it waits; its priority; no task priority holds it back.
-const V_IRQ: u32 = 1 << 8;
-const V_PRIORITY: u32 = 0xf << 16;
-const V_IGNORE_TPR: u32 = 1 << 20;
-
 impl Undelivered {
     /// There is none.
     pub const NONE: Self = Self { vectors: [0; 16], count: 0 };
@@ -105,29 +100,16 @@ impl Undelivered {
         self.count == 0
     }
 
-    /// The control word and the vector of the virtual interrupt for the next run of the guest: the
-    /// interrupt that was acknowledged last goes first, because it came in spite of the others.
-    pub fn offer(&self) -> (u32, u32) {
-        match self.vectors[..self.count].last() {
-            Some(vector) => (V_IRQ | V_PRIORITY | V_IGNORE_TPR, u32::from(*vector)),
-            None => (0, 0),
-        }
+    /// EVENTINJ for the one that was acknowledged last: it came in spite of the others.
+    pub fn take(&mut self) -> Option<u64> {
+        self.count = self.count.checked_sub(1)?;
+        let vector = self.vectors.get(self.count)?;
+        Some(VALID | INTERRUPT | u64::from(*vector))
     }
 
-    /// The run is over; this is the control word now. What was offered has been taken if it does not
-    /// wait any more.
-    pub fn ended(&mut self, control: u32) {
-        if control & V_IRQ == 0 {
-            self.count = self.count.saturating_sub(1);
-        }
-    }
-
-    /// This one's delivery was interrupted. It may be the one that was offered, and wait still. False
-    /// if there are more than a processor could have in service.
+    /// The delivery of this one was interrupted. False if there are more than a processor can have in
+    /// service.
     pub fn add(&mut self, vector: u8) -> bool {
-        if self.vectors[..self.count].contains(&vector) {
-            return true;
-        }
         let Some(place) = self.vectors.get_mut(self.count) else { return false };
         *place = vector;
         self.count += 1;
@@ -140,28 +122,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_taken_is_offered_again_and_the_latest_first() {
+    fn the_interrupt_that_came_last_is_delivered_first() {
         let mut undelivered = Undelivered::NONE;
-        assert_eq!(undelivered.offer(), (0, 0));
-        undelivered.ended(0);
-        assert!(undelivered.add(0x40) && !undelivered.is_empty());
-        let (control, vector) = undelivered.offer();
-        assert_eq!((control & V_IRQ, vector), (V_IRQ, 0x40));
-        // Not taken: interrupts were off.
-        undelivered.ended(control);
-        // Taken, and its delivery was interrupted: some processors say that it waits, others not.
-        undelivered.ended(control);
-        assert!(undelivered.add(0x40));
-        undelivered.ended(control & !V_IRQ);
-        assert!(undelivered.is_empty());
+        assert_eq!(undelivered.take(), None);
         assert!(undelivered.add(0x40) && undelivered.add(0x51));
-        assert_eq!(undelivered.offer().1, 0x51);
-        undelivered.ended(0);
-        assert_eq!(undelivered.offer().1, 0x40);
-        for vector in 0..15 {
+        assert_eq!(undelivered.take(), Some(VALID | 0x51));
+        // It is interrupted again.
+        assert!(undelivered.add(0x51));
+        assert_eq!(undelivered.take(), Some(VALID | 0x51));
+        assert_eq!(undelivered.take(), Some(VALID | 0x40));
+        assert!(undelivered.is_empty());
+        for vector in 0..16 {
             assert!(undelivered.add(vector));
         }
-        assert!(!undelivered.add(0xf0) && undelivered.add(0x40));
+        assert!(!undelivered.add(0xf0));
     }
 
     #[test]
@@ -182,10 +156,10 @@ mod tests {
         for vector in 32..256 {
             assert_eq!(
                 complete(VALID | EXCEPTION | vector, Mode::Protected),
-                Completion::Offer(vector as u8)
+                Completion::Interrupt(vector as u8)
             );
         }
-        assert_eq!(complete(VALID | EXCEPTION | 8, Mode::Protected), Completion::Offer(8));
+        assert_eq!(complete(VALID | EXCEPTION | 8, Mode::Protected), Completion::Interrupt(8));
     }
 
     #[test]

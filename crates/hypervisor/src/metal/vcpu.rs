@@ -44,6 +44,8 @@ const CR: u32 = 1 << 16 | 1 << 19 | 1 << 20;
 /// Vector of single steps, which come after the instruction. Every other vector that is injected is that
 /// of a fault.
 const DEBUG: u8 = 1;
+/// Bit of the interrupt state: the instruction before holds interrupts back.
+const SHADOW: u64 = 1;
 /// The resume flag.
 const RF: u64 = 1 << 16;
 
@@ -437,6 +439,7 @@ impl<'m> Vcpu<'m> {
             svm::open_gate();
             return None;
         }
+        let can_interrupt = self.can_interrupt();
         let entry = match self.nested.before_enter(nested::processor(self.number)) {
             Ok(entry) => entry,
             // The root has gone since it was loaded.
@@ -454,9 +457,12 @@ impl<'m> Vcpu<'m> {
         self.vmcb.n_cr3 = entry.root().0;
         self.vmcb.tlb_control = u32::from(flush);
         self.flush = false;
-        let offers = !self.nmis.is_stepping();
-        (self.vmcb.int_ctl, self.vmcb.int_vector) =
-            if offers { self.undelivered.offer() } else { (HOLD_INTERRUPTS, 0) };
+        self.vmcb.int_ctl = if self.nmis.is_stepping() { HOLD_INTERRUPTS } else { 0 };
+        if can_interrupt && let Some(event) = self.undelivered.take() {
+            self.vmcb.event_inj = event;
+            // It ends the run behind the delivery: see `events`.
+            apic::send_nmi(self.number as u32);
+        }
         let own = svm::own_cr0();
         // SAFETY: the control block is this vCPU's own; the nested tables are the library's, the
         // permission maps the machine's; `host` was filled on this processor.
@@ -471,9 +477,6 @@ impl<'m> Vcpu<'m> {
         entry.after_exit();
         let exit = self.vmcb.exit_code;
         self.vmcb.event_inj = 0;
-        if offers {
-            self.undelivered.ended(self.vmcb.int_ctl);
-        }
         svm::open_gate();
         if svm::own_cr0() != own {
             let what = format!(
@@ -493,6 +496,13 @@ impl<'m> Vcpu<'m> {
         Some(exit)
     }
 
+    /// Whether an interrupt can be injected at the next entry.
+    fn can_interrupt(&self) -> bool {
+        let vmcb = &self.vmcb;
+        let is_on = vmcb.rflags >> 9 & 1 == 1 && vmcb.int_state & SHADOW == 0;
+        is_on && vmcb.event_inj & events::VALID == 0 && !self.nmis.is_stepping()
+    }
+
     /// Completes an event whose delivery the exit interrupted.
     fn finish_delivery(&mut self) {
         let mode =
@@ -500,7 +510,7 @@ impl<'m> Vcpu<'m> {
         match events::complete(self.vmcb.exit_int_info, mode) {
             Completion::Nothing | Completion::ExecuteAgain => {}
             Completion::Inject(event) => self.vmcb.event_inj = event,
-            Completion::Offer(vector) => {
+            Completion::Interrupt(vector) => {
                 if !self.undelivered.add(vector) {
                     let what = String::from("more interrupts in service than there are priorities");
                     self.machine.finish(End::Broken { what });
@@ -580,7 +590,6 @@ impl<'m> Vcpu<'m> {
     /// entry what it said of that at the exit. The interrupt would come in front of HLT, and the guest
     /// would wait for one that it has had. So the HLT is done here, as if it had been met.
     fn halt_in_shadow(&mut self) {
-        const SHADOW: u64 = 1;
         const HLT_CODE: u8 = 0xf4;
         let is_held = self.vmcb.int_state & SHADOW != 0 && self.vmcb.event_inj & events::VALID == 0;
         if is_held && self.halted_at.is_none() && mmio::first_byte(self) == Some(HLT_CODE) {
