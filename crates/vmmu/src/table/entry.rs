@@ -296,12 +296,8 @@ fn kill_entries(inside: Inside<'_, Owing<'_>>, pfn: Pfn, table: &Table, level: L
                     inside.account(&owed, level);
                     if let (Some(child), Some(below)) = (owed.detached, level.below()) {
                         // SAFETY: it was linked when it was read in this section.
-                        kill_entries(
-                            inside,
-                            child,
-                            unsafe { Table::at(core.window, child) },
-                            below,
-                        );
+                        let table = unsafe { Table::at(core.window, child) };
+                        kill_entries(inside, child, table, below);
                     }
                 }
                 Err(_) => core.kill(Broken::Corrupt),
